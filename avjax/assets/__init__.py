@@ -1,0 +1,1 @@
+"""What avjax brings along: recipes of small checkpoints and clips."""

@@ -1,0 +1,1 @@
+"""Edits applied to a model: lowering to arrays, the reference forward pass, decoding."""

@@ -1,0 +1,64 @@
+"""Clips through their towers, on padded static shapes: one executable per bucket, whatever the clip's length."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avjax.models.audio import AudioTower, chunk_lengths, num_audio_tokens
+from avjax.models.vision import VisionTower, window_layout
+
+SCORE_BYTES = 256 * 2**20  # attention scores of one call of the vision tower, at most
+MAX_STEPS = 16  # grid steps of one call
+
+
+def encode_audio(tower: AudioTower, mel: np.ndarray, dtype: jnp.dtype) -> jax.Array:
+    """Tokens [n, D] of one clip's log-mel frames [frames, bins]."""
+    frames = 2 * tower.cfg.n_window
+    num_chunks = _bucket(-(-len(mel) // frames))
+    padded = np.pad(mel, ((0, num_chunks * frames - len(mel)), (0, 0))).reshape(num_chunks, frames, -1)
+    lengths = chunk_lengths(len(mel), frames, num_chunks)
+    tokens, _ = _audio(tower, jnp.asarray(padded, dtype), jnp.asarray(lengths))
+    return tokens[: num_audio_tokens(len(mel))]
+
+
+def encode_vision(tower: VisionTower, patches: np.ndarray, grid: tuple[int, int, int], dtype: jnp.dtype) -> jax.Array:
+    """Merged tokens [t * h * w / merge^2, D] of one image or video, in reading order.
+
+    Args:
+      patches: [t * h * w, patch_dim], in the processor's order.
+    """
+    cfg, (steps, height, width) = tower.cfg, grid
+    exact = window_layout(cfg, height, width)
+    layout = window_layout(cfg, height, width, num_windows=_bucket(len(exact.patch_index)))
+    slots = layout.patch_index.size
+    per_call = int(np.clip(SCORE_BYTES // (4 * cfg.num_heads * slots**2), 1, MAX_STEPS))
+    per_call = 1 << (per_call.bit_length() - 1)
+    per_step = patches.reshape(steps, height * width, -1)
+    outputs, start = [], 0
+    while start < steps:
+        # Grid steps never attend to each other, so a clip is cut into calls of few sizes: full ones, then the rest.
+        size = min(per_call, 1 << ((steps - start).bit_length() - 1))
+        window_patches = per_step[start : start + size][:, layout.patch_index]
+        window_patches = np.where(layout.valid[..., None], window_patches, 0)
+        merged = _vision(tower, jnp.asarray(window_patches, dtype), layout.rows_columns, layout.valid)
+        outputs.append(merged[:, layout.merged_index].reshape(-1, merged.shape[-1]))
+        start += size
+    return jnp.concatenate(outputs)
+
+
+@functools.partial(jax.jit, static_argnames="capture_layers")
+def _audio(tower: AudioTower, mel: jax.Array, lengths: jax.Array, capture_layers: bool = False):
+    return tower(mel, lengths, capture_layers=capture_layers)
+
+
+@jax.jit
+def _vision(tower: VisionTower, patches: jax.Array, rows_columns: jax.Array, valid: jax.Array) -> jax.Array:
+    return tower(patches, rows_columns, valid)[0]
+
+
+def _bucket(count: int) -> int:
+    """1, 2, 3, 4, 6, 8, 12, 16, 24, ...: at most a third of the slots are padding."""
+    power = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power

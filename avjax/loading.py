@@ -1,0 +1,141 @@
+"""Checkpoints from disk: an Orbax directory that the converters wrote, or a Hugging Face one, converted in memory."""
+
+import contextlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from avjax.config import ModelConfig, read_config
+from avjax.media.options import read_options
+from avjax.media.processor import Processor
+from avjax.model import GenerationDefaults, Model, _Host
+from avjax.models.qwen2_5_omni import Qwen2_5Omni
+from avjax.models.qwen2_5_vl import Qwen2_5VL
+
+DTYPES = ("float32", "bfloat16")
+PARAMS = "params"  # the Orbax part of a converted checkpoint
+Network = Qwen2_5Omni | Qwen2_5VL
+FAMILIES = {"qwen2_5_omni": Qwen2_5Omni, "qwen2_5_vl": Qwen2_5VL}
+
+
+def load(path: str | Path, dtype: str = "float32", mesh: Any = None) -> Model:
+    """A model from a converted checkpoint, a Hugging Face directory, or a hub id where the network allows.
+
+    Args:
+      dtype: of parameters and computation, "float32" or "bfloat16".
+      mesh: reserved for sharded loading; None places the model on the default device.
+
+    Raises:
+      ValueError: the checkpoint is not understood; everything wrong with it is named together.
+      FileNotFoundError: there is no such directory and no such model on the hub.
+    """
+    from converters.source import open_source  # the one seam at which avjax reads another format
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
+    if mesh is not None:
+        raise ValueError("mesh: expected None; models load onto one device")
+    directory = Path(path)
+    if (directory / PARAMS).is_dir():
+        config = read_config(json.loads((directory / "config.json").read_text()))
+        return assemble_model(_restore(directory / PARAMS, config, dtype), config, directory)
+    from converters.convert import to_network
+
+    source = open_source(path)
+    config = read_config(source.config)
+    return assemble_model(to_network(source, config, dtype), config, source.directory)
+
+
+def abstract_network(config: ModelConfig, dtype: str = "float32") -> Network:
+    """The network's tree with shapes in place of arrays; nothing is allocated."""
+    network = jax.eval_shape(lambda: FAMILIES[config.family](config))
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), network)
+
+
+def parameter_paths(network: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """Every parameter by its dotted path, such as `decoder.layers.attn.q.kernel`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(network)
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """`decoder.embed.embedding` from a key path, without the box that NNX puts round a parameter."""
+    names = [str(getattr(key, "name", getattr(key, "key", key))) for key in path]
+    return ".".join(name for name in names if name != "value")
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """A tree of dicts from dotted paths; how parameters are laid out on disk."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def _restore(directory: Path, config: ModelConfig, dtype: str) -> Network:
+    import orbax.checkpoint as ocp
+
+    network = abstract_network(config, dtype)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    wanted = {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+        for path, leaf in parameter_paths(network).items()
+    }
+    tree = nested(wanted)
+    with quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
+        found = checkpointer.restore(
+            directory.absolute(), item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+        )
+    return fill(network, parameter_paths(found))
+
+
+@contextlib.contextmanager
+def quiet_orbax() -> Iterator[None]:
+    """Keeps Orbax's remarks on formats that we chose on purpose out of the user's terminal; errors still show."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def fill(network: Network, arrays: Mapping[str, Any]) -> Network:
+    """The network with each parameter in place of its shape."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], network)
+
+
+def assemble_model(network: Network, config: ModelConfig, directory: Path) -> Model:
+    """A model from its parts; `directory` holds the tokenizer, preprocessor and generation files."""
+    processor = Processor(directory, config, read_options(directory, config))
+    host = _Host(processor=processor, generation=_generation(directory), source=str(directory))
+    return Model(network=network, config=config, host=host)
+
+
+def _generation(directory: Path) -> GenerationDefaults:
+    path = directory / "generation_config.json"
+    raw: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    stop = raw.get("eos_token_id")
+    if stop is None:
+        stop = _configured_stop(json.loads((directory / "config.json").read_text()))
+    stop_tokens = () if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
+    return GenerationDefaults(stop_tokens=stop_tokens, repetition_penalty=float(raw.get("repetition_penalty") or 1.0))
+
+
+def _configured_stop(config: dict[str, Any]) -> int | list[int] | None:
+    """eos_token_id, outermost first."""
+    for section in (config, config.get("thinker_config") or {}):
+        for part in (section, section.get("text_config") or {}):
+            if part.get("eos_token_id") is not None:
+                return part["eos_token_id"]
+    return None

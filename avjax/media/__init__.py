@@ -1,0 +1,1 @@
+"""Clips in, prompts out: decoding, features, token layout and positions."""

@@ -1,0 +1,166 @@
+"""Media to tower inputs: frame sampling, resizing, patches, log-mel; as Qwen's own preprocessing does it."""
+
+import functools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avjax.config import VisionConfig
+from avjax.media.decode import SAMPLE_RATE, MediaError, read_audio, read_frames, read_image, video_info
+from avjax.media.options import MediaOptions
+from avjax.models.audio import num_audio_tokens
+from avjax.prompt import AudioFeatures, VisionFeatures
+
+FRAME_FACTOR = 2  # sampled frames come in pairs
+
+
+def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+    """Height and width, multiples of `factor`, within the pixel bounds, near the original aspect ratio.
+
+    Raises:
+      MediaError: one side is more than 200 times the other.
+
+    Source: `smart_resize` of Qwen2-VL's image processor.
+    """
+    if max(height, width) > 200 * min(height, width):
+        raise MediaError(f"expected an aspect ratio below 200, got {height} x {width}; crop the image")
+    new_height, new_width = (max(factor, round(side / factor) * factor) for side in (height, width))
+    if new_height * new_width > max_pixels:
+        shrink = math.sqrt(height * width / max_pixels)
+        new_height, new_width = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+    elif new_height * new_width < min_pixels:
+        grow = math.sqrt(min_pixels / (height * width))
+        new_height, new_width = (math.ceil(side * grow / factor) * factor for side in (height, width))
+    return new_height, new_width
+
+
+def sample_frames(num_frames: int, frames_per_second: float, options: MediaOptions) -> list[int]:
+    """Indices of the frames that the model looks at: evenly spaced, first and last included.
+
+    Source: `smart_nframes` and `fetch_video` of `qwen-omni-utils`. A video of one frame, which those refuse, gives
+    that frame.
+    """
+    if num_frames == 1:
+        return [0]
+    low = math.ceil(options.min_frames / FRAME_FACTOR) * FRAME_FACTOR
+    high = math.floor(min(options.max_frames, num_frames) / FRAME_FACTOR) * FRAME_FACTOR
+    count = min(max(num_frames / frames_per_second * options.fps, low), high, num_frames)
+    count = max(FRAME_FACTOR, math.floor(count / FRAME_FACTOR) * FRAME_FACTOR)
+    return np.linspace(0, num_frames - 1, count, dtype=np.float32).round().astype(int).tolist()
+
+
+def video_features(path: str | Path, config: VisionConfig, options: MediaOptions) -> tuple[VisionFeatures, float]:
+    """Patches of the sampled frames of a clip, and the rate in frames per second at which they were sampled."""
+    info = video_info(path)
+    rate = info.frames_per_second
+    frames, num_frames = read_frames(path, lambda n: sample_frames(n, rate, options), info.num_frames)
+    features = frame_features(frames, config, options, source=str(path))
+    return features, len(frames) / num_frames * rate
+
+
+def frame_features(frames: np.ndarray, config: VisionConfig, options: MediaOptions, *, source: str) -> VisionFeatures:
+    """Patches of decoded frames, uint8 [n, height, width, 3]; an odd number repeats the last frame."""
+    factor = config.patch_size * config.spatial_merge_size
+    share = options.total_pixels * config.temporal_patch_size // len(frames)
+    height, width = smart_resize(
+        *frames.shape[1:3],
+        factor=factor,
+        min_pixels=options.min_pixels,
+        max_pixels=max(min(options.max_pixels, share), int(options.min_pixels * 1.05)),
+    )
+    pixels = np.stack([_normalized(frame, height, width, options) for frame in frames])
+    patches, grid = patchify(pixels, config)
+    return VisionFeatures(
+        patches=patches, grid=grid, seconds_per_grid=config.temporal_patch_size / options.fps, source=source
+    )
+
+
+def image_features(path: str | Path, config: VisionConfig, options: MediaOptions) -> VisionFeatures:
+    """Patches of one image, which fills a whole step of the temporal grid."""
+    image = read_image(path)
+    height, width = smart_resize(
+        *image.shape[:2],
+        factor=config.patch_size * config.spatial_merge_size,
+        min_pixels=options.image_min_pixels,
+        max_pixels=options.image_max_pixels,
+    )
+    patches, grid = patchify(_normalized(image, height, width, options)[None], config)
+    return VisionFeatures(patches=patches, grid=grid, seconds_per_grid=None, source=str(path))
+
+
+def patchify(pixels: np.ndarray, config: VisionConfig) -> tuple[np.ndarray, tuple[int, int, int]]:
+    """Flattened patches in the order that the towers were trained on.
+
+    Args:
+      pixels: float32 [frames, height, width, channels], sides multiples of patch size times merge size.
+
+    Returns:
+      float32 [t * h * w, channels * temporal * patch * patch], the patches of one merged token next to each other,
+      and the grid (t, h, w).
+    """
+    from einops import rearrange
+
+    missing = -len(pixels) % config.temporal_patch_size
+    pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
+    t, h, w = len(pixels) // config.temporal_patch_size, *(side // config.patch_size for side in pixels.shape[1:3])
+    patches = rearrange(
+        pixels,
+        "(t tp) (h mh ph) (w mw pw) c -> (t h w mh mw) (c tp ph pw)",
+        tp=config.temporal_patch_size,
+        mh=config.spatial_merge_size,
+        mw=config.spatial_merge_size,
+        ph=config.patch_size,
+        pw=config.patch_size,
+    )
+    return np.ascontiguousarray(patches), (t, h, w)
+
+
+def _normalized(image: np.ndarray, height: int, width: int, options: MediaOptions) -> np.ndarray:
+    from PIL import Image
+
+    resized = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), resample=Image.Resampling.BICUBIC)
+    scaled = (np.asarray(resized).astype(np.float64) * (1 / 255)).astype(np.float32)
+    return (scaled - np.float32(options.image_mean)) / np.float32(options.image_std)
+
+
+def audio_features(path: str | Path, options: MediaOptions) -> AudioFeatures:
+    """Log-mel frames of a sound file or of a video's sound, by HF's Whisper feature extractor."""
+    return waveform_features(read_audio(path), options, source=str(path))
+
+
+def waveform_features(waveform: np.ndarray, options: MediaOptions, *, source: str) -> AudioFeatures:
+    """Log-mel frames, 100 a second, of float32 mono samples at 16 kHz.
+
+    Raises:
+      MediaError: the audio is longer than the feature extractor takes, or too short to give a token.
+    """
+    extractor = _extractor(options.audio)
+    seconds, limit = len(waveform) / SAMPLE_RATE, extractor.n_samples / SAMPLE_RATE
+    if seconds > limit:
+        raise MediaError(
+            f"{source}: the audio is {seconds:.1f} s long, the checkpoint takes at most {limit:.0f} s; cut it first"
+        )
+    num_frames = math.ceil(len(waveform) / extractor.hop_length)
+    if num_frames < 2 or num_audio_tokens(num_frames) < 1:
+        raise MediaError(f"{source}: {seconds * 1000:.0f} ms of audio give no token; the shortest clip is 40 ms")
+    # HF pads to the limit (300 s). Padding past the last window alone gives the same frames in a fraction of the time.
+    hops = num_frames + math.ceil(extractor.n_fft / extractor.hop_length)
+    padded = min(hops * extractor.hop_length, extractor.n_samples)
+    features = extractor(
+        waveform,
+        sampling_rate=SAMPLE_RATE,
+        padding="max_length",
+        max_length=padded,
+        return_tensors="np",
+    )["input_features"][0]
+    return AudioFeatures(mel=np.ascontiguousarray(features[:, :num_frames].T, np.float32), source=source)
+
+
+@functools.lru_cache(maxsize=4)
+def _extractor(arguments: Sequence[tuple[str, Any]]) -> Any:
+    from transformers import WhisperFeatureExtractor
+
+    return WhisperFeatureExtractor(**dict(arguments))

@@ -1,0 +1,96 @@
+"""How a checkpoint wants its media: read from its preprocessor files, overridable per prompt."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from avjax.config import ModelConfig
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MediaOptions:
+    """Sampling and resizing of media.
+
+    Attributes:
+      fps: video frames per second that are looked at.
+      min_frames, max_frames: bounds on the number of sampled frames.
+      min_pixels, max_pixels: bounds on a resized video frame.
+      total_pixels: bound on all sampled frames of a clip together, in pixels of merged frame pairs.
+      image_min_pixels, image_max_pixels: bounds on a resized image.
+      image_mean, image_std: of RGB in 0..1.
+      audio: arguments of `transformers.WhisperFeatureExtractor`.
+
+    Source: defaults of Qwen's own `qwen-omni-utils` 0.0.x and the published preprocessor files.
+    """
+
+    fps: float = 2.0
+    min_frames: int = 4
+    max_frames: int = 768
+    min_pixels: int = 128 * 28 * 28
+    max_pixels: int = 768 * 28 * 28
+    total_pixels: int = int(128_000 * 28 * 28 * 0.9)
+    image_min_pixels: int = 56 * 56
+    image_max_pixels: int = 16384 * 28 * 28
+    image_mean: tuple[float, ...] = CLIP_MEAN
+    image_std: tuple[float, ...] = CLIP_STD
+    audio: tuple[tuple[str, Any], ...] = ()
+
+    def override(self, **changes: Any) -> "MediaOptions":
+        """A copy with some fields changed; fields that are None keep their value."""
+        known = {field.name for field in dataclasses.fields(self)}
+        unknown = sorted(changes.keys() - known)
+        if unknown:
+            raise TypeError(f"media options: expected {', '.join(sorted(known))}; got {', '.join(unknown)}")
+        return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
+
+
+AUDIO_KEYS = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value", "dither")
+
+
+def read_options(directory: Path, config: ModelConfig) -> MediaOptions:
+    """Reads `preprocessor_config.json` or transformers 5's `processor_config.json`; absent files mean defaults."""
+    legacy, nested = _json(directory / "preprocessor_config.json"), _json(directory / "processor_config.json")
+    image = {**legacy, **nested.get("image_processor", {})}
+    audio = {**legacy, **nested.get("feature_extractor", {})}
+    bounds = image.get("size") or {}
+    options = MediaOptions().override(
+        image_min_pixels=image.get("min_pixels") or bounds.get("shortest_edge"),
+        image_max_pixels=image.get("max_pixels") or bounds.get("longest_edge"),
+        image_mean=tuple(image["image_mean"]) if image.get("image_mean") else None,
+        image_std=tuple(image["image_std"]) if image.get("image_std") else None,
+    )
+    _check_patches(image, config, directory)
+    if config.audio is None:
+        return options
+    found = {key: audio[key] for key in AUDIO_KEYS if audio.get(key) is not None}
+    found = {"feature_size": config.audio.num_mel_bins, "chunk_length": 300, **found}
+    if found["feature_size"] != config.audio.num_mel_bins:
+        raise ValueError(
+            f"{directory}: the feature extractor gives {found['feature_size']} mel bins, the audio tower takes "
+            f"{config.audio.num_mel_bins}; the files are of different checkpoints"
+        )
+    return options.override(audio=tuple(sorted(found.items())))
+
+
+def _check_patches(image: Mapping[str, Any], config: ModelConfig, directory: Path) -> None:
+    vision = config.vision
+    expected = {
+        "patch_size": vision.patch_size,
+        "temporal_patch_size": vision.temporal_patch_size,
+        "merge_size": vision.spatial_merge_size,
+    }
+    wrong = {k: image[k] for k, v in expected.items() if image.get(k) not in (None, v)}
+    if wrong:
+        raise ValueError(
+            f"{directory}: the image processor has {wrong}, the vision tower {expected}; "
+            "the files are of different checkpoints"
+        )
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}

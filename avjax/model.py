@@ -1,0 +1,190 @@
+"""A loaded checkpoint: its networks, tokenizer and media options, with prompts in and decoder inputs out."""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avjax.config import ModelConfig
+from avjax.engine.encoding import encode_audio, encode_vision
+from avjax.media.processor import Processor, StrPath
+from avjax.models.qwen2_5_omni import Qwen2_5Omni
+from avjax.models.qwen2_5_vl import Qwen2_5VL
+from avjax.prompt import AudioFeatures, Inputs, Prompt, VisionFeatures
+from avjax.tokens import TokenGroups
+
+CACHED_CLIPS = 32  # encoder outputs that a model keeps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GenerationDefaults:
+    """What the checkpoint says about decoding; HF's `generate` reads the same."""
+
+    stop_tokens: tuple[int, ...]
+    repetition_penalty: float
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class _Host:
+    """What stays in Python; compared by identity, so that a jitted function sees one value per model."""
+
+    processor: Processor
+    generation: GenerationDefaults
+    source: str
+    encoded: collections.OrderedDict[bytes, jax.Array] = dataclasses.field(default_factory=collections.OrderedDict)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A checkpoint. A pytree whose leaves are its parameters, so jitted functions take it as an argument."""
+
+    network: Qwen2_5Omni | Qwen2_5VL
+    config: ModelConfig = dataclasses.field(metadata={"static": True})
+    host: _Host = dataclasses.field(metadata={"static": True})
+
+    @property
+    def processor(self) -> Processor:
+        return self.host.processor
+
+    @property
+    def generation(self) -> GenerationDefaults:
+        return self.host.generation
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        return self.network.decoder.embed.embedding.dtype
+
+    def prompt(
+        self,
+        text: str,
+        *,
+        video: StrPath | None = None,
+        audio: StrPath | Literal["from_video"] | None = None,
+        image: StrPath | Sequence[StrPath] | None = None,
+        system: str | None = None,
+        **media_options: Any,
+    ) -> Prompt:
+        """A prompt from text and files, through the checkpoint's chat template.
+
+        Args:
+          text: the user's words; they follow images, then the video, then a separate sound file.
+          video: a video file.
+          audio: a sound file; "from_video" interleaves the video's own sound with its frames; None leaves sound out.
+          image: an image file, or several.
+          system: the system turn; None leaves it to the chat template.
+          **media_options: fields of `avjax.media.options.MediaOptions`, such as fps=1.0 or max_pixels=50176.
+
+        Raises:
+          ValueError: a file cannot be used as asked; the message names it and the next step.
+        """
+        options = self.processor.options.override(**media_options)
+        return self.processor.prompt(text, video=video, audio=audio, image=image, system=system, options=options)
+
+    def prompt_from_hf(self, batch: Mapping[str, Any]) -> Prompt:
+        """A prompt from the mapping that an HF processor returns for one conversation, numpy or torch.
+
+        Padding is dropped; sound inside a video is recognised by its tokens.
+        """
+        return self.processor.from_hf(batch)
+
+    def prompt_from_embeddings(self, embeddings: Any, positions: Any, types: Sequence[str]) -> Prompt:
+        """A prompt from decoder inputs, for families whose encoders are not ported.
+
+        Args:
+          embeddings: [T, D].
+          positions: int [3, T]; rotary positions t, h, w.
+          types: T of "text", "audio", "video", "image".
+        """
+        return self.processor.from_embeddings(embeddings, positions, types)
+
+    def encode(self, prompt: Prompt, groups: TokenGroups | None = None) -> Inputs:
+        """What the decoder sees: text embeddings with each clip's encoder output in its place.
+
+        A clip is encoded once and kept, whatever prompt it stands in.
+
+        Args:
+          groups: token groups that edits speak of; None puts every position in group 0.
+
+        Returns:
+          Embeddings [T, D], positions [3, T] and token groups [T], not padded.
+        """
+        if prompt.embeddings is not None:
+            embeddings = jnp.asarray(prompt.embeddings, self.dtype)
+        else:
+            embeddings = _merge(self, prompt)
+        size = len(prompt)
+        return Inputs(
+            embeddings=embeddings,
+            positions=jnp.asarray(prompt.positions),
+            groups=jnp.zeros(size, jnp.int32) if groups is None else jnp.asarray(groups.prompt),
+            generated_group=jnp.int32(0 if groups is None else groups.generated),
+            length=jnp.int32(size),
+        )
+
+    def decode_text(self, tokens: Sequence[int] | np.ndarray) -> str | None:
+        """Text of generated tokens, without control tokens; None when the checkpoint has no tokenizer."""
+        if not self.processor.has_tokenizer:
+            return None
+        return self.processor.tokenizer.decode([int(t) for t in tokens], skip_special_tokens=True)
+
+    def encoded_clip(self, clip: AudioFeatures | VisionFeatures) -> jax.Array:
+        """Encoder output [tokens, D] of one clip, from the cache when it was encoded before."""
+        cache, key = self.host.encoded, _digest(clip)
+        if key not in cache:
+            if isinstance(clip, AudioFeatures):
+                cache[key] = encode_audio(self.network.audio, clip.mel, self.dtype)
+            else:
+                cache[key] = encode_vision(self.network.vision, clip.patches, clip.grid, self.dtype)
+            while len(cache) > CACHED_CLIPS:
+                cache.popitem(last=False)
+        cache.move_to_end(key)
+        return cache[key]
+
+
+def _merge(model: Model, prompt: Prompt) -> jax.Array:
+    ids = model.config.tokens
+    vocab = model.config.decoder.vocab_size
+    if prompt.token_ids.min() < 0 or prompt.token_ids.max() >= vocab:
+        bad = prompt.token_ids[(prompt.token_ids < 0) | (prompt.token_ids >= vocab)]
+        raise ValueError(f"prompt: expected token ids within 0:{vocab}, got {sorted(set(bad.tolist()))[:5]}")
+    embeddings = _embed(model.network, jnp.asarray(prompt.token_ids))
+    for token, clips in ((ids.audio, prompt.audio), (ids.image, prompt.images), (ids.video, prompt.videos)):
+        if clips:
+            places = np.flatnonzero(prompt.token_ids == token)
+            features = jnp.concatenate([model.encoded_clip(clip) for clip in clips])
+            embeddings = _scatter(embeddings, jnp.asarray(places), features)
+    return embeddings
+
+
+@jax.jit
+def _embed(network: Qwen2_5Omni | Qwen2_5VL, token_ids: jax.Array) -> jax.Array:
+    return network.decoder.embed(token_ids)
+
+
+@jax.jit
+def _scatter(embeddings: jax.Array, places: jax.Array, features: jax.Array) -> jax.Array:
+    return embeddings.at[places].set(features.astype(embeddings.dtype))
+
+
+@functools.singledispatch
+def _digest(clip: Any) -> bytes:
+    raise TypeError(f"expected media features, got {type(clip).__name__}")
+
+
+@_digest.register
+def _(clip: AudioFeatures) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(clip.mel), person=b"audio", digest_size=16).digest()
+
+
+@_digest.register
+def _(clip: VisionFeatures) -> bytes:
+    state = hashlib.blake2b(repr(clip.grid).encode(), person=b"vision", digest_size=16)
+    state.update(np.ascontiguousarray(clip.patches))
+    return state.digest()

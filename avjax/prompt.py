@@ -1,0 +1,123 @@
+"""A prompt: tokens, positions and media features, with what each token is; and what the decoder sees of it."""
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from avjax.tokens import MODALITIES
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AudioFeatures:
+    """One audio clip, ready for the audio tower."""
+
+    mel: np.ndarray  # float32 [frames, bins], log-mel, 100 frames a second
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VisionFeatures:
+    """One image or video, ready for the vision tower."""
+
+    patches: np.ndarray  # float32 [t * h * w, patch_dim], in the processor's order
+    grid: tuple[int, int, int]  # t, h, w in patches
+    seconds_per_grid: float | None  # of one temporal step; None for an image
+    source: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """Everything that decides what the decoder sees, before any network runs.
+
+    Attributes:
+      token_ids: int32 [T].
+      positions: int32 [3, T]; rotary positions t, h, w.
+      kinds: int8 [T]; an index into `avjax.tokens.MODALITIES`.
+      roles: str [T]; the speaker of the turn a token stands in.
+      special: bool [T]; control tokens.
+      seconds: float32 [T]; where in its clip an audio or video token begins, NaN elsewhere.
+      frames: int32 [T]; the temporal grid step of a video token, -1 elsewhere.
+      audio, images, videos: media features, in order of appearance.
+      embeddings: float [T, D] when the prompt was built from them, else None.
+    """
+
+    token_ids: np.ndarray
+    positions: np.ndarray
+    kinds: np.ndarray
+    roles: np.ndarray
+    special: np.ndarray
+    seconds: np.ndarray
+    frames: np.ndarray
+    audio: tuple[AudioFeatures, ...] = ()
+    images: tuple[VisionFeatures, ...] = ()
+    videos: tuple[VisionFeatures, ...] = ()
+    embeddings: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def counts(self) -> dict[str, int]:
+        """Tokens of each modality that the prompt has."""
+        return {name: n for i, name in enumerate(MODALITIES) if (n := int(np.sum(self.kinds == i)))}
+
+    def next_position(self) -> int:
+        """The rotary position of the first generated token, on all three axes."""
+        return int(self.positions.max()) + 1
+
+    def spans(self) -> list["Span"]:
+        """Runs of tokens of one modality and turn, in order."""
+        keys = [*zip(self.kinds.tolist(), self.roles.tolist(), strict=True)]
+        starts = [0, *(i for i in range(1, len(keys)) if keys[i] != keys[i - 1]), len(keys)]
+        return [Span(self, start, stop) for start, stop in itertools.pairwise(starts) if stop > start]
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A run of tokens `start:stop` of one modality and turn."""
+
+    prompt: Prompt
+    start: int
+    stop: int
+
+    @property
+    def modality(self) -> str:
+        return MODALITIES[int(self.prompt.kinds[self.start])]
+
+    @property
+    def role(self) -> str:
+        return str(self.prompt.roles[self.start])
+
+    @property
+    def seconds(self) -> tuple[float, float] | None:
+        """Where the first and the last token begin in their clip."""
+        seconds = self.prompt.seconds[self.start : self.stop]
+        return None if np.isnan(seconds).any() else (float(seconds.min()), float(seconds.max()))
+
+    @property
+    def position_ranges(self) -> Sequence[tuple[int, int]]:
+        """First and last rotary position on t, h and w."""
+        part = self.prompt.positions[:, self.start : self.stop]
+        return [(int(axis.min()), int(axis.max())) for axis in part]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What the decoder sees: one prompt after its encoders, exact or padded on the right to a bucket.
+
+    Attributes:
+      embeddings: compute dtype [T, D].
+      positions: int32 [3, T].
+      groups: int32 [T]; the token group of each position.
+      generated_group: int32 []; the token group of everything generated.
+      length: int32 []; real positions, at most T.
+    """
+
+    embeddings: jax.Array
+    positions: jax.Array
+    groups: jax.Array
+    generated_group: jax.Array
+    length: jax.Array

@@ -1,0 +1,210 @@
+"""Which positions an edit speaks of: selectors over a prompt, and the token groups that a set of them induces.
+
+A selector is text such as `audio`, `video[2s:4s]`, `text - system` or `[0, 5:9]`, or a sequence of prompt positions. A
+position mask has one entry per prompt position and a last one for everything generated after it.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+Selector = str | Sequence[int]
+
+MODALITIES = ("text", "audio", "video", "image")  # the values of `kinds`, in order
+NAMES = (*MODALITIES, "system", "user", "special", "generated", "last", "answer", "all")
+ALIASES = {"query_text": "text"}
+
+
+class Layout(Protocol):
+    """What a selector reads of a prompt; each array has one entry per position."""
+
+    @property
+    def kinds(self) -> np.ndarray: ...  # int8, an index into MODALITIES
+    @property
+    def roles(self) -> np.ndarray: ...  # str: the speaker of the turn
+    @property
+    def special(self) -> np.ndarray: ...  # bool: control tokens
+    @property
+    def seconds(self) -> np.ndarray: ...  # float: where in its clip an audio or video token begins; NaN elsewhere
+    @property
+    def frames(self) -> np.ndarray: ...  # int: step of the temporal grid of a video token; -1 elsewhere
+
+
+def select(layout: Layout, selector: Selector) -> np.ndarray:
+    """The positions that a selector names.
+
+    Args:
+      selector: names, spans (`audio[2s:4s]`, `video[f1:f3]`, `audio[0:10]` by order within the group), positions
+        (`[0, 5:9]`), joined by `-`, `&` and `|`, which bind in that order as for Python's sets; or positions.
+
+    Returns:
+      bool [T + 1]; the last entry stands for every generated token.
+
+    Raises:
+      ValueError: a name is unknown, a position is out of range, or the text does not parse.
+    """
+    if isinstance(selector, str):
+        return _Parser(layout, selector).parse()
+    return _positions(layout, [(int(i), int(i) + 1) for i in selector], repr(list(selector)))
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenGroups:
+    """The coarsest partition of positions of which every given selector is a union.
+
+    Attributes:
+      prompt: int32 [T], the group of each prompt position.
+      generated: the group of every generated token.
+      num_groups: M; a group that no position has may exist, so that M can be padded.
+      members: for each selector, bool [M].
+    """
+
+    prompt: np.ndarray
+    generated: int
+    num_groups: int
+    members: tuple[np.ndarray, ...]
+
+
+def partition(masks: Sequence[np.ndarray], num_positions: int) -> TokenGroups:
+    """Groups positions by the set of masks that contain them, in order of first appearance.
+
+    Args:
+      masks: position masks, bool [T + 1].
+      num_positions: T, needed when there is no mask.
+    """
+    signature = np.stack(masks) if masks else np.zeros((0, num_positions + 1), bool)
+    _, first, inverse = np.unique(signature, axis=1, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))
+    groups = rank[inverse.reshape(-1)].astype(np.int32)
+    representative = np.sort(first)
+    return TokenGroups(
+        prompt=groups[:-1],
+        generated=int(groups[-1]),
+        num_groups=len(first),
+        members=tuple(mask[representative] for mask in signature),
+    )
+
+
+def _positions(layout: Layout, spans: Sequence[tuple[int | None, int | None]], shown: str) -> np.ndarray:
+    size = len(layout.kinds)
+    mask = np.zeros(size + 1, bool)
+    for start, stop in spans:
+        start, stop = 0 if start is None else start, size if stop is None else stop
+        if not 0 <= start < stop <= size:
+            raise ValueError(f"selector {shown}: expected positions within 0:{size} of the prompt, got {start}:{stop}")
+        mask[start:stop] = True
+    return mask
+
+
+_TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z_]\w*)|(?P<span>\[[^\]]*\])|(?P<op>[-&|()]))")
+_RANGE = re.compile(r"(?P<unit>f?)(?P<start>\d*\.?\d*)(?P<s1>s?):f?(?P<stop>\d*\.?\d*)(?P<s2>s?)")
+
+
+class _Parser:
+    """Recursive descent over `|`, then `&`, then `-`, then names, spans and parentheses."""
+
+    def __init__(self, layout: Layout, text: str):
+        self.layout, self.text, self.tokens, at = layout, text, [], 0
+        while text[at:].strip():
+            match = _TOKEN.match(text, at)
+            if match is None:
+                raise self.error(f"cannot read {text[at:].strip()!r}")
+            self.tokens.append((match.lastgroup, match.group().strip()))
+            at = match.end()
+
+    def error(self, problem: str) -> ValueError:
+        return ValueError(
+            f"selector {self.text!r}: {problem}; expected names ({', '.join(NAMES)}), spans such as audio[2s:4s], "
+            "video[f1:f3] or [0, 5:9], joined by | & -"
+        )
+
+    def parse(self) -> np.ndarray:
+        mask = self.union()
+        if self.tokens:
+            raise self.error(f"nothing may follow, got {self.tokens[0][1]!r}")
+        return mask
+
+    def union(self) -> np.ndarray:
+        return self.chain("|", self.intersection, np.logical_or)
+
+    def intersection(self) -> np.ndarray:
+        return self.chain("&", self.difference, np.logical_and)
+
+    def difference(self) -> np.ndarray:
+        return self.chain("-", self.atom, lambda a, b: a & ~b)
+
+    def chain(self, symbol: str, operand: Callable[[], np.ndarray], join: Callable) -> np.ndarray:
+        mask = operand()
+        while self.tokens and self.tokens[0] == ("op", symbol):
+            self.tokens.pop(0)
+            mask = join(mask, operand())
+        return mask
+
+    def atom(self) -> np.ndarray:
+        kind, text = self.tokens.pop(0) if self.tokens else (None, "the end")
+        if (kind, text) == ("op", "("):
+            mask = self.union()
+            if not self.tokens or self.tokens.pop(0) != ("op", ")"):
+                raise self.error("a parenthesis is not closed")
+            return mask
+        if kind == "span":
+            return _positions(self.layout, [self.bounds(part) for part in text[1:-1].split(",")], self.text)
+        if kind != "name":
+            raise self.error(f"expected a name, got {text!r}")
+        mask = self.named(ALIASES.get(text, text))
+        if self.tokens and self.tokens[0][0] == "span":
+            mask = self.within(mask, self.tokens.pop(0)[1][1:-1].strip())
+        return mask
+
+    def bounds(self, part: str) -> tuple[int | None, int | None]:
+        match = re.fullmatch(r"\s*(\d*)\s*(:?)\s*(\d*)\s*", part)
+        if match is None or not part.strip():
+            raise self.error(f"cannot read the positions {part!r}")
+        start, colon, stop = match.groups()
+        if not colon:
+            return int(start), int(start) + 1
+        return int(start) if start else None, int(stop) if stop else None
+
+    def named(self, name: str) -> np.ndarray:
+        layout, size = self.layout, len(self.layout.kinds)
+        mask = np.zeros(size + 1, bool)
+        text = layout.kinds == 0
+        match name:
+            case "text" | "audio" | "video" | "image":
+                mask[:-1] = layout.kinds == MODALITIES.index(name)
+            case "system" | "user":
+                mask[:-1] = text & (layout.roles == name) & ~layout.special
+            case "special":
+                mask[:-1] = text & layout.special
+            case "generated":
+                mask[-1] = True
+            case "last":
+                mask[-2] = True
+            case "answer":
+                mask[-2:] = True
+            case "all":
+                mask[:] = True
+            case _:
+                raise self.error(f"unknown token type {name!r}")
+        return mask
+
+    def within(self, mask: np.ndarray, span: str) -> np.ndarray:
+        match = _RANGE.fullmatch(span.replace(" ", ""))
+        if match is None:
+            raise self.error(f"cannot read the span [{span}]")
+        start, stop = match["start"], match["stop"]
+        low, high = float(start) if start else -np.inf, float(stop) if stop else np.inf
+        if low >= high:
+            raise self.error(f"the span [{span}] is empty")
+        keep = np.zeros_like(mask)
+        if match["s1"] or match["s2"]:
+            keep[:-1] = (self.layout.seconds >= low) & (self.layout.seconds < high)
+        elif match["unit"]:
+            keep[:-1] = (self.layout.frames >= low) & (self.layout.frames < high)
+        else:
+            order = np.cumsum(mask) - 1
+            keep = (order >= low) & (order < high)
+        return mask & keep

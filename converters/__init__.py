@@ -1,0 +1,1 @@
+"""Hugging Face safetensors to Flax/Orbax and back: a key table per family."""

@@ -1,0 +1,127 @@
+"""Hugging Face to avjax: into memory, or onto disk as an Orbax directory."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+from avjax.config import ModelConfig, read_config
+from avjax.loading import PARAMS, abstract_network, fill
+from converters.plan import Plan, make_plan
+from converters.source import CheckpointError, Source, open_source
+
+PROVENANCE = "avjax.json"
+WEIGHT_FILES = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx)|model\.safetensors\.index\.json|\..*")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a converted checkpoint came from, and what an export needs to write the same names again."""
+
+    source: str
+    revision: str | None
+    licence: str | None
+    prefix: str
+    aliases: tuple[str, ...]
+    skipped_tensors: int
+    avjax_version: str
+
+    @classmethod
+    def read(cls, directory: Path) -> "Provenance":
+        path = directory / PROVENANCE
+        if not path.is_file():
+            raise CheckpointError(f"{directory}: expected {PROVENANCE}, found none; is this a converted checkpoint?")
+        raw = json.loads(path.read_text())
+        return cls(**{**raw, "aliases": tuple(raw["aliases"])})
+
+
+def to_network(source: Source, config: ModelConfig, dtype: str) -> Any:
+    """The network with the source's parameters on the default device, cast to `dtype`."""
+    plan = make_plan(source, config)
+    arrays = {path: jnp.asarray(p.assemble(), jnp.dtype(dtype)) for path, p in plan.parameters.items()}
+    source.close()
+    return fill(abstract_network(config, dtype), arrays)
+
+
+def convert(source_path: str | Path, target: str | Path) -> Plan:
+    """Writes an Orbax checkpoint in the source's own dtype, with its config, tokenizer and preprocessor files.
+
+    Parameters are streamed, so peak memory is one block of one parameter. The target appears whole or not at all.
+
+    Raises:
+      FileExistsError: the target exists.
+      ValueError: the source is damaged or does not fit its config; everything wrong is named together.
+      OSError: the disk is too small, or fills up meanwhile.
+    """
+    from converters.streaming import save_parameters  # Orbax takes a second to import
+
+    target = Path(target)
+    refuse_existing(target)
+    source = open_source(source_path)
+    plan = make_plan(source, read_config(source.config))
+    with appearing(target, plan.nbytes) as building:
+        save_parameters(building / PARAMS, plan.parameters)
+        copy_side_files(source.directory, building)
+        provenance = Provenance(
+            source=str(source_path),
+            revision=source.revision,
+            licence=_licence(source.directory),
+            prefix=plan.prefix,
+            aliases=plan.aliases,
+            skipped_tensors=plan.skipped,
+            avjax_version=version("avjax"),
+        )
+        (building / PROVENANCE).write_text(json.dumps(dataclasses.asdict(provenance), indent=2) + "\n")
+    return plan
+
+
+def refuse_existing(target: Path) -> None:
+    if target.exists():
+        raise FileExistsError(f"{target}: exists already; remove it or choose another target directory")
+
+
+@contextlib.contextmanager
+def appearing(target: Path, num_bytes: int) -> Iterator[Path]:
+    """A directory to build in, which becomes `target` when the block succeeds and vanishes when it fails."""
+    target = target.absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    if free < num_bytes:
+        raise OSError(
+            f"{target}: needs {num_bytes / 1e9:.1f} GB, the disk has {free / 1e9:.1f} GB free; make room first"
+        )
+    building = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    building.mkdir()
+    try:
+        yield building
+        building.rename(target)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Config, tokenizer, preprocessor, generation and licence files: all that is not weights."""
+    for path in sorted(source.iterdir()):
+        if path.is_file() and not WEIGHT_FILES.fullmatch(path.name) and path.name != PROVENANCE:
+            shutil.copyfile(path, target / path.name)
+
+
+def _licence(directory: Path) -> str | None:
+    """The licence that a model card declares, else the first line of a licence file."""
+    card = directory / "README.md"
+    if card.is_file():
+        found = re.search(r"^license(?:_name)?:\s*(\S+)", card.read_text(errors="replace"), re.MULTILINE)
+        if found:
+            return found[1]
+    for path in sorted(directory.glob("LICENSE*")):
+        lines = (line.strip() for line in path.read_text(errors="replace").splitlines())
+        return next((line for line in lines if line), None)
+    return None

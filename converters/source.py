@@ -1,0 +1,129 @@
+"""A Hugging Face checkpoint on disk: its config, and its tensors by name across shards, read one at a time."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "README.md")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be used; the message names every file or tensor that is wrong."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorInfo:
+    shard: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+class Source:
+    """Tensors are read through one open shard at a time, so at most one shard is in the page cache on our account."""
+
+    def __init__(self, directory: Path, config: dict[str, Any], tensors: dict[str, TensorInfo], revision: str | None):
+        self.directory, self.config, self.tensors, self.revision = directory, config, tensors, revision
+        self._open: tuple[Path, Any] | None = None
+
+    def read(self, name: str) -> np.ndarray:
+        """The tensor as a fresh array in its own dtype."""
+        return self._slice(name)[...]
+
+    def read_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Rows `start:stop` of the first axis."""
+        return self._slice(name)[start:stop]
+
+    def close(self) -> None:
+        self._open = None
+
+    def _slice(self, name: str) -> Any:
+        shard = self.tensors[name].shard
+        if self._open is None or self._open[0] != shard:
+            self._open = None  # unmaps the last shard before the next one is mapped
+            self._open = (shard, safe_open(shard, framework="numpy"))
+        return self._open[1].get_slice(name)
+
+
+def open_source(path: str | Path) -> Source:
+    """A checkpoint from a directory, or from the hub when the path is no directory but looks like `org/name`.
+
+    Raises:
+      FileNotFoundError: neither exists, or the hub cannot be reached.
+      CheckpointError: the config, an index or a shard is missing or damaged; all of them are named.
+    """
+    directory, revision = Path(path), None
+    if not directory.is_dir():
+        directory, revision = _download(str(path))
+    config_path = directory / "config.json"
+    if not config_path.is_file():
+        raise CheckpointError(f"{directory}: expected config.json, found none; is this a checkpoint's directory?")
+    try:
+        config = json.loads(config_path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{config_path}: expected JSON, got {error}; copy it again") from error
+    return Source(directory, config, _tensors(directory), revision or config.get("_commit_hash"))
+
+
+def _download(name: str) -> tuple[Path, str | None]:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise FileNotFoundError(
+            f"{name}: no such directory; expected a checkpoint's directory or a hub id such as org/name"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        directory = Path(snapshot_download(name, allow_patterns=list(HUB_PATTERNS)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        raise FileNotFoundError(
+            f"{name}: no such directory, and the hub gave no such model ({type(error).__name__}); check the name, or "
+            "download the checkpoint elsewhere and pass its directory"
+        ) from error
+    return directory, directory.name  # the hub's cache names a snapshot by its commit
+
+
+def _tensors(directory: Path) -> dict[str, TensorInfo]:
+    problems: list[str] = []
+    index_path = directory / "model.safetensors.index.json"
+    index: dict[str, str] = json.loads(index_path.read_text())["weight_map"] if index_path.is_file() else {}
+    shards = sorted({directory / name for name in index.values()} or directory.glob("*.safetensors"))
+    if not shards:
+        raise CheckpointError(f"{directory}: expected *.safetensors, found none; convert .bin or .pt weights first")
+    tensors: dict[str, TensorInfo] = {}
+    for shard in shards:
+        if not shard.is_file():
+            problems.append(f"{shard.name}: the index names this shard, but it is missing")
+            continue
+        try:
+            with safe_open(shard, framework="numpy") as opened:
+                for name in opened.keys():  # noqa: SIM118 - not a mapping
+                    part = opened.get_slice(name)
+                    dtype = DTYPES.get(part.get_dtype())
+                    if dtype is None:
+                        problems.append(f"{name}: expected a float tensor, got {part.get_dtype()}")
+                        continue
+                    if name in tensors:
+                        problems.append(f"{name}: in {tensors[name].shard.name} and again in {shard.name}")
+                    tensors[name] = TensorInfo(shard, tuple(part.get_shape()), dtype)
+        except (SafetensorError, OSError) as error:
+            problems.append(f"{shard.name}: truncated or damaged ({error}); copy it again")
+    problems += [
+        f"{name}: the index puts it in {shard}, but it is not there"
+        for name, shard in index.items()
+        if name not in tensors and (directory / shard).is_file() and not any(p.startswith(shard) for p in problems)
+    ]
+    if problems:
+        raise CheckpointError(f"{directory}: the checkpoint is damaged:\n  " + "\n  ".join(problems))
+    return tensors

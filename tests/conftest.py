@@ -1,0 +1,71 @@
+"""Fixtures shared by all tests; jaxtyping annotations are checked while they run."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from jaxtyping import install_import_hook
+
+install_import_hook(["avjax.models", "avjax.engine", "avjax.api"], "beartype.beartype")
+
+from pathlib import Path  # noqa: E402
+
+import hypothesis  # noqa: E402
+import jax  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import avjax  # noqa: E402
+from avjax.assets.clip import write_clip  # noqa: E402
+from tests.tiny_hf import TinyCheckpoint, write_checkpoint  # noqa: E402
+
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+jax.config.update("jax_compilation_cache_dir", None)
+
+# Compilation makes first examples slow, and the two cores are shared.
+hypothesis.settings.register_profile(
+    "avjax", deadline=None, max_examples=30, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=True
+)
+hypothesis.settings.load_profile("avjax")
+
+
+@pytest.fixture(scope="session")
+def omni(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
+    """A tiny random Qwen2.5-Omni thinker as a Hugging Face directory, beside the torch model itself."""
+    return write_checkpoint(tmp_path_factory.mktemp("omni") / "checkpoint", "qwen2_5_omni")
+
+
+@pytest.fixture(scope="session")
+def vl(tmp_path_factory: pytest.TempPathFactory) -> TinyCheckpoint:
+    """A tiny random Qwen2.5-VL as a Hugging Face directory, beside the torch model itself."""
+    return write_checkpoint(tmp_path_factory.mktemp("vl") / "checkpoint", "qwen2_5_vl")
+
+
+@pytest.fixture(scope="session")
+def omni_model(omni: TinyCheckpoint) -> avjax.Model:
+    return avjax.load(omni.directory)
+
+
+@pytest.fixture(scope="session")
+def vl_model(vl: TinyCheckpoint) -> avjax.Model:
+    return avjax.load(vl.directory)
+
+
+@pytest.fixture(scope="session")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated mp4 of 4 s with picture and sound."""
+    path = tmp_path_factory.mktemp("media") / "clip.mp4"
+    write_clip(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> Path:
+    """The directory of real clips, where the environment names one."""
+    directory = os.environ.get("AVJAX_TEST_CLIPS")
+    if not directory:
+        pytest.skip("AVJAX_TEST_CLIPS names no directory of real clips")
+    return Path(directory)

@@ -1,0 +1,69 @@
+"""Tiny random Hugging Face checkpoints, written offline in the published format."""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from avjax.assets.tiny import hf_config, write_preprocessor, write_tokenizer
+from avjax.config import Family
+
+CLASSES = {
+    "qwen2_5_omni": (transformers.Qwen2_5OmniThinkerConfig, transformers.Qwen2_5OmniThinkerForConditionalGeneration),
+    "qwen2_5_vl": (transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TinyCheckpoint:
+    """A checkpoint directory and the torch model that it holds."""
+
+    directory: Path
+    torch_model: Any
+    ids: dict[str, int]  # control tokens by name, and vocab_size
+
+
+def write_checkpoint(
+    directory: Path, family: Family, *, seed: int = 0, dtype: torch.dtype = torch.float32, **sections: dict[str, Any]
+) -> TinyCheckpoint:
+    """Saves a random model with its tokenizer and preprocessor files.
+
+    Args:
+      sections: changes to `text_config`, `vision_config`, `audio_config`, or other top-level keys.
+    """
+    directory.mkdir(parents=True)
+    ids = write_tokenizer(directory, family)
+    write_preprocessor(directory)
+    raw = copy.deepcopy(hf_config(ids, family))
+    for name, change in sections.items():
+        raw[name] = {**raw.get(name, {}), **change} if isinstance(change, dict) else change
+    config_class, model_class = CLASSES[family]
+    config = config_class(**{k: v for k, v in raw.items() if k != "model_type"})
+    config._attn_implementation = "eager"
+    torch.manual_seed(seed)
+    model = model_class(config).eval().to(dtype)
+    randomize(model, seed)
+    model.generation_config.eos_token_id = [ids["im_end"], ids["endoftext"]]
+    model.generation_config.pad_token_id = ids["endoftext"]
+    model.save_pretrained(directory)
+    return TinyCheckpoint(directory, model, ids)
+
+
+def randomize(model: torch.nn.Module, seed: int) -> None:
+    """Weights at which attention is neither uniform nor saturated and logits spread over several nats."""
+    generator = torch.Generator().manual_seed(seed)
+    tied = getattr(model.config, "tie_word_embeddings", False)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:
+            fan_in = parameter[0].numel()
+            gain = 1.0 if "embed_tokens" in name and not tied else 1.7 / fan_in**0.5
+            value = gain * noise
+        elif "norm" in name or "ln_" in name:
+            value = noise * 0.1 + (0.0 if name.endswith("bias") else 1.0)
+        else:
+            value = 0.2 * noise
+        parameter.data.copy_(value.to(parameter.dtype))
