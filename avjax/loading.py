@@ -51,6 +51,15 @@ def load(path: str | Path, dtype: str = "float32", mesh: Any = None) -> Model:
     return assemble_model(to_network(source, config, dtype), config, source.directory)
 
 
+def load_processor(path: str | Path) -> Processor:
+    """A checkpoint's tokenizer and media options, without its weights."""
+    from converters.source import find_directory
+
+    directory = find_directory(path)[0]
+    config = read_config(json.loads((directory / "config.json").read_text()))
+    return Processor(directory, config, read_options(directory, config))
+
+
 def abstract_network(config: ModelConfig, dtype: str = "float32") -> Network:
     """The network's tree with shapes in place of arrays; nothing is allocated."""
     network = jax.eval_shape(lambda: FAMILIES[config.family](config))

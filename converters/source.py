@@ -63,9 +63,7 @@ def open_source(path: str | Path) -> Source:
       FileNotFoundError: neither exists, or the hub cannot be reached.
       CheckpointError: the config, an index or a shard is missing or damaged; all of them are named.
     """
-    directory, revision = Path(path), None
-    if not directory.is_dir():
-        directory, revision = _download(str(path))
+    directory, revision = find_directory(path)
     config_path = directory / "config.json"
     if not config_path.is_file():
         raise CheckpointError(f"{directory}: expected config.json, found none; is this a checkpoint's directory?")
@@ -74,6 +72,11 @@ def open_source(path: str | Path) -> Source:
     except json.JSONDecodeError as error:
         raise CheckpointError(f"{config_path}: expected JSON, got {error}; copy it again") from error
     return Source(directory, config, _tensors(directory), revision or config.get("_commit_hash"))
+
+
+def find_directory(path: str | Path) -> tuple[Path, str | None]:
+    """A checkpoint's directory, and its revision when it came from the hub."""
+    return (Path(path), None) if Path(path).is_dir() else _download(str(path))
 
 
 def _download(name: str) -> tuple[Path, str | None]:

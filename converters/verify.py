@@ -24,6 +24,7 @@ TOWER_TOLERANCE = 1e-5
 LOGIT_TOLERANCE = 1e-4
 MEL_FRAMES = 430  # two chunks of 2 s and a short one
 GRID = (2, 12, 18)  # frame pairs and patches: several windows, the last ones cut
+IMAGE_GRID = (1, 8, 6)
 NUM_WORDS = 24
 
 
@@ -82,20 +83,14 @@ def _hf_model(directory: Path, family: str) -> Any:
     import torch
     import transformers
 
-    kind = {
-        "qwen2_5_omni": transformers.Qwen2_5OmniThinkerForConditionalGeneration,
-        "qwen2_5_vl": transformers.Qwen2_5_VLForConditionalGeneration,
-    }[family]
-    if family == "qwen2_5_omni" and _is_whole(directory):
-        whole = transformers.Qwen2_5OmniForConditionalGeneration.from_pretrained(
-            directory, dtype=torch.float32, attn_implementation="eager", enable_audio_output=False
-        )
-        return whole.thinker.eval()
-    return kind.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
-
-
-def _is_whole(directory: Path) -> bool:
-    return any(name.startswith("thinker.") for name in open_source(directory).tensors)
+    arguments = {"dtype": torch.float32, "attn_implementation": "eager"}
+    if family == "qwen2_5_vl":
+        return transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(directory, **arguments).eval()
+    config = transformers.AutoConfig.from_pretrained(directory)
+    # A whole checkpoint holds its thinker under a prefix and a nested config.
+    config = getattr(config, "thinker_config", config)
+    thinker = transformers.Qwen2_5OmniThinkerForConditionalGeneration
+    return thinker.from_pretrained(directory, config=config, key_mapping={r"^thinker\.": ""}, **arguments).eval()
 
 
 class _Recorder:
@@ -169,42 +164,52 @@ def _vision_rows(model: Model, reference: Any, rng: np.random.Generator) -> Iter
 
 
 def _prompts(model: Model, rng: np.random.Generator) -> Iterator[tuple[str, Prompt]]:
-    config, ids = model.config, model.config.tokens
+    config = model.config
     pixels = int(np.prod(config.vision.patch_shape))
-    image = VisionFeatures(
-        patches=rng.normal(size=(8 * 6, pixels)).astype(np.float32),
-        grid=(1, 8, 6),
-        seconds_per_grid=None,
-        source="random image",
-    )
-    video = VisionFeatures(
-        patches=rng.normal(size=(int(np.prod(GRID)), pixels)).astype(np.float32),
-        grid=GRID,
-        seconds_per_grid=1.0,
-        source="random video",
-    )
-    words = [i for i in range(NUM_WORDS * 2) if i not in dataclasses.astuple(ids)][:NUM_WORDS]
-
-    def build(placeholders: list[int | None], *, audio_in_video: bool = False, **clips: Any) -> Prompt:
-        template = [*words, *placeholders, *words]
-        shapes = MediaShapes(
-            images=[c.grid for c in clips.get("images", ())],
-            videos=[c.grid for c in clips.get("videos", ())],
-            seconds_per_grid=[1.0 for _ in clips.get("videos", ())],
-            audio_frames=[len(c.mel) for c in clips.get("audio", ())],
+    image, video = (
+        VisionFeatures(
+            patches=rng.normal(size=(int(np.prod(grid)), pixels)).astype(np.float32),
+            grid=grid,
+            seconds_per_grid=seconds,
+            source="random",
         )
-        token_ids = expand_placeholders(template, shapes, config, audio_in_video=audio_in_video)  # pyright: ignore[reportArgumentType]
-        return model.processor.assemble(token_ids, **clips)
-
-    yield "text", build([])
-    yield "image", build([ids.vision_bos, ids.image, ids.vision_eos], images=(image,))
-    yield "video", build([ids.vision_bos, ids.video, ids.vision_eos], videos=(video,))
+        for grid, seconds in ((IMAGE_GRID, None), (GRID, 1.0))
+    )
+    yield "text", media_prompt(model)
+    yield "image", media_prompt(model, images=(image,))
+    yield "video", media_prompt(model, videos=(video,))
     if config.audio is not None:
         mel = rng.normal(size=(MEL_FRAMES, config.audio.num_mel_bins)).astype(np.float32)
-        sound = AudioFeatures(mel=mel, source="random audio")
-        yield "audio", build([ids.audio_bos, ids.audio, ids.audio_eos], audio=(sound,))
-        vision = [ids.vision_bos, ids.video, ids.vision_eos]
-        yield "audio in video", build(vision, audio_in_video=True, videos=(video,), audio=(sound,))
+        sound = AudioFeatures(mel=mel, source="random")
+        yield "audio", media_prompt(model, audio=(sound,))
+        yield "audio in video", media_prompt(model, videos=(video,), audio=(sound,), audio_in_video=True)
+
+
+def media_prompt(
+    model: Model,
+    *,
+    images: tuple[VisionFeatures, ...] = (),
+    videos: tuple[VisionFeatures, ...] = (),
+    audio: tuple[AudioFeatures, ...] = (),
+    audio_in_video: bool = False,
+) -> Prompt:
+    """Words, then the clips between their markers, then words; needs no tokenizer."""
+    ids = model.config.tokens
+    words = [i for i in range(NUM_WORDS * 2) if i not in dataclasses.astuple(ids)][:NUM_WORDS]
+    template: list[int | None] = [*words]
+    for clips, kind in ((images, ids.image), (videos, ids.video)):
+        template += [ids.vision_bos, kind, ids.vision_eos] * len(clips)
+    if not audio_in_video:
+        template += [ids.audio_bos, ids.audio, ids.audio_eos] * len(audio)
+    shapes = MediaShapes(
+        images=[clip.grid for clip in images],
+        videos=[clip.grid for clip in videos],
+        seconds_per_grid=[clip.seconds_per_grid or 1.0 for clip in videos],
+        audio_frames=[len(clip.mel) for clip in audio],
+    )
+    known = [token for token in (*template, *words) if token is not None]
+    token_ids = expand_placeholders(known, shapes, model.config, audio_in_video=audio_in_video)
+    return model.processor.assemble(token_ids, images=images, videos=videos, audio=audio)
 
 
 def _decoder_rows(name: str, model: Model, reference: Any, prompt: Prompt) -> Iterator[Difference]:
