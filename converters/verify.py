@@ -14,7 +14,7 @@ from avjax.engine.encoding import encode_audio, encode_vision
 from avjax.loading import load
 from avjax.media.layout import MediaShapes, expand_placeholders
 from avjax.model import Model
-from avjax.models.audio import chunk_lengths, num_positions
+from avjax.models.audio import AudioTower, chunk_lengths, num_positions
 from avjax.models.decoder import Site
 from avjax.models.vision import window_layout
 from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
@@ -72,8 +72,8 @@ def verify(source: str | Path, converted: str | Path | None = None, *, seed: int
     reference = _hf_model(directory, model.config.family)
     rng = np.random.default_rng(seed)
     with torch.no_grad():
-        if model.config.audio is not None:
-            yield from _audio_rows(model, reference, rng)
+        if model.network.audio is not None:
+            yield from _audio_rows(model.network.audio, reference, rng)
         yield from _vision_rows(model, reference, rng)
         for name, prompt in _prompts(model, rng):
             yield from _decoder_rows(name, model, reference, prompt)
@@ -124,10 +124,10 @@ def _row(part: str, got: Any, expected: np.ndarray, tolerance: float) -> Differe
     )
 
 
-def _audio_rows(model: Model, reference: Any, rng: np.random.Generator) -> Iterator[Difference]:
+def _audio_rows(tower: AudioTower, reference: Any, rng: np.random.Generator) -> Iterator[Difference]:
     import torch
 
-    tower, frames = model.network.audio, 2 * model.network.audio.cfg.n_window
+    frames = 2 * tower.cfg.n_window
     mel = rng.normal(size=(MEL_FRAMES, tower.cfg.num_mel_bins)).astype(np.float32)
     theirs = reference.model.audio_tower
     output, layers = _Recorder(theirs.layers).take(
@@ -138,7 +138,7 @@ def _audio_rows(model: Model, reference: Any, rng: np.random.Generator) -> Itera
     lengths = jnp.asarray(chunk_lengths(MEL_FRAMES, frames, chunks))
     _, seen = tower(jnp.asarray(padded), lengths, capture_layers=True)
     for i, expected in enumerate(layers):
-        got = seen[i].reshape(-1, tower.cfg.embed_dim)[: num_positions(MEL_FRAMES)]
+        got = np.asarray(seen)[i].reshape(-1, tower.cfg.embed_dim)[: num_positions(MEL_FRAMES)]
         yield _row(f"audio tower, layer {i}", got, expected, TOWER_TOLERANCE)
     yield _row("audio tower, output", encode_audio(tower, mel, jnp.float32), output, TOWER_TOLERANCE)
 

@@ -30,13 +30,14 @@ class VideoInfo:
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator:
     import av
+    from av.error import FFmpegError
 
     if not Path(path).is_file():
         raise MediaError(f"{path}: no such file; check the path")
     try:
         with av.open(str(path)) as container:
             yield container
-    except av.error.FFmpegError as error:
+    except FFmpegError as error:
         raise MediaError(
             f"{path}: expected a readable media file, got {error.strerror or error}; it may be truncated or damaged: "
             "copy it again or re-encode it"
