@@ -25,6 +25,13 @@ class TinyCheckpoint:
     torch_model: Any
     ids: dict[str, int]  # control tokens by name, and vocab_size
 
+    def in_bfloat16(self) -> Any:
+        """The torch model as users load it: a cast of the float32 one would round its rotary frequencies too."""
+        loaded = type(self.torch_model).from_pretrained(
+            self.directory, dtype=torch.bfloat16, attn_implementation="eager"
+        )
+        return loaded.eval()
+
 
 def write_checkpoint(
     directory: Path, family: Family, *, seed: int = 0, dtype: torch.dtype = torch.float32, **sections: dict[str, Any]

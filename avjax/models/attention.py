@@ -13,9 +13,10 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from avjax.models.layers import dot
+from avjax.models.layers import dot, rounded
 
 Compat = Literal["published"]
 
@@ -59,7 +60,7 @@ def weigh(
 ) -> tuple[Float[Array, "... S"], Float[Array, "... 1"]]:
     """Unnormalised float32 weights and their sum; both are 0 where no visible key has a factor above 0."""
     keep = visible if factor is None else visible & (factor > 0)
-    scores = jnp.where(keep, scores.astype(jnp.float32), -jnp.inf)
+    scores = jnp.where(keep, scores, -jnp.inf)
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
     if factor is not None:
@@ -131,18 +132,30 @@ def _attend_head(
     outputs = []
     for start in range(0, num_tokens, block):
         stop = min(start + block, num_tokens)
-        scores_TS = dot("th,sh->ts", q_TH[start:stop], k_SH[:stop]) * head_dim**-0.5
+        scores_TS = _scaled(dot("th,sh->ts", q_TH[start:stop], k_SH[:stop]), head_dim, q_TH.dtype)
         visible_TS = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
         factor_TS = None if factor_MM is None else edge_factors(factor_MM, groups[start:stop], groups[:stop])
         weights_TS, total_T1 = weigh(scores_TS, visible_TS, factor_TS)
-        # Divided after the product with the values: a pass over T x H instead of T x S.
-        z_TH = dot("ts,sh->th", weights_TS.astype(v_SH.dtype), v_SH[:stop])
-        z_TH = (z_TH / jnp.where(total_T1 > 0, total_T1, 1.0)).astype(v_SH.dtype)
+        z_TH = _mix(weights_TS, total_T1, v_SH[:stop])
         if compat == "published":
             exists_S = (jnp.arange(num_tokens) < length).astype(v_SH.dtype)
-            z_TH = jnp.where(total_T1 > 0, z_TH, dot("s,sh->h", exists_S, v_SH) / length.astype(v_SH.dtype))
-        outputs.append(z_TH)
+            z_TH = jnp.where(total_T1 > 0, z_TH, dot("s,sh->h", exists_S, v_SH) / length)
+        outputs.append(rounded(z_TH, q_TH.dtype))
     return jnp.concatenate(outputs)
+
+
+def _scaled(scores: Array, head_dim: int, dtype: DTypeLike) -> Array:
+    """Scores over the root of the head dim, rounded before and after as HF's eager attention does; then float32."""
+    return rounded(rounded(scores, dtype) * head_dim**-0.5, dtype).astype(jnp.float32)
+
+
+def _mix(weights_TS: Array, total_T1: Array, v_SH: Array) -> Float[Array, "T H"]:
+    """The weighted mean of the values, in float32; zero for a row without weight."""
+    total_T1 = jnp.where(total_T1 > 0, total_T1, 1.0)
+    if v_SH.dtype == jnp.float32:
+        # Divided after the product: a pass over T x H instead of T x S.
+        return dot("ts,sh->th", weights_TS, v_SH) / total_T1
+    return dot("ts,sh->th", rounded(weights_TS / total_T1, v_SH.dtype), v_SH)
 
 
 def attend_token(
@@ -152,7 +165,7 @@ def attend_token(
     num_heads, head_dim = q_NH.shape
     num_kv = segments[0].keys.shape[1]
     q_KGH = q_NH.reshape(num_kv, num_heads // num_kv, head_dim)
-    scores = [dot("kgh,skh->kgs", q_KGH, s.keys) * head_dim**-0.5 for s in segments]
+    scores = [_scaled(dot("kgh,skh->kgs", q_KGH, s.keys), head_dim, q_NH.dtype) for s in segments]
     scores_NS = jnp.concatenate(scores, axis=-1).reshape(num_heads, -1)
     visible_S = jnp.concatenate([s.visible for s in segments])
     groups_S = jnp.concatenate([s.groups for s in segments])
@@ -163,10 +176,10 @@ def attend_token(
         weights_NS = jnp.where(total_N1 > 0, weights_NS, exists_S)
         total_N1 = jnp.where(total_N1 > 0, total_N1, jnp.sum(exists_S))
     weights_NS = weights_NS / jnp.where(total_N1 > 0, total_N1, 1.0)
-    weights_KGS = weights_NS.reshape(num_kv, num_heads // num_kv, -1).astype(segments[0].values.dtype)
-    z_KGH, start = jnp.zeros_like(q_KGH), 0
+    weights_KGS = rounded(weights_NS, q_NH.dtype).reshape(num_kv, num_heads // num_kv, -1)
+    z_KGH, start = jnp.zeros(q_KGH.shape, jnp.float32), 0
     for s in segments:
         stop = start + s.keys.shape[0]
         z_KGH += dot("kgs,skh->kgh", weights_KGS[..., start:stop], s.values)
         start = stop
-    return z_KGH.reshape(num_heads, head_dim)
+    return rounded(z_KGH, q_NH.dtype).reshape(num_heads, head_dim)

@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from avjax.config import AudioConfig
-from avjax.models.layers import Embedding, LayerNorm, Linear, dot, gelu, masked_softmax
+from avjax.models.layers import Embedding, LayerNorm, Linear, add, dot, gelu, masked_softmax, rounded
 
 
 def num_positions(num_mel_frames: int) -> int:
@@ -49,8 +49,9 @@ class Convolution(nnx.Module):
             padding=((1, 1),),
             dimension_numbers=("NWC", "WIO", "NWC"),
             precision=jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None,
+            preferred_element_type=jnp.float32,
         )
-        return y + self.bias[...]
+        return rounded(y + self.bias[...], x.dtype)
 
 
 class AudioAttention(nnx.Module):
@@ -64,8 +65,8 @@ class AudioAttention(nnx.Module):
     def __call__(self, x_CSD: Array, valid_CS: Array) -> Array:
         q, k, v = self.q(x_CSD), self.k(x_CSD), self.v(x_CSD)
         scores = dot("cqnh,csnh->cnqs", q, k) * q.shape[-1] ** -0.5
-        weights = masked_softmax(scores, valid_CS[:, None, None, :]).astype(x_CSD.dtype)
-        return self.out(dot("cnqs,csnh->cqnh", weights, v))
+        weights = rounded(masked_softmax(scores, valid_CS[:, None, None, :]), x_CSD.dtype)
+        return self.out(rounded(dot("cnqs,csnh->cqnh", weights, v), x_CSD.dtype))
 
 
 class AudioBlock(nnx.Module):
@@ -77,8 +78,8 @@ class AudioBlock(nnx.Module):
         self.fc2 = Linear([cfg.mlp_dim], [cfg.embed_dim], stack=stack, bias=True)
 
     def __call__(self, x_CSD: Array, valid_CS: Array) -> Array:
-        x_CSD = x_CSD + self.attn(self.attn_norm(x_CSD), valid_CS)
-        return x_CSD + self.fc2(gelu(self.fc1(self.mlp_norm(x_CSD))))
+        x_CSD = add(x_CSD, self.attn(self.attn_norm(x_CSD), valid_CS))
+        return add(x_CSD, self.fc2(gelu(self.fc1(self.mlp_norm(x_CSD)))))
 
 
 class AudioTower(nnx.Module):
@@ -109,7 +110,7 @@ class AudioTower(nnx.Module):
         x_CSD = gelu(self.conv1(mel_CTB)) * valid_CT[..., None].astype(mel_CTB.dtype)
         x_CSD = gelu(self.conv2(x_CSD))
         slots = x_CSD.shape[1]
-        x_CSD = x_CSD + jnp.asarray(_sinusoids(self.cfg.max_positions, self.cfg.embed_dim)[:slots], x_CSD.dtype)
+        x_CSD = add(x_CSD, jnp.asarray(_sinusoids(self.cfg.max_positions, self.cfg.embed_dim)[:slots], x_CSD.dtype))
         valid_CS = jnp.arange(slots) < ((lengths_C + 1) // 2)[:, None]
 
         def step(x: Array, block: AudioBlock) -> tuple[Array, Array | None]:

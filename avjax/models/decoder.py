@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from avjax.config import DecoderConfig
 from avjax.models.attention import Edges, Segment, attend_prompt, attend_token
-from avjax.models.layers import Embedding, GatedMLP, Linear, RMSNorm, inverse_frequencies, rotate
+from avjax.models.layers import Embedding, GatedMLP, Linear, RMSNorm, add, inverse_frequencies, rotate
 
 
 class Site(StrEnum):
@@ -94,9 +94,9 @@ class Block(nnx.Module):
 
     def _finish(self, x: Array, z: Array) -> tuple[Array, dict[Site, Array]]:
         attn_out = self.attn.o(z)
-        resid_mid = x + attn_out
+        resid_mid = add(x, attn_out)
         mlp_out = self.mlp(self.mlp_norm(resid_mid))
-        resid_post = resid_mid + mlp_out
+        resid_post = add(resid_mid, mlp_out)
         seen = {Site.ATTN_OUT: attn_out, Site.RESID_MID: resid_mid}
         return resid_post, seen | {Site.MLP_OUT: mlp_out, Site.RESID_POST: resid_post}
 
@@ -122,4 +122,4 @@ class Decoder(nnx.Module):
     def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Unnormalised log-probabilities (nats, up to a constant) of the final residual, in float32."""
         table = self.embed if self.unembed is None else self.unembed
-        return table.logits(self.final_norm(x)).astype(jnp.float32)
+        return table.logits(self.final_norm(x))

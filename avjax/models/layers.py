@@ -12,13 +12,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 
-def dot(equation: str, *operands: Array) -> Array:
-    """`einsum` that keeps float32 exact on accelerators, where the default would round it to bfloat16 or TF32."""
+def rounded(x: Float[Array, "..."], dtype: DTypeLike) -> Float[Array, "..."]:
+    """float32 rounded to the compute dtype here and now.
+
+    A plain cast is not enough: XLA drops a cast to bfloat16 and back between two operations that it fuses. The towers
+    round where Hugging Face rounds, so that bfloat16 results agree and not only float32 ones.
+    """
+    if jnp.dtype(dtype) == jnp.bfloat16:
+        x = jax.lax.reduce_precision(x.astype(jnp.float32), exponent_bits=8, mantissa_bits=7)
+    return x.astype(dtype)
+
+
+def dot(equation: str, *operands: Array) -> Float[Array, "..."]:
+    """`einsum` in float32, also of bfloat16 operands.
+
+    float32 operands keep their precision on accelerators, where the default would round them to bfloat16 or TF32.
+    """
     exact = all(x.dtype == jnp.float32 for x in operands)
-    return jnp.einsum(equation, *operands, precision=jax.lax.Precision.HIGHEST if exact else None)
+    precision = jax.lax.Precision.HIGHEST if exact else None
+    return jnp.einsum(equation, *operands, precision=precision, preferred_element_type=jnp.float32)
 
 
 class Linear(nnx.Module):
@@ -33,10 +49,11 @@ class Linear(nnx.Module):
         kernel = self.kernel[...]
         n = self.num_inputs
         contract = (tuple(range(x.ndim - n, x.ndim)), tuple(range(n)))
-        exact = x.dtype == jnp.float32
-        precision = jax.lax.Precision.HIGHEST if exact else None
-        y = jax.lax.dot_general(x, kernel, (contract, ((), ())), precision=precision)
-        return y if self.bias is None else y + self.bias[...]
+        precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+        y = jax.lax.dot_general(
+            x, kernel, (contract, ((), ())), precision=precision, preferred_element_type=jnp.float32
+        )
+        return rounded(y if self.bias is None else y + self.bias[...], x.dtype)
 
 
 class Embedding(nnx.Module):
@@ -49,6 +66,7 @@ class Embedding(nnx.Module):
         return self.embedding[...][ids]
 
     def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """float32 whatever the compute dtype: rounded logits would tie."""
         return dot("...d,vd->...v", x, self.embedding[...])
 
 
@@ -60,7 +78,7 @@ class RMSNorm(nnx.Module):
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
-        return self.scale[...] * y.astype(x.dtype)
+        return product(self.scale[...], rounded(y, x.dtype))
 
 
 class LayerNorm(nnx.Module):
@@ -74,7 +92,7 @@ class LayerNorm(nnx.Module):
         mean = jnp.mean(y, axis=-1, keepdims=True)
         variance = jnp.mean(jnp.square(y - mean), axis=-1, keepdims=True)
         y = (y - mean) * jax.lax.rsqrt(variance + self.eps)
-        return (y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+        return rounded(y * self.scale[...] + self.bias[...], x.dtype)
 
 
 class GatedMLP(nnx.Module):
@@ -86,16 +104,24 @@ class GatedMLP(nnx.Module):
         self.down = Linear([mlp_dim], [embed_dim], stack=stack, bias=bias)
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-        return self.down(silu(self.gate(x)) * self.up(x))
+        return self.down(product(silu(self.gate(x)), self.up(x)))
+
+
+def add(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    return rounded(x.astype(jnp.float32) + y.astype(jnp.float32), x.dtype)
+
+
+def product(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    return rounded(x.astype(jnp.float32) * y.astype(jnp.float32), x.dtype)
 
 
 def silu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    return jax.nn.silu(x.astype(jnp.float32)).astype(x.dtype)
+    return rounded(jax.nn.silu(x.astype(jnp.float32)), x.dtype)
 
 
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """The exact (erf) form."""
-    return jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype)
+    return rounded(jax.nn.gelu(x.astype(jnp.float32), approximate=False), x.dtype)
 
 
 def rotate(
@@ -104,7 +130,7 @@ def rotate(
     """Rotary embedding in the half-split convention: the first half of H pairs with the second."""
     first, second = jnp.split(x, 2, axis=-1)
     turned = jnp.concatenate([-second, first], axis=-1)
-    return x * cos[..., None, :] + turned * sin[..., None, :]
+    return add(product(x, cos[..., None, :]), product(turned, sin[..., None, :]))
 
 
 def inverse_frequencies(dim: int, theta: float) -> np.ndarray:
@@ -114,8 +140,8 @@ def inverse_frequencies(dim: int, theta: float) -> np.ndarray:
 
 
 def masked_softmax(scores: Float[Array, "... S"], keep: Array) -> Float[Array, "... S"]:
-    """float32 softmax over the keys that `keep` marks; a row without any reads zero, in value and gradient."""
-    scores = jnp.where(keep, scores.astype(jnp.float32), -jnp.inf)
+    """Softmax over the keys that `keep` marks; a row without any reads zero, in value and gradient."""
+    scores = jnp.where(keep, scores, -jnp.inf)
     top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
     weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
     total = jnp.sum(weights, axis=-1, keepdims=True)

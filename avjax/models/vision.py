@@ -16,7 +16,18 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from avjax.config import VisionConfig
-from avjax.models.layers import GatedMLP, Linear, RMSNorm, dot, gelu, inverse_frequencies, masked_softmax, rotate
+from avjax.models.layers import (
+    GatedMLP,
+    Linear,
+    RMSNorm,
+    add,
+    dot,
+    gelu,
+    inverse_frequencies,
+    masked_softmax,
+    rotate,
+    rounded,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,14 +89,14 @@ class VisionAttention(nnx.Module):
     def __call__(self, x_BSD: Array, rotary: tuple[Array, Array], valid_S: Array) -> Array:
         """Attention among the S patches of each row; `rotary` [S, H] and `valid_S` broadcast over rows."""
         q, k, v = (
-            dot("...sd,dnh->...snh", x_BSD, self.qkv.kernel[i]) + self.qkv.bias[i]  # pyright: ignore[reportOptionalSubscript]
-            for i in range(3)
+            rounded(dot("...sd,dnh->...snh", x_BSD, kernel_DNH) + bias_NH, x_BSD.dtype)
+            for kernel_DNH, bias_NH in zip(self.qkv.kernel[...], self.qkv.bias[...], strict=True)  # pyright: ignore[reportOptionalSubscript]
         )
         # HF rotates in float32 whatever the compute dtype.
-        q, k = (rotate(y.astype(jnp.float32), *rotary).astype(x_BSD.dtype) for y in (q, k))
+        q, k = (rounded(rotate(y.astype(jnp.float32), *rotary), x_BSD.dtype) for y in (q, k))
         scores = dot("...qnh,...snh->...nqs", q, k) * q.shape[-1] ** -0.5
-        weights = masked_softmax(scores, valid_S[..., None, None, :]).astype(x_BSD.dtype)
-        return self.out(dot("...nqs,...snh->...qnh", weights, v))
+        weights = rounded(masked_softmax(scores, valid_S[..., None, None, :]), x_BSD.dtype)
+        return self.out(rounded(dot("...nqs,...snh->...qnh", weights, v), x_BSD.dtype))
 
 
 class VisionBlock(nnx.Module):
@@ -107,8 +118,8 @@ class VisionBlock(nnx.Module):
             flat = self.attn(y.reshape(frames, windows * slots, -1), (cos, sin), valid_WS.reshape(-1))
             return flat.reshape(y.shape)
 
-        x_BWSD = x_BWSD + jax.lax.cond(full, whole_frame, windowed, y)
-        return x_BWSD + self.mlp(self.mlp_norm(x_BWSD))
+        x_BWSD = add(x_BWSD, jax.lax.cond(full, whole_frame, windowed, y))
+        return add(x_BWSD, self.mlp(self.mlp_norm(x_BWSD)))
 
 
 class PatchMerger(nnx.Module):
