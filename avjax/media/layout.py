@@ -162,6 +162,11 @@ def _omni_parts(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig)
             chunks = [(video if kind == "video" else audio)[start:stop] for kind, start, stop in order]
             yield from _in_token_order(clips.mixed(video, audio, config), chunks, video, audio, config)
             after = chunks[-1].after
+            if (clips.peek(0), clips.peek(1)) != (ids.audio_eos, ids.vision_eos):
+                raise ValueError(
+                    f"prompt: expected a video with sound to be closed by tokens {ids.audio_eos} and {ids.vision_eos} "
+                    f"at position {clips.at}, got {clips.peek(0)} and {clips.peek(1)}; the prompt is cut off"
+                )
             closing = _line("text", after, 1)
             yield from (closing, closing)
             clips.at += 2
