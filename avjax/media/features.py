@@ -27,7 +27,8 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
     """
     if max(height, width) > 200 * min(height, width):
         raise MediaError(f"expected an aspect ratio below 200, got {height} x {width}; crop the image")
-    new_height, new_width = (max(factor, round(side / factor) * factor) for side in (height, width))
+    # A side below half a factor rounds to 0 here; the area is then too small and grows.
+    new_height, new_width = (round(side / factor) * factor for side in (height, width))
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
         new_height, new_width = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
@@ -49,7 +50,17 @@ def sample_frames(num_frames: int, frames_per_second: float, options: MediaOptio
     high = math.floor(min(options.max_frames, num_frames) / FRAME_FACTOR) * FRAME_FACTOR
     count = min(max(num_frames / frames_per_second * options.fps, low), high, num_frames)
     count = max(FRAME_FACTOR, math.floor(count / FRAME_FACTOR) * FRAME_FACTOR)
-    return np.linspace(0, num_frames - 1, count, dtype=np.float32).round().astype(int).tolist()
+    return _linspace(num_frames - 1, count).round().astype(int).tolist()
+
+
+def _linspace(last: int, count: int) -> np.ndarray:
+    """float32 [count] from 0 to `last` as torch has it: from both ends to the middle, product and sum rounded once.
+
+    In a video of half an hour, another rounding picks a neighbouring frame here and there.
+    """
+    step = np.float64(np.float32(last) / np.float32(count - 1))
+    i = np.arange(count)
+    return np.where(i < count // 2, step * i, last - step * (count - 1 - i)).astype(np.float32)
 
 
 def video_features(path: str | Path, config: VisionConfig, options: MediaOptions) -> tuple[VisionFeatures, float]:
