@@ -17,7 +17,9 @@ from avjax.prompt import AudioFeatures, VisionFeatures
 FRAME_FACTOR = 2  # sampled frames come in pairs
 
 
-def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+def smart_resize(
+    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int, source: str = "image"
+) -> tuple[int, int]:
     """Height and width, multiples of `factor`, within the pixel bounds, near the original aspect ratio.
 
     Raises:
@@ -26,7 +28,7 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
     Source: `smart_resize` of Qwen2-VL's image processor.
     """
     if max(height, width) > 200 * min(height, width):
-        raise MediaError(f"expected an aspect ratio below 200, got {height} x {width}; crop the image")
+        raise MediaError(f"{source}: expected an aspect ratio below 200, got {height} x {width}; crop it first")
     # A side below half a factor rounds to 0 here; the area is then too small and grows.
     new_height, new_width = (round(side / factor) * factor for side in (height, width))
     if new_height * new_width > max_pixels:
@@ -80,7 +82,8 @@ def frame_features(frames: np.ndarray, config: VisionConfig, options: MediaOptio
         *frames.shape[1:3],
         factor=factor,
         min_pixels=options.min_pixels,
-        max_pixels=max(min(options.max_pixels, share), int(options.min_pixels * 1.05)),
+        max_pixels=min(options.max_pixels, max(share, int(options.min_pixels * 1.05))),
+        source=source,
     )
     pixels = np.stack([_normalized(frame, height, width, options) for frame in frames])
     patches, grid = patchify(pixels, config)
@@ -97,6 +100,7 @@ def image_features(path: str | Path, config: VisionConfig, options: MediaOptions
         factor=config.patch_size * config.spatial_merge_size,
         min_pixels=options.image_min_pixels,
         max_pixels=options.image_max_pixels,
+        source=str(path),
     )
     patches, grid = patchify(_normalized(image, height, width, options)[None], config)
     return VisionFeatures(patches=patches, grid=grid, seconds_per_grid=None, source=str(path))

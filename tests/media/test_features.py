@@ -202,6 +202,14 @@ def test_many_frames_share_the_pixel_budget(omni_model: avjax.Model):
     assert 12 * rows * columns / 4 <= 12 * 200
 
 
+def test_an_own_pixel_bound_holds(omni_model: avjax.Model):
+    """The floor of 1.05 times the lower bound is for the shared budget, not for a bound that somebody asked for."""
+    options = omni_model.processor.options.override(max_pixels=128 * 28 * 28)
+    got = frame_features(np.zeros((2, 480, 640, 3), np.uint8), omni_model.config.vision, options, source="frames")
+    rows, columns = (side // 14 for side in hf_image.smart_resize(480, 640, 28, 128 * 28 * 28, 128 * 28 * 28))
+    assert got.grid == (1, rows, columns)
+
+
 def recipe(num_frames: int, rate: float, fps: float, least: int = 4, most: int = 768) -> list[int]:
     """Frame indices by the published rules: a count that is even, between bounds and at most the number of frames."""
     even = lambda count: count - count % 2  # noqa: E731

@@ -114,7 +114,9 @@ def test_empty_sound(omni_model: avjax.Model, tmp_path: Path):
 
 def test_ribbon(omni_model: avjax.Model, tmp_path: Path):
     Image.fromarray(np.zeros((2, 500, 3), np.uint8)).save(tmp_path / "ribbon.png")
-    assert_refused(omni_model, "ribbon.png", "aspect ratio", "crop", image=tmp_path / "ribbon.png")
+    assert_refused(
+        omni_model, "ribbon.png", "aspect ratio below 200, got 2 x 500", "crop", image=tmp_path / "ribbon.png"
+    )
 
 
 def test_sound_for_a_family_without_ears(vl_model: avjax.Model, clip: Path, tmp_path: Path):
@@ -156,7 +158,20 @@ def test_unknown_media_option(omni_model: avjax.Model):
 
 
 @pytest.mark.parametrize(
-    "option", [{"fps": 0.0}, {"fps": -1.0}, {"max_frames": 0}, {"min_pixels": 0}, {"max_pixels": 10, "min_pixels": 10}]
+    "option",
+    [
+        {"fps": 0.0},
+        {"fps": -1.0},
+        {"fps": float("nan")},
+        {"fps": float("inf")},
+        {"max_frames": 0},
+        {"max_frames": 1, "min_frames": 1},
+        {"min_frames": 30, "max_frames": 20},
+        {"min_pixels": 0},
+        {"max_pixels": 50_176},  # below the default min_pixels, which a small picture would then be grown to
+        {"image_max_pixels": 56},
+    ],
+    ids=str,
 )
 def test_media_options_out_of_range(omni_model: avjax.Model, tmp_path: Path, option: dict[str, float]):
     write_clip(tmp_path / "clip.mp4", seconds=1.0, height=64, width=64)
