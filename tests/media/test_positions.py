@@ -102,6 +102,12 @@ def test_vl(vl: TinyCheckpoint, segments: list[Segment]):
     assert_vl_equal(vl, segments)
 
 
+@pytest.mark.parametrize("fps", [1.3, 2.1, 2.6, 3.7, 4.2])
+def test_vl_at_rates_that_round_differently(vl: TinyCheckpoint, fps: float):
+    """In float32 the product depends on its order."""
+    assert_vl_equal(vl, [TEXT, Segment(video=(200, 2, 2), seconds=2 / fps), TEXT])
+
+
 @given(seconds=st.floats(0.05, 8.0), steps=st.integers(1, 60))
 def test_any_seconds_per_grid(omni: TinyCheckpoint, vl: TinyCheckpoint, seconds: float, steps: int):
     segments = [TEXT, Segment(video=(steps, 2, 4), seconds=seconds), TEXT]
