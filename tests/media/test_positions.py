@@ -102,12 +102,6 @@ def test_vl(vl: TinyCheckpoint, segments: list[Segment]):
     assert_vl_equal(vl, segments)
 
 
-@pytest.mark.parametrize("fps", [1.3, 2.1, 2.6, 3.7, 4.2])
-def test_vl_at_rates_that_round_differently(vl: TinyCheckpoint, fps: float):
-    """In float32 the product depends on its order."""
-    assert_vl_equal(vl, [TEXT, Segment(video=(200, 2, 2), seconds=2 / fps), TEXT])
-
-
 @given(seconds=st.floats(0.05, 8.0), steps=st.integers(1, 60))
 def test_any_seconds_per_grid(omni: TinyCheckpoint, vl: TinyCheckpoint, seconds: float, steps: int):
     segments = [TEXT, Segment(video=(steps, 2, 4), seconds=seconds), TEXT]
@@ -127,6 +121,8 @@ def test_omni_off_default_units(tmp_path: Path, units: int, chunk: int):
 def test_vl_off_default_units(tmp_path: Path, units: int):
     tiny = write_checkpoint(tmp_path / "tiny", "qwen2_5_vl", vision_config={"tokens_per_second": units})
     assert_vl_equal(tiny, [TEXT, Segment(video=(9, 4, 6), seconds=1.37), TEXT, Segment(image=(1, 4, 2)), TEXT])
+    for fps in (1.3, 2.1, 2.6, 3.7):  # in float32 the product depends on its order; the default, 4, would not show it
+        assert_vl_equal(tiny, [TEXT, Segment(video=(200, 2, 2), seconds=2 / fps), TEXT])
 
 
 def test_units_change_positions(omni: TinyCheckpoint, tmp_path: Path):
