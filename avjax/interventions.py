@@ -94,7 +94,7 @@ _ARROW = re.compile(r"(?P<query>[^@#]+?)\s*->\s*(?P<key>[^@#]+?)\s*(?:@(?P<layer
 def _parse_rule(text: str) -> Knockout:
     if "->" in text:
         match = _ARROW.fullmatch(text)
-        if match is not None:
+        if match is not None and "->" not in match["key"]:
             return Knockout(
                 query=match["query"],
                 key=match["key"],
@@ -103,9 +103,9 @@ def _parse_rule(text: str) -> Knockout:
             )
     else:
         parts = [part.strip() for part in text.split(",")]
-        if len(parts) == 4 and all(re.fullmatch(r"-?\d+", p) for p in parts[2:]):
+        if len(parts) == 4 and all(re.fullmatch(r"-?\d+", p) for p in parts[2:]) and all(parts[:2]):
             query, key, start, stop = parts
-            return Knockout(query=query, key=key, layers=range(int(start), int(stop)))
+            return Knockout(query=query, key=key, layers=_window(text, int(start), int(stop)))
     raise ValueError(
         f"rule {text!r}: expected 'QUERY->KEY@LAYERS#HEADS', such as 'generated->video@18:36#h0,h3' (layers and heads "
         "optional), or the published 'QUERY,KEY,START,END', such as 'generated,video,18,36'"
@@ -121,8 +121,14 @@ def _indices(rule: str, text: str | None, what: str) -> Indices:
         if match is None:
             raise ValueError(f"rule {rule!r}: expected {what} such as 12, 18:36 or h0,h3, got {part.strip()!r}")
         start = int(match[1])
-        found.extend(range(start, int(match[2])) if match[2] else [start])
+        found.extend(_window(rule, start, int(match[2])) if match[2] else [start])
     return found
+
+
+def _window(rule: str, start: int, stop: int) -> range:
+    if start >= stop:
+        raise ValueError(f"rule {rule!r}: the window {start}:{stop} is empty, ends are exclusive; expected START < END")
+    return range(start, stop)
 
 
 def as_edits(edits: Sequence[Edit | str]) -> tuple[Edit, ...]:

@@ -82,7 +82,7 @@ class Model:
           audio: a sound file; "from_video" interleaves the video's own sound with its frames; None leaves sound out.
           image: an image file, or several.
           system: the system turn; None leaves it to the chat template.
-          **media_options: fields of `avjax.media.options.MediaOptions`, such as fps=1.0 or max_pixels=50176.
+          **media_options: fields of `avjax.media.options.MediaOptions`, such as fps=1.0 or max_pixels=200704.
 
         Raises:
           ValueError: a file cannot be used as asked; the message names it and the next step.

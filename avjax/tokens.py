@@ -100,7 +100,8 @@ def _positions(layout: Layout, spans: Sequence[tuple[int | None, int | None]], s
 
 
 _TOKEN = re.compile(r"\s*(?:(?P<name>[A-Za-z_]\w*)|(?P<span>\[[^\]]*\])|(?P<op>[-&|()]))")
-_RANGE = re.compile(r"(?P<unit>f?)(?P<start>\d*\.?\d*)(?P<s1>s?):f?(?P<stop>\d*\.?\d*)(?P<s2>s?)")
+_BOUND = r"(?:(?P<f{i}>f?)(?P<n{i}>\d+(?:\.\d*)?|\.\d+)(?P<s{i}>s?))?"
+_RANGE = re.compile(rf"\s*{_BOUND.format(i=1)}\s*:\s*{_BOUND.format(i=2)}\s*")
 
 
 class _Parser:
@@ -192,18 +193,21 @@ class _Parser:
         return mask
 
     def within(self, mask: np.ndarray, span: str) -> np.ndarray:
-        match = _RANGE.fullmatch(span.replace(" ", ""))
+        match = _RANGE.fullmatch(span)
         if match is None:
             raise self.error(f"cannot read the span [{span}]")
-        start, stop = match["start"], match["stop"]
+        start, stop = match["n1"], match["n2"]
+        seconds, frames = (bool(match[f"{unit}1"] or match[f"{unit}2"]) for unit in "sf")
+        if (seconds and frames) or (not seconds and "." in span):
+            raise self.error(f"cannot read the span [{span}]: seconds end in s, frames and tokens are whole")
         low, high = float(start) if start else -np.inf, float(stop) if stop else np.inf
         if low >= high:
             raise self.error(f"the span [{span}] is empty")
         keep = np.zeros_like(mask)
-        if match["s1"] or match["s2"]:
+        if seconds:
             keep[:-1] = (self.layout.seconds >= low) & (self.layout.seconds < high)
-        elif match["unit"]:
-            keep[:-1] = (self.layout.frames >= low) & (self.layout.frames < high)
+        elif frames:
+            keep[:-1] = (self.layout.frames >= max(low, 0)) & (self.layout.frames < high)
         else:
             order = np.cumsum(mask) - 1
             keep = (order >= low) & (order < high)

@@ -171,9 +171,23 @@ def _read_sound_file(path: str | Path) -> tuple[np.ndarray, int] | None:
     import soundfile
 
     try:
-        return soundfile.read(str(path), dtype="float32", always_2d=True)
+        with soundfile.SoundFile(str(path)) as sound:
+            samples, announced, rate = sound.read(dtype="float32", always_2d=True), sound.frames, sound.samplerate
     except soundfile.LibsndfileError:
         return None
+    if len(samples) < announced or _wav_is_cut(Path(path)):
+        raise MediaError(f"{path}: the audio is truncated, {len(samples) / rate:.2f} s are there; copy it again")
+    return samples, rate
+
+
+def _wav_is_cut(path: Path) -> bool:
+    """libsndfile trusts the file's size, not the header. Programs that pipe their sound write 0 or the largest size."""
+    with path.open("rb") as file:
+        header = file.read(12)
+    if header[:4] != b"RIFF" or header[8:] != b"WAVE":
+        return False
+    announced = int.from_bytes(header[4:8], "little")
+    return announced < 2**31 - 2**16 and announced + 8 > path.stat().st_size
 
 
 def _read_audio_stream(path: str | Path) -> tuple[np.ndarray, int]:

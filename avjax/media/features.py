@@ -17,7 +17,9 @@ from avjax.prompt import AudioFeatures, VisionFeatures
 FRAME_FACTOR = 2  # sampled frames come in pairs
 
 
-def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int) -> tuple[int, int]:
+def smart_resize(
+    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int, source: str = "image"
+) -> tuple[int, int]:
     """Height and width, multiples of `factor`, within the pixel bounds, near the original aspect ratio.
 
     Raises:
@@ -26,8 +28,9 @@ def smart_resize(height: int, width: int, *, factor: int, min_pixels: int, max_p
     Source: `smart_resize` of Qwen2-VL's image processor.
     """
     if max(height, width) > 200 * min(height, width):
-        raise MediaError(f"expected an aspect ratio below 200, got {height} x {width}; crop the image")
-    new_height, new_width = (max(factor, round(side / factor) * factor) for side in (height, width))
+        raise MediaError(f"{source}: expected an aspect ratio below 200, got {height} x {width}; crop it first")
+    # A side below half a factor rounds to 0 here; the area is then too small and grows.
+    new_height, new_width = (round(side / factor) * factor for side in (height, width))
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
         new_height, new_width = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
@@ -49,7 +52,17 @@ def sample_frames(num_frames: int, frames_per_second: float, options: MediaOptio
     high = math.floor(min(options.max_frames, num_frames) / FRAME_FACTOR) * FRAME_FACTOR
     count = min(max(num_frames / frames_per_second * options.fps, low), high, num_frames)
     count = max(FRAME_FACTOR, math.floor(count / FRAME_FACTOR) * FRAME_FACTOR)
-    return np.linspace(0, num_frames - 1, count, dtype=np.float32).round().astype(int).tolist()
+    return _linspace(num_frames - 1, count).round().astype(int).tolist()
+
+
+def _linspace(last: int, count: int) -> np.ndarray:
+    """float32 [count] from 0 to `last` as torch has it: from both ends to the middle, product and sum rounded once.
+
+    In a video of half an hour, another rounding picks a neighbouring frame here and there.
+    """
+    step = np.float64(np.float32(last) / np.float32(count - 1))
+    i = np.arange(count)
+    return np.where(i < count // 2, step * i, last - step * (count - 1 - i)).astype(np.float32)
 
 
 def video_features(path: str | Path, config: VisionConfig, options: MediaOptions) -> tuple[VisionFeatures, float]:
@@ -69,7 +82,8 @@ def frame_features(frames: np.ndarray, config: VisionConfig, options: MediaOptio
         *frames.shape[1:3],
         factor=factor,
         min_pixels=options.min_pixels,
-        max_pixels=max(min(options.max_pixels, share), int(options.min_pixels * 1.05)),
+        max_pixels=min(options.max_pixels, max(share, int(options.min_pixels * 1.05))),
+        source=source,
     )
     pixels = np.stack([_normalized(frame, height, width, options) for frame in frames])
     patches, grid = patchify(pixels, config)
@@ -86,6 +100,7 @@ def image_features(path: str | Path, config: VisionConfig, options: MediaOptions
         factor=config.patch_size * config.spatial_merge_size,
         min_pixels=options.image_min_pixels,
         max_pixels=options.image_max_pixels,
+        source=str(path),
     )
     patches, grid = patchify(_normalized(image, height, width, options)[None], config)
     return VisionFeatures(patches=patches, grid=grid, seconds_per_grid=None, source=str(path))

@@ -5,6 +5,7 @@ Face's `get_rope_index` for every layout that a processor can write.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -58,8 +59,8 @@ def expand_placeholders(
                 out.extend([token] * (int(np.prod(next(images))) // merge))
             elif token == ids.video and audio_in_video:
                 index, grid = next(videos)
-                step = shapes.seconds_per_grid[index]
-                inside = _interleave(grid, step, num_audio_tokens(next(audio)), config)
+                times = np.arange(grid[0]) * shapes.seconds_per_grid[index] * config.position_units_per_second
+                inside = _interleave(grid, times, num_audio_tokens(next(audio)), config)
                 kinds = [k for k, start, stop in inside for _ in range(stop - start)]
                 out.extend([_need(ids.audio_bos), *(_need(getattr(ids, k)) for k in kinds), _need(ids.audio_eos)])
             elif token == ids.video:
@@ -93,9 +94,7 @@ def token_layout(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig
     positions = np.concatenate([part.positions for part in parts], axis=1)
     return TokenLayout(
         positions=positions.astype(np.int32),
-        kinds=np.concatenate([np.full(part.positions.shape[1], MODALITIES.index(part.kind)) for part in parts]).astype(
-            np.int8
-        ),
+        kinds=np.concatenate([np.full(len(part), MODALITIES.index(part.kind)) for part in parts]).astype(np.int8),
         seconds=np.concatenate([part.seconds for part in parts]).astype(np.float32),
         frames=np.concatenate([part.frames for part in parts]).astype(np.int32),
     )
@@ -109,6 +108,9 @@ class _Part:
     positions: np.ndarray  # 3 n
     seconds: np.ndarray  # n
     frames: np.ndarray  # n
+
+    def __len__(self) -> int:
+        return self.positions.shape[1]
 
     def __getitem__(self, span: slice) -> "_Part":
         return _Part(self.kind, self.positions[:, span], self.seconds[span], self.frames[span])
@@ -153,14 +155,18 @@ def _omni_parts(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig)
             yield from (opening, opening)
             clips.at += 2
             grid, step = clips.video()
-            num_audio = num_audio_tokens(clips.audio())
-            video = _grid("video", opening.after, grid, _times(grid[0], step, units), step, merge)
-            audio = _line("audio", opening.after, num_audio)
-            for kind, start, stop in _interleave(grid, step, num_audio, config):
-                part = (video if kind == "video" else audio)[start:stop]
-                clips.consume(getattr(ids, kind), stop - start, kind)
-                yield part
-                after = part.after
+            times = _times(grid[0], step, units)
+            video = _grid("video", opening.after, grid, times, step, merge)
+            audio = _line("audio", opening.after, num_audio_tokens(clips.audio()))
+            order = _interleave(grid, times, len(audio), config)
+            chunks = [(video if kind == "video" else audio)[start:stop] for kind, start, stop in order]
+            yield from _in_token_order(clips.mixed(video, audio, config), chunks, video, audio, config)
+            after = chunks[-1].after
+            if (clips.peek(0), clips.peek(1)) != (ids.audio_eos, ids.vision_eos):
+                raise ValueError(
+                    f"prompt: expected a video with sound to be closed by tokens {ids.audio_eos} and {ids.vision_eos} "
+                    f"at position {clips.at}, got {clips.peek(0)} and {clips.peek(1)}; the prompt is cut off"
+                )
             closing = _line("text", after, 1)
             yield from (closing, closing)
             clips.at += 2
@@ -176,10 +182,25 @@ def _omni_parts(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig)
             part = _grid("video", after, grid, _times(grid[0], step, units), step, merge)
         else:
             part = _line("text", after, 1)
-        clips.consume(token, part.positions.shape[1], part.kind)
+        clips.consume(token, len(part), part.kind)
         yield part
         after = part.after
     clips.finish()
+
+
+def _in_token_order(
+    run: np.ndarray, chunks: Sequence[_Part], video: _Part, audio: _Part, config: ModelConfig
+) -> Iterator[_Part]:
+    """The tokens of a video with its sound: what they are by their ids, positions by their place among `chunks`.
+
+    HF's processor orders the tokens by float64 times, its `get_rope_index` numbers them by float32 ones. At a few
+    frame rates (2.6 fps after 30 s, say) the two open a chunk one grid step apart.
+    """
+    positions = np.concatenate([chunk.positions for chunk in chunks], axis=1)
+    for start, stop in itertools.pairwise([0, *(np.flatnonzero(np.diff(run)) + 1), len(run)]):
+        own = video if run[start] == config.tokens.video else audio
+        first = int(np.sum(run[:start] == run[start]))
+        yield dataclasses.replace(own[first : first + stop - start], positions=positions[:, start:stop])
 
 
 def _vl_parts(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig) -> Iterator[_Part]:
@@ -198,7 +219,7 @@ def _vl_parts(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig) -
         else:
             part = _line("text", after, 1)
             after += 1
-        clips.consume(token, part.positions.shape[1], part.kind)
+        clips.consume(token, len(part), part.kind)
         yield part
     clips.finish()
 
@@ -209,12 +230,15 @@ def _vl_times(steps: int, seconds_per_grid: float, units_per_second: float) -> n
     return (np.arange(steps, dtype=np.float32) * interval).astype(int)
 
 
-def _interleave(grid: Grid, seconds_per_grid: float, num_audio: int, config: ModelConfig) -> list[tuple[str, int, int]]:
-    """Chunks of video and audio tokens in prompt order: (kind, start, stop) within the clip's own tokens."""
+def _interleave(grid: Grid, times: np.ndarray, num_audio: int, config: ModelConfig) -> list[tuple[str, int, int]]:
+    """Chunks of video and audio tokens in prompt order: (kind, start, stop) within the clip's own tokens.
+
+    Args:
+      times: of each grid step, in position units.
+    """
     per_chunk = int(config.position_units_per_second * (config.seconds_per_chunk or 0))
     per_step = grid[1] * grid[2] // config.vision.spatial_merge_size**2
-    times = np.repeat(_times(grid[0], seconds_per_grid, config.position_units_per_second), per_step)
-    video, audio = _chunks(times, per_chunk), _chunks(np.arange(num_audio), per_chunk)
+    video, audio = _chunks(np.repeat(times, per_step), per_chunk), _chunks(np.arange(num_audio), per_chunk)
     order: list[tuple[str, int, int]] = []
     for j in range(max(len(video), len(audio))):
         order += [("video", *video[j])] if j < len(video) else []
@@ -276,6 +300,18 @@ class _Clips:
                 f"{int(np.argmin(np.append(run == token, False)))}; features and tokens are of different clips"
             )
         self.at += count
+
+    def mixed(self, video: _Part, audio: _Part, config: ModelConfig) -> np.ndarray:
+        """The token ids of a video with its sound, in whatever order they come."""
+        run = self.ids[self.at : self.at + len(video) + len(audio)]
+        got = [int(np.sum(run == token)) for token in (config.tokens.video, config.tokens.audio)]
+        if got != [len(video), len(audio)]:
+            raise ValueError(
+                f"prompt: expected {len(video)} video and {len(audio)} audio tokens from position {self.at}, got "
+                f"{got[0]} and {got[1]}; features and tokens are of different clips"
+            )
+        self.at += len(run)
+        return run
 
     def finish(self) -> None:
         for kind, rest in (("image", self._images), ("video", self._videos), ("audio", self._audio)):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,21 @@ class MediaOptions:
     image_mean: tuple[float, ...] = CLIP_MEAN
     image_std: tuple[float, ...] = CLIP_STD
     audio: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self):
+        if not 0 < self.fps < math.inf:
+            raise ValueError(f"media options: expected fps above 0, got {self.fps}")
+        for low, high, least in (
+            ("min_frames", "max_frames", 2),
+            ("min_pixels", "max_pixels", 1),
+            ("image_min_pixels", "image_max_pixels", 1),
+        ):
+            smallest, largest = getattr(self, low), getattr(self, high)
+            if smallest < 1 or largest < max(smallest, least):
+                raise ValueError(
+                    f"media options: expected 1 <= {low} <= {high} and {high} >= {least}, got {low}={smallest} and "
+                    f"{high}={largest}; set both"
+                )
 
     def override(self, **changes: Any) -> "MediaOptions":
         """A copy with some fields changed; fields that are None keep their value."""
