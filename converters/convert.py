@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -54,7 +55,8 @@ def to_network(source: Source, config: ModelConfig, dtype: str) -> Any:
 def convert(source_path: str | Path, target: str | Path) -> Plan:
     """Writes an Orbax checkpoint in the source's own dtype, with its config, tokenizer and preprocessor files.
 
-    Parameters are streamed, so peak memory is one block of one parameter. The target appears whole or not at all.
+    Parameters are streamed: memory holds a few copies of one block, and the pages of one mapped shard. The target
+    appears whole or not at all.
 
     Raises:
       FileExistsError: the target exists.
@@ -84,7 +86,7 @@ def convert(source_path: str | Path, target: str | Path) -> Plan:
 
 
 def refuse_existing(target: Path) -> None:
-    if target.exists():
+    if target.exists() or target.is_symlink():  # a link to nowhere does not "exist"
         raise FileExistsError(f"{target}: exists already; remove it or choose another target directory")
 
 
@@ -103,6 +105,13 @@ def appearing(target: Path, num_bytes: int) -> Iterator[Path]:
     try:
         yield building
         building.rename(target)
+    except Exception as error:
+        # TensorStore and safetensors report a full disk as errors of other types.
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(
+            errno.ENOSPC, f"the disk is full, nothing was kept; make room first ({error})", str(target)
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
