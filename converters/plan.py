@@ -11,7 +11,7 @@ from converters.rules import Rule
 from converters.source import CheckpointError, Source
 from converters.tables import table_for
 
-ROW_BYTES = 64 * 2**20  # a parameter that does not stack is moved in rows of about this size
+ROW_BYTES = 16 * 2**20  # a parameter that does not stack is moved in rows of about this size
 
 
 @dataclasses.dataclass(frozen=True)
