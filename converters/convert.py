@@ -127,9 +127,11 @@ def _licence(directory: Path) -> str | None:
     """The licence that a model card declares, else the first line of a licence file."""
     card = directory / "README.md"
     if card.is_file():
-        found = re.search(r"^license(?:_name)?:\s*(\S+)", card.read_text(errors="replace"), re.MULTILINE)
-        if found:
-            return found[1]
+        text = card.read_text(errors="replace")
+        for key in ("license_name", "license"):  # `license` says only "other" where the name stands apart
+            found = re.search(rf"^{key}:\s*(\S+)", text, re.MULTILINE)
+            if found:
+                return found[1]
     for path in sorted(directory.glob("LICENSE*")):
         lines = (line.strip() for line in path.read_text(errors="replace").splitlines())
         return next((line for line in lines if line), None)
