@@ -13,13 +13,12 @@ import jax.numpy as jnp
 from avjax.config import ModelConfig, read_config
 from avjax.media.options import read_options
 from avjax.media.processor import Processor
-from avjax.model import GenerationDefaults, Model, _Host
+from avjax.model import GenerationDefaults, Host, Model, Network
 from avjax.models.qwen2_5_omni import Qwen2_5Omni
 from avjax.models.qwen2_5_vl import Qwen2_5VL
 
 DTYPES = ("float32", "bfloat16")
 PARAMS = "params"  # the Orbax part of a converted checkpoint
-Network = Qwen2_5Omni | Qwen2_5VL
 FAMILIES = {"qwen2_5_omni": Qwen2_5Omni, "qwen2_5_vl": Qwen2_5VL}
 
 
@@ -49,6 +48,15 @@ def load(path: str | Path, dtype: str = "float32", mesh: Any = None) -> Model:
     source = open_source(path)
     config = read_config(source.config)
     return assemble_model(to_network(source, config, dtype), config, source.directory)
+
+
+def load_processor(path: str | Path) -> Processor:
+    """A checkpoint's tokenizer and media options, without its weights."""
+    from converters.source import find_directory
+
+    directory = find_directory(path)[0]
+    config = read_config(json.loads((directory / "config.json").read_text()))
+    return Processor(directory, config, read_options(directory, config))
 
 
 def abstract_network(config: ModelConfig, dtype: str = "float32") -> Network:
@@ -118,7 +126,7 @@ def fill(network: Network, arrays: Mapping[str, Any]) -> Network:
 def assemble_model(network: Network, config: ModelConfig, directory: Path) -> Model:
     """A model from its parts; `directory` holds the tokenizer, preprocessor and generation files."""
     processor = Processor(directory, config, read_options(directory, config))
-    host = _Host(processor=processor, generation=_generation(directory), source=str(directory))
+    host = Host(processor=processor, generation=_generation(directory), source=str(directory))
     return Model(network=network, config=config, host=host)
 
 

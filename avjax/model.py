@@ -19,6 +19,7 @@ from avjax.models.qwen2_5_vl import Qwen2_5VL
 from avjax.prompt import AudioFeatures, Inputs, Prompt, VisionFeatures
 from avjax.tokens import TokenGroups
 
+Network = Qwen2_5Omni | Qwen2_5VL
 CACHED_CLIPS = 32  # encoder outputs that a model keeps
 
 
@@ -31,13 +32,15 @@ class GenerationDefaults:
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
-class _Host:
+class Host:
     """What stays in Python; compared by identity, so that a jitted function sees one value per model."""
 
     processor: Processor
     generation: GenerationDefaults
     source: str
-    encoded: collections.OrderedDict[bytes, jax.Array] = dataclasses.field(default_factory=collections.OrderedDict)
+    encoded: collections.OrderedDict[bytes, tuple[Network, jax.Array]] = dataclasses.field(
+        default_factory=collections.OrderedDict
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -45,9 +48,9 @@ class _Host:
 class Model:
     """A checkpoint. A pytree whose leaves are its parameters, so jitted functions take it as an argument."""
 
-    network: Qwen2_5Omni | Qwen2_5VL
+    network: Network
     config: ModelConfig = dataclasses.field(metadata={"static": True})
-    host: _Host = dataclasses.field(metadata={"static": True})
+    host: Host = dataclasses.field(metadata={"static": True})
 
     @property
     def processor(self) -> Processor:
@@ -137,15 +140,20 @@ class Model:
     def encoded_clip(self, clip: AudioFeatures | VisionFeatures) -> jax.Array:
         """Encoder output [tokens, D] of one clip, from the cache when it was encoded before."""
         cache, key = self.host.encoded, _digest(clip)
-        if key not in cache:
-            if isinstance(clip, AudioFeatures):
-                cache[key] = encode_audio(self.network.audio, clip.mel, self.dtype)
-            else:
-                cache[key] = encode_vision(self.network.vision, clip.patches, clip.grid, self.dtype)
+        # A model made from this one by jax.tree.map shares the cache, but not what other parameters computed.
+        if key not in cache or cache[key][0] is not self.network:
+            cache[key] = (self.network, self._encode_clip(clip))
             while len(cache) > CACHED_CLIPS:
                 cache.popitem(last=False)
         cache.move_to_end(key)
-        return cache[key]
+        return cache[key][1]
+
+    def _encode_clip(self, clip: AudioFeatures | VisionFeatures) -> jax.Array:
+        if isinstance(clip, VisionFeatures):
+            return encode_vision(self.network.vision, clip.patches, clip.grid, self.dtype)
+        if self.network.audio is None:
+            raise ValueError(f"{clip.source}: {self.config.family} has no audio tower; leave the sound out")
+        return encode_audio(self.network.audio, clip.mel, self.dtype)
 
 
 def _merge(model: Model, prompt: Prompt) -> jax.Array:
@@ -164,7 +172,7 @@ def _merge(model: Model, prompt: Prompt) -> jax.Array:
 
 
 @jax.jit
-def _embed(network: Qwen2_5Omni | Qwen2_5VL, token_ids: jax.Array) -> jax.Array:
+def _embed(network: Network, token_ids: jax.Array) -> jax.Array:
     return network.decoder.embed(token_ids)
 
 
@@ -180,11 +188,11 @@ def _digest(clip: Any) -> bytes:
 
 @_digest.register
 def _(clip: AudioFeatures) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(clip.mel), person=b"audio", digest_size=16).digest()
+    return hashlib.blake2b(np.ascontiguousarray(clip.mel).data, person=b"audio", digest_size=16).digest()
 
 
 @_digest.register
 def _(clip: VisionFeatures) -> bytes:
     state = hashlib.blake2b(repr(clip.grid).encode(), person=b"vision", digest_size=16)
-    state.update(np.ascontiguousarray(clip.patches))
+    state.update(np.ascontiguousarray(clip.patches).data)
     return state.digest()

@@ -63,9 +63,7 @@ def open_source(path: str | Path) -> Source:
       FileNotFoundError: neither exists, or the hub cannot be reached.
       CheckpointError: the config, an index or a shard is missing or damaged; all of them are named.
     """
-    directory, revision = Path(path), None
-    if not directory.is_dir():
-        directory, revision = _download(str(path))
+    directory, revision = find_directory(path)
     config_path = directory / "config.json"
     if not config_path.is_file():
         raise CheckpointError(f"{directory}: expected config.json, found none; is this a checkpoint's directory?")
@@ -91,6 +89,11 @@ def _read_index(path: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{path}: expected tensors and their shards in weight_map, got none; copy it again")
     return weight_map
+
+
+def find_directory(path: str | Path) -> tuple[Path, str | None]:
+    """A checkpoint's directory, and its revision when it came from the hub."""
+    return (Path(path), None) if Path(path).is_dir() else _download(str(path))
 
 
 def _download(name: str) -> tuple[Path, str | None]:

@@ -90,7 +90,8 @@ def write_tokenizer(directory: Path, family: Family = "qwen2_5_omni") -> dict[st
     )
     fast.save_pretrained(directory)
     names = {"endoftext": CONTROL[0], "im_start": CONTROL[1], "im_end": CONTROL[2], **markers}
-    ids = {name: tokenizer.token_to_id(token) for name, token in names.items()}
+    vocabulary = tokenizer.get_vocab()
+    ids = {name: vocabulary[token] for name, token in names.items()}
     return {**ids, "vocab_size": tokenizer.get_vocab_size()}
 
 

@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from avjax.models.audio import AudioTower, chunk_lengths, num_audio_tokens
 from avjax.models.vision import VisionTower, window_layout
@@ -13,7 +14,7 @@ SCORE_BYTES = 256 * 2**20  # attention scores of one call of the vision tower, a
 MAX_STEPS = 16  # grid steps of one call
 
 
-def encode_audio(tower: AudioTower, mel: np.ndarray, dtype: jnp.dtype) -> jax.Array:
+def encode_audio(tower: AudioTower, mel: np.ndarray, dtype: DTypeLike) -> jax.Array:
     """Tokens [n, D] of one clip's log-mel frames [frames, bins]."""
     frames = 2 * tower.cfg.n_window
     num_chunks = _bucket(-(-len(mel) // frames))
@@ -23,7 +24,7 @@ def encode_audio(tower: AudioTower, mel: np.ndarray, dtype: jnp.dtype) -> jax.Ar
     return tokens[: num_audio_tokens(len(mel))]
 
 
-def encode_vision(tower: VisionTower, patches: np.ndarray, grid: tuple[int, int, int], dtype: jnp.dtype) -> jax.Array:
+def encode_vision(tower: VisionTower, patches: np.ndarray, grid: tuple[int, int, int], dtype: DTypeLike) -> jax.Array:
     """Merged tokens [t * h * w / merge^2, D] of one image or video, in reading order.
 
     Args:

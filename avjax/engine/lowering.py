@@ -137,7 +137,8 @@ def _factors(
     """float32 [L, N, M, M] of one variant; edits multiply."""
     factor = np.ones((config.num_layers, config.num_heads, num_groups, num_groups), np.float32)
     for edit, (query, key) in zip(edits, masks, strict=True):
-        factor[np.ix_(edit.layer_indices(config), edit.head_indices(config), query, key)] = 0.0
+        layers, heads = edit.layer_indices(config), edit.head_indices(config)
+        factor[np.ix_(layers, heads, np.flatnonzero(query).tolist(), np.flatnonzero(key).tolist())] = 0.0
     return factor
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -29,13 +30,14 @@ class VideoInfo:
 @contextlib.contextmanager
 def _opened(path: str | Path) -> Iterator:
     import av
+    from av.error import FFmpegError
 
     if not Path(path).is_file():
         raise MediaError(f"{path}: no such file; check the path")
     try:
         with av.open(str(path)) as container:
             yield container
-    except av.error.FFmpegError as error:
+    except FFmpegError as error:
         raise MediaError(
             f"{path}: expected a readable media file, got {error.strerror or error}; it may be truncated or damaged: "
             "copy it again or re-encode it"
@@ -100,6 +102,19 @@ def _decode_frames(path: str | Path, wanted: set[int]) -> tuple[dict[int, np.nda
                 turns = round(frame.rotation / 90) % 4  # phones store a rotation instead of turning the pixels
                 frames[index] = np.rot90(frame.to_ndarray(format="rgb24"), turns)
     return frames, index + 1
+
+
+def media_kind(path: str | Path) -> Literal["image", "video", "audio"]:
+    """What a file holds, by its contents."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not Path(path).is_file():
+        raise MediaError(f"{path}: no such file; check the path")
+    with contextlib.suppress(UnidentifiedImageError, OSError), Image.open(path) as image:
+        if getattr(image, "n_frames", 1) == 1:
+            return "image"
+    with _opened(path) as container:
+        return "video" if container.streams.video else "audio"
 
 
 def read_image(path: str | Path) -> np.ndarray:

@@ -123,7 +123,7 @@ def _normalized(image: np.ndarray, height: int, width: int, options: MediaOption
 
     resized = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), resample=Image.Resampling.BICUBIC)
     scaled = (np.asarray(resized).astype(np.float64) * (1 / 255)).astype(np.float32)
-    return (scaled - np.float32(options.image_mean)) / np.float32(options.image_std)
+    return (scaled - np.asarray(options.image_mean, np.float32)) / np.asarray(options.image_std, np.float32)
 
 
 def audio_features(path: str | Path, options: MediaOptions) -> AudioFeatures:

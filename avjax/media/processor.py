@@ -221,7 +221,7 @@ def _vision(
     return tuple(
         VisionFeatures(
             patches=part,
-            grid=tuple(int(n) for n in grid),
+            grid=(int(grid[0]), int(grid[1]), int(grid[2])),
             seconds_per_grid=None if step is None else float(step),
             source=f"batch {kind} {i}",
         )

@@ -7,7 +7,8 @@ an edge alone, 0 removes it. Factors never carry a T or S: positions reach them 
 """
 
 import dataclasses
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import jax
@@ -18,8 +19,8 @@ from avjax.models.layers import dot
 
 Compat = Literal["published"]
 
-MIN_BLOCK = 128  # queries per block: each block reads the keys up to its own end only
-MAX_BLOCKS = 16
+BLOCKS = 8  # of queries per prompt: each block reads the keys up to its own end only
+BLOCK_BOUNDS = (128, 512)
 
 
 @jax.tree_util.register_dataclass
@@ -30,14 +31,16 @@ class Edges:
     factor: jax.Array  # float32 N M M: query group, key group
     compat: Compat | None = dataclasses.field(default=None, metadata={"static": True})
 
-    def between(self, query_groups: Int[Array, "T"], key_groups: Int[Array, "S"]) -> Float[Array, "N T S"]:
-        """The factor of every edge from these queries to these keys."""
-        num_groups = self.factor.shape[-1]
-        # One-hot products select exactly (one term is not zero) and are faster than a gather per edge.
-        query_TM = jax.nn.one_hot(query_groups, num_groups, dtype=jnp.float32)
-        key_SM = jax.nn.one_hot(key_groups, num_groups, dtype=jnp.float32)
-        row_NTM = dot("tm,nmk->ntk", query_TM, self.factor)
-        return dot("ntk,sk->nts", row_NTM, key_SM)
+
+def edge_factors(
+    factor_MM: Float[Array, "*N M M"], query_groups: Int[Array, "T"], key_groups: Int[Array, "S"]
+) -> Float[Array, "*N T S"]:
+    """The factor of every edge from these queries to these keys."""
+    num_groups = factor_MM.shape[-1]
+    # One-hot products select exactly (one term is not zero) and are faster than a gather per edge.
+    query_TM = jax.nn.one_hot(query_groups, num_groups, dtype=jnp.float32)
+    key_SM = jax.nn.one_hot(key_groups, num_groups, dtype=jnp.float32)
+    return dot("...tk,sk->...ts", dot("tm,...mk->...tk", query_TM, factor_MM), key_SM)
 
 
 @jax.tree_util.register_dataclass
@@ -52,19 +55,16 @@ class Segment:
 
 
 def weigh(
-    scores_NTS: Float[Array, "N T S"],
-    visible_TS: Array,
-    factor_NTS: Float[Array, "N T S"] | None,
-) -> tuple[Float[Array, "N T S"], Float[Array, "N T 1"]]:
+    scores: Float[Array, "... S"], visible: Array, factor: Float[Array, "... S"] | None
+) -> tuple[Float[Array, "... S"], Float[Array, "... 1"]]:
     """Unnormalised float32 weights and their sum; both are 0 where no visible key has a factor above 0."""
-    scores_NTS = scores_NTS.astype(jnp.float32)
-    keep = visible_TS if factor_NTS is None else visible_TS & (factor_NTS > 0)
-    scores_NTS = jnp.where(keep, scores_NTS, -jnp.inf)
-    top = jax.lax.stop_gradient(jnp.max(scores_NTS, axis=-1, keepdims=True))
-    weights_NTS = jnp.exp(scores_NTS - jnp.where(jnp.isfinite(top), top, 0.0))
-    if factor_NTS is not None:
-        weights_NTS = weights_NTS * factor_NTS
-    return weights_NTS, jnp.sum(weights_NTS, axis=-1, keepdims=True)
+    keep = visible if factor is None else visible & (factor > 0)
+    scores = jnp.where(keep, scores.astype(jnp.float32), -jnp.inf)
+    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
+    if factor is not None:
+        weights = weights * factor
+    return weights, jnp.sum(weights, axis=-1, keepdims=True)
 
 
 def attend_prompt(
@@ -76,7 +76,7 @@ def attend_prompt(
     groups: Int[Array, "T"],
     edges: Edges | None,
 ) -> Float[Array, "T N H"]:
-    """Causal attention of a prompt with itself, block by block so that no block computes scores of later keys.
+    """Causal attention of a prompt with itself.
 
     Args:
       length: the real prompt length; later positions are padding, which causality hides from real queries.
@@ -90,22 +90,59 @@ def attend_prompt(
     num_tokens, num_heads, head_dim = q_TNH.shape
     num_kv = k_SKH.shape[1]
     q_KGTH = q_TNH.reshape(num_tokens, num_kv, num_heads // num_kv, head_dim).transpose(1, 2, 0, 3)
-    k_KSH, v_KSH = k_SKH.transpose(1, 0, 2), v_SKH.transpose(1, 0, 2)
-    block = max(MIN_BLOCK, -(-num_tokens // MAX_BLOCKS))
+    factor_KGMM = None if edges is None else edges.factor.reshape(q_KGTH.shape[:2] + edges.factor.shape[1:])
+    compat = None if edges is None else edges.compat
+
+    def one_kv_head(over: Callable, q_GTH: Array, k_SH: Array, v_SH: Array, factor_GMM: Array | None) -> Array:
+        def one_head(x: tuple[Array, Array | None]) -> Array:
+            return _attend_head(x[0], k_SH, v_SH, x[1], length=length, groups=groups, compat=compat)
+
+        return over(one_head, (q_GTH, factor_GMM))
+
+    def all_heads(over: Callable, *operands: Array | None) -> Array:
+        return over(lambda x: one_kv_head(over, *x), operands)
+
+    # Heads one after the other keep a CPU's caches warm: half the time of one batched product at 2,048 tokens.
+    z_KGTH = jax.lax.platform_dependent(
+        q_KGTH,
+        k_SKH.transpose(1, 0, 2),
+        v_SKH.transpose(1, 0, 2),
+        factor_KGMM,
+        cpu=functools.partial(all_heads, jax.lax.map),
+        default=functools.partial(all_heads, lambda f, xs: jax.vmap(f)(xs)),
+    )
+    return z_KGTH.reshape(num_heads, num_tokens, head_dim).transpose(1, 0, 2)
+
+
+def _attend_head(
+    q_TH: Float[Array, "T H"],
+    k_SH: Float[Array, "T H"],
+    v_SH: Float[Array, "T H"],
+    factor_MM: Float[Array, "M M"] | None,
+    *,
+    length: Int[Array, ""],
+    groups: Int[Array, "T"],
+    compat: Compat | None,
+) -> Float[Array, "T H"]:
+    """One head, block of queries by block, so that no block computes scores of later keys."""
+    num_tokens, head_dim = q_TH.shape
+    low, high = BLOCK_BOUNDS
+    block = min(max(num_tokens // BLOCKS, low), high)
     outputs = []
     for start in range(0, num_tokens, block):
         stop = min(start + block, num_tokens)
-        scores_NTS = _scores(q_KGTH[:, :, start:stop], k_KSH[:, :stop])
+        scores_TS = dot("th,sh->ts", q_TH[start:stop], k_SH[:stop]) * head_dim**-0.5
         visible_TS = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
-        factor_NTS = None if edges is None else edges.between(groups[start:stop], groups[:stop])
-        weights_NTS, total_NT1 = weigh(scores_NTS, visible_TS, factor_NTS)
-        weights_NTS = (weights_NTS / jnp.where(total_NT1 > 0, total_NT1, 1.0)).astype(v_SKH.dtype)
-        z_NTH = _mix(weights_NTS, v_KSH[:, :stop])
-        if edges is not None and edges.compat == "published":
-            mean_NH = _mean_value(v_SKH, jnp.arange(num_tokens) < length, num_heads)
-            z_NTH = jnp.where(total_NT1 > 0, z_NTH, mean_NH[:, None])
-        outputs.append(z_NTH)
-    return jnp.concatenate(outputs, axis=1).transpose(1, 0, 2)
+        factor_TS = None if factor_MM is None else edge_factors(factor_MM, groups[start:stop], groups[:stop])
+        weights_TS, total_T1 = weigh(scores_TS, visible_TS, factor_TS)
+        # Divided after the product with the values: a pass over T x H instead of T x S.
+        z_TH = dot("ts,sh->th", weights_TS.astype(v_SH.dtype), v_SH[:stop])
+        z_TH = (z_TH / jnp.where(total_T1 > 0, total_T1, 1.0)).astype(v_SH.dtype)
+        if compat == "published":
+            exists_S = (jnp.arange(num_tokens) < length).astype(v_SH.dtype)
+            z_TH = jnp.where(total_T1 > 0, z_TH, dot("s,sh->h", exists_S, v_SH) / length.astype(v_SH.dtype))
+        outputs.append(z_TH)
+    return jnp.concatenate(outputs)
 
 
 def attend_token(
@@ -114,39 +151,22 @@ def attend_token(
     """Attention of one decoded token of token group `group` over its segments, under one softmax."""
     num_heads, head_dim = q_NH.shape
     num_kv = segments[0].keys.shape[1]
-    q_KGTH = q_NH.reshape(num_kv, num_heads // num_kv, 1, head_dim)
-    scores_NTS = jnp.concatenate([_scores(q_KGTH, s.keys.transpose(1, 0, 2)) for s in segments], axis=-1)
+    q_KGH = q_NH.reshape(num_kv, num_heads // num_kv, head_dim)
+    scores = [dot("kgh,skh->kgs", q_KGH, s.keys) * head_dim**-0.5 for s in segments]
+    scores_NS = jnp.concatenate(scores, axis=-1).reshape(num_heads, -1)
     visible_S = jnp.concatenate([s.visible for s in segments])
     groups_S = jnp.concatenate([s.groups for s in segments])
-    factor_NTS = None if edges is None else edges.between(group[None], groups_S)
-    weights_NTS, total_NT1 = weigh(scores_NTS, visible_S[None], factor_NTS)
-    weights_NTS = weights_NTS / jnp.where(total_NT1 > 0, total_NT1, 1.0)
+    factor_NS = None if edges is None else edge_factors(edges.factor, group[None], groups_S)[:, 0]
+    weights_NS, total_N1 = weigh(scores_NS, visible_S, factor_NS)
     if edges is not None and edges.compat == "published":
-        uniform_S = visible_S / jnp.sum(visible_S)
-        weights_NTS = jnp.where(total_NT1 > 0, weights_NTS, uniform_S)
-    weights_NTS = weights_NTS.astype(segments[0].values.dtype)
-    z_NTH, start = jnp.zeros((num_heads, 1, head_dim), weights_NTS.dtype), 0
+        exists_S = visible_S.astype(jnp.float32)
+        weights_NS = jnp.where(total_N1 > 0, weights_NS, exists_S)
+        total_N1 = jnp.where(total_N1 > 0, total_N1, jnp.sum(exists_S))
+    weights_NS = weights_NS / jnp.where(total_N1 > 0, total_N1, 1.0)
+    weights_KGS = weights_NS.reshape(num_kv, num_heads // num_kv, -1).astype(segments[0].values.dtype)
+    z_KGH, start = jnp.zeros_like(q_KGH), 0
     for s in segments:
-        z_NTH += _mix(weights_NTS[..., start : start + s.keys.shape[0]], s.values.transpose(1, 0, 2))
-        start += s.keys.shape[0]
-    return z_NTH[:, 0]
-
-
-def _scores(q_KGTH: Array, k_KSH: Array) -> Float[Array, "N T S"]:
-    num_kv, group, tokens, head_dim = q_KGTH.shape
-    scores = dot("kqh,ksh->kqs", q_KGTH.reshape(num_kv, group * tokens, head_dim), k_KSH) * head_dim**-0.5
-    return scores.reshape(num_kv * group, tokens, k_KSH.shape[1])
-
-
-def _mix(weights_NTS: Array, v_KSH: Array) -> Float[Array, "N T H"]:
-    num_heads, tokens, keys = weights_NTS.shape
-    num_kv, _, head_dim = v_KSH.shape
-    mixed = dot("kqs,ksh->kqh", weights_NTS.reshape(num_kv, -1, keys), v_KSH)
-    return mixed.reshape(num_heads, tokens, head_dim)
-
-
-def _mean_value(v_SKH: Array, keep_S: Array, num_heads: int) -> Float[Array, "N H"]:
-    """What a softmax over equal scores reads: the mean over all existing keys, in the published code's semantics."""
-    weight_S = (keep_S / jnp.sum(keep_S)).astype(v_SKH.dtype)
-    mean_KH = dot("s,skh->kh", weight_S, v_SKH)
-    return jnp.repeat(mean_KH, num_heads // v_SKH.shape[1], axis=0)
+        stop = start + s.keys.shape[0]
+        z_KGH += dot("kgs,skh->kgh", weights_KGS[..., start:stop], s.values)
+        start = stop
+    return z_KGH.reshape(num_heads, head_dim)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from avjax.config import DecoderConfig
@@ -110,7 +111,7 @@ class Decoder(nnx.Module):
         self.final_norm = RMSNorm(cfg.embed_dim, cfg.norm_eps)
         self.unembed = None if cfg.tied_embeddings else Embedding(cfg.vocab_size, cfg.embed_dim)
 
-    def rotary(self, positions_3T: Int[Array, "3 *T"], dtype: jnp.dtype) -> tuple[Array, Array]:
+    def rotary(self, positions_3T: Int[Array, "3 *T"], dtype: DTypeLike) -> tuple[Array, Array]:
         """cos and sin [*T, H]; frequencies follow t, h and w in blocks of `mrope_section`, once per half of H."""
         frequencies = inverse_frequencies(self.cfg.head_dim, self.cfg.rope_theta)
         axis = np.repeat(np.arange(3), self.cfg.mrope_section)

@@ -108,9 +108,9 @@ def rotate(
 
 
 def inverse_frequencies(dim: int, theta: float) -> np.ndarray:
-    """float32 [dim / 2], computed as torch does: float32 exponents, then a float32 power."""
+    """float32 [dim / 2]; the power is rounded once, as torch's is, so that long prompts keep HF's angles."""
     exponents = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-    return np.float32(1.0) / np.power(np.float32(theta), exponents, dtype=np.float32)
+    return np.float32(1.0) / np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
 
 
 def masked_softmax(scores: Float[Array, "... S"], keep: Array) -> Float[Array, "... S"]:

@@ -103,8 +103,8 @@ class VisionBlock(nnx.Module):
             return self.attn(y, rotary, valid_WS)
 
         def whole_frame(y: Array) -> Array:
-            flat_rotary = tuple(angle.reshape(windows * slots, -1) for angle in rotary)
-            flat = self.attn(y.reshape(frames, windows * slots, -1), flat_rotary, valid_WS.reshape(-1))
+            cos, sin = (angle.reshape(windows * slots, -1) for angle in rotary)
+            flat = self.attn(y.reshape(frames, windows * slots, -1), (cos, sin), valid_WS.reshape(-1))
             return flat.reshape(y.shape)
 
         x_BWSD = x_BWSD + jax.lax.cond(full, whole_frame, windowed, y)

@@ -1,0 +1,1 @@
+"""Scripted parameter grids: the paper's experiments, and the benchmark."""

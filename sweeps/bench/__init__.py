@@ -1,0 +1,1 @@
+"""Measurements against other implementations, on the same weights, interleaved."""
