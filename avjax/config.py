@@ -13,7 +13,8 @@ Family = Literal["qwen2_5_omni", "qwen2_5_vl"]
 # Keys that cannot change a forward pass in evaluation mode: training, initialisation, bookkeeping, sampling defaults.
 INERT = frozenset(
     """
-    _name_or_path _attn_implementation_autoset architectures dtype torch_dtype transformers_version model_type
+    _name_or_path _commit_hash _attn_implementation_autoset
+    architectures dtype torch_dtype transformers_version model_type
     initializer_range init_std ignore_index use_cache use_return_dict return_dict output_hidden_states
     output_attentions output_scores return_dict_in_generate torchscript use_bfloat16 tf_legacy_loss pruned_heads
     dropout attention_dropout activation_dropout encoder_layerdrop chunk_size_feed_forward

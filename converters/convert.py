@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -54,7 +55,8 @@ def to_network(source: Source, config: ModelConfig, dtype: str) -> Any:
 def convert(source_path: str | Path, target: str | Path) -> Plan:
     """Writes an Orbax checkpoint in the source's own dtype, with its config, tokenizer and preprocessor files.
 
-    Parameters are streamed, so peak memory is one block of one parameter. The target appears whole or not at all.
+    Parameters are streamed: memory holds a few copies of one block, and the pages of one mapped shard. The target
+    appears whole or not at all.
 
     Raises:
       FileExistsError: the target exists.
@@ -84,7 +86,7 @@ def convert(source_path: str | Path, target: str | Path) -> Plan:
 
 
 def refuse_existing(target: Path) -> None:
-    if target.exists():
+    if target.exists() or target.is_symlink():  # a link to nowhere does not "exist"
         raise FileExistsError(f"{target}: exists already; remove it or choose another target directory")
 
 
@@ -103,6 +105,13 @@ def appearing(target: Path, num_bytes: int) -> Iterator[Path]:
     try:
         yield building
         building.rename(target)
+    except Exception as error:
+        # TensorStore and safetensors report a full disk as errors of other types.
+        if os.strerror(errno.ENOSPC) not in str(error):
+            raise
+        raise OSError(
+            errno.ENOSPC, f"the disk is full, nothing was kept; make room first ({error})", str(target)
+        ) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -118,9 +127,11 @@ def _licence(directory: Path) -> str | None:
     """The licence that a model card declares, else the first line of a licence file."""
     card = directory / "README.md"
     if card.is_file():
-        found = re.search(r"^license(?:_name)?:\s*(\S+)", card.read_text(errors="replace"), re.MULTILINE)
-        if found:
-            return found[1]
+        text = card.read_text(errors="replace")
+        for key in ("license_name", "license"):  # `license` says only "other" where the name stands apart
+            found = re.search(rf"^{key}:\s*(\S+)", text, re.MULTILINE)
+            if found:
+                return found[1]
     for path in sorted(directory.glob("LICENSE*")):
         lines = (line.strip() for line in path.read_text(errors="replace").splitlines())
         return next((line for line in lines if line), None)

@@ -11,7 +11,7 @@ from converters.rules import Rule
 from converters.source import CheckpointError, Source
 from converters.tables import table_for
 
-ROW_BYTES = 64 * 2**20  # a parameter that does not stack is moved in rows of about this size
+ROW_BYTES = 16 * 2**20  # a parameter that does not stack is moved in rows of about this size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,11 +160,8 @@ def _alias_problems(source: Source, alias: str, original: str) -> list[str]:
     a, b = source.tensors[alias], source.tensors[original]
     if a.shape == b.shape and a.dtype == b.dtype:
         rows = max(1, ROW_BYTES // max(1, b.dtype.itemsize * b.shape[-1]))
-        starts = range(0, b.shape[0], rows)
+        spans = [(start, min(start + rows, b.shape[0])) for start in range(0, b.shape[0], rows)]
         # Compared as bits: NaN payloads and signed zeros count.
-        if all(
-            source.read_rows(alias, s, s + rows).tobytes() == source.read_rows(original, s, s + rows).tobytes()
-            for s in starts
-        ):
+        if all(source.read_rows(alias, *s).tobytes() == source.read_rows(original, *s).tobytes() for s in spans):
             return []
     return [f"{alias}: the config ties it to {original}, but their values differ; set tie_word_embeddings to false"]

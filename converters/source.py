@@ -67,11 +67,28 @@ def open_source(path: str | Path) -> Source:
     config_path = directory / "config.json"
     if not config_path.is_file():
         raise CheckpointError(f"{directory}: expected config.json, found none; is this a checkpoint's directory?")
-    try:
-        config = json.loads(config_path.read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{config_path}: expected JSON, got {error}; copy it again") from error
+    config = _read_object(config_path)
     return Source(directory, config, _tensors(directory), revision or config.get("_commit_hash"))
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise CheckpointError(f"{path}: expected JSON, got {error}; copy it again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, got a {type(content).__name__}; copy it again")
+    return content
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    """Tensor names to shards; empty where there is no index."""
+    if not path.is_file():
+        return {}
+    weight_map = _read_object(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{path}: expected tensors and their shards in weight_map, got none; copy it again")
+    return weight_map
 
 
 def find_directory(path: str | Path) -> tuple[Path, str | None]:
@@ -80,16 +97,16 @@ def find_directory(path: str | Path) -> tuple[Path, str | None]:
 
 
 def _download(name: str) -> tuple[Path, str | None]:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise FileNotFoundError(
             f"{name}: no such directory; expected a checkpoint's directory or a hub id such as org/name"
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         directory = Path(snapshot_download(name, allow_patterns=list(HUB_PATTERNS)))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise FileNotFoundError(
             f"{name}: no such directory, and the hub gave no such model ({type(error).__name__}); check the name, or "
             "download the checkpoint elsewhere and pass its directory"
@@ -99,12 +116,12 @@ def _download(name: str) -> tuple[Path, str | None]:
 
 def _tensors(directory: Path) -> dict[str, TensorInfo]:
     problems: list[str] = []
-    index_path = directory / "model.safetensors.index.json"
-    index: dict[str, str] = json.loads(index_path.read_text())["weight_map"] if index_path.is_file() else {}
+    index = _read_index(directory / "model.safetensors.index.json")
     shards = sorted({directory / name for name in index.values()} or directory.glob("*.safetensors"))
     if not shards:
         raise CheckpointError(f"{directory}: expected *.safetensors, found none; convert .bin or .pt weights first")
     tensors: dict[str, TensorInfo] = {}
+    unusable: set[str] = set()  # files and tensors that are there, and have their problem told already
     for shard in shards:
         if not shard.is_file():
             problems.append(f"{shard.name}: the index names this shard, but it is missing")
@@ -116,16 +133,18 @@ def _tensors(directory: Path) -> dict[str, TensorInfo]:
                     dtype = DTYPES.get(part.get_dtype())
                     if dtype is None:
                         problems.append(f"{name}: expected a float tensor, got {part.get_dtype()}")
+                        unusable.add(name)
                         continue
                     if name in tensors:
                         problems.append(f"{name}: in {tensors[name].shard.name} and again in {shard.name}")
                     tensors[name] = TensorInfo(shard, tuple(part.get_shape()), dtype)
         except (SafetensorError, OSError) as error:
             problems.append(f"{shard.name}: truncated or damaged ({error}); copy it again")
+            unusable.add(shard.name)
     problems += [
         f"{name}: the index puts it in {shard}, but it is not there"
         for name, shard in index.items()
-        if name not in tensors and (directory / shard).is_file() and not any(p.startswith(shard) for p in problems)
+        if name not in tensors and (directory / shard).is_file() and not unusable & {name, shard}
     ]
     if problems:
         raise CheckpointError(f"{directory}: the checkpoint is damaged:\n  " + "\n  ".join(problems))

@@ -27,6 +27,7 @@ class _ParameterHandler(NumpyHandler):
             array = await ts.open(ts.Spec(tspec), create=True, open=True, context=ts_context)
             for index, block in value.blocks():
                 await array[index].write(block)
+                del block  # before the next one is read
             value.reader.close()
 
 
