@@ -33,7 +33,7 @@ def count_compilations() -> Iterator[list[str]]:
     seen: list[str] = []
 
     def listener(event: str, seconds: float, **details: object) -> None:
-        if seen is not None and event.endswith("backend_compile_duration"):
+        if event.endswith("backend_compile_duration"):
             seen.append(str(details.get("fun_name", event)))
 
     jax.monitoring.register_event_duration_secs_listener(listener)
