@@ -83,7 +83,7 @@ def test_continuation(batched, continued, oracle: Oracle, rule_sets, index: int,
 
 
 @both_semantics
-@pytest.mark.parametrize("index", [0, 6, 20, NUM_SETS - 1])
+@pytest.mark.parametrize("index", [1, 6, 20])
 def test_alone_as_in_the_batch(omni_model, prompt, batched, rule_sets, index: int, compat: Compat):
     alone = avjax.generate(omni_model, prompt, *edits(rule_sets[index]), max_new_tokens=NEW_TOKENS, compat=compat)
     together = batched(compat)[index]
@@ -104,7 +104,7 @@ def test_every_prompt_position(omni_model, prompt, oracle: Oracle, rule_sets, in
     assert (got.touched.edges, got.touched.blocked_queries) == oracle.touched(rules, oracle.prompt_length)
 
 
-def test_clean_model_and_positions(omni_model, prompt, oracle: Oracle):
+def test_clean_model(omni_model, prompt, oracle: Oracle):
     expected = oracle.generate((), NEW_TOKENS)
     got = avjax.generate(omni_model, prompt, max_new_tokens=NEW_TOKENS)
     np.testing.assert_array_equal(got.tokens, expected.tokens)
@@ -135,7 +135,7 @@ def test_generated_spares_the_first_token_and_answer_does_not(omni_model, prompt
     clean = oracle.generate((), 1)
     for query, spared in (("generated", True), ("answer", False)):
         rules = (Rule(query, "video", layers),)
-        got = avjax.generate(omni_model, prompt, *edits(rules), max_new_tokens=2)
-        expected = oracle.generate(rules, 2)
+        got = avjax.generate(omni_model, prompt, *edits(rules), max_new_tokens=NEW_TOKENS)
+        expected = oracle.generate(rules, NEW_TOKENS)
         assert np.abs(got.logits - expected.logits).max() <= TOLERANCE
         assert (np.abs(got.logits[0] - clean.logits[0]).max() <= TOLERANCE) == spared

@@ -105,13 +105,13 @@ def test_padding_does_not_change_logits(omni_model: avjax.Model, size: int, seed
     np.testing.assert_allclose(longer, expected, rtol=0, atol=1e-6)
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(
     seed=st.integers(0, 2**16),
     drawn=st.lists(
         st.builds(
             avjax.Knockout,
-            query=st.sampled_from(["generated", "answer", "text", "video"]),
+            query=st.sampled_from(["generated", "text"]),
             key=st.sampled_from(["text", "video"]),
             layers=st.sets(st.integers(0, 7), min_size=1).map(sorted),
             heads=st.none() | st.sets(st.integers(0, 3), min_size=1).map(sorted),
