@@ -194,11 +194,12 @@ def lower_edits(model: Model, prompt: Prompt, *interventions: Edit | str) -> tup
 def _generations(
     model: Model, lowered: Lowered, start: int, tokens: np.ndarray, lengths: np.ndarray, logits: jax.Array | None
 ) -> list[Generation]:
+    rows = None if logits is None else np.asarray(logits)  # slicing on the device would compile once per length
     return [
         Generation(
             text=model.decode_text(tokens[i, :n]),
             tokens=tokens[i, :n],
-            logits=None if logits is None else np.asarray(logits[i, :n]),
+            logits=None if rows is None else rows[i, :n],
             touched=lowered.touched(int(n) - 1)[start + i],
         )
         for i, n in enumerate(lengths)

@@ -1,0 +1,83 @@
+"""Edits are data: rule sets of one shape share one executable."""
+
+import contextlib
+from collections.abc import Iterator
+
+import chex
+import jax
+import jax.monitoring
+import numpy as np
+
+import avjax
+from avjax.engine.lowering import lower
+
+MODALITIES = ("text", "audio", "video")
+# Twenty sets of one or two rules; windows, heads, types and order all differ.
+RULE_SETS = [
+    f"{MODALITIES[i % 3]}->{MODALITIES[(i + i // 3) % 3]}@{i % 4}:{4 + i % 5}#h{i % 4}"
+    + (f"; text->video@{i % 8}" if i % 2 else "; video->text")
+    for i in range(20)
+]
+
+
+def prompt_of(model: avjax.Model, size: int = 90) -> avjax.Prompt:
+    rng = np.random.default_rng(0)
+    types = ["text", *rng.choice(MODALITIES, size - 1).tolist()]
+    embeddings = rng.normal(size=(size, model.config.decoder.embed_dim))
+    return model.prompt_from_embeddings(embeddings, np.broadcast_to(np.arange(size), (3, size)), types)
+
+
+@contextlib.contextmanager
+def count_compilations() -> Iterator[list[str]]:
+    """Names of what XLA compiles meanwhile."""
+    seen: list[str] = []
+
+    def listener(event: str, seconds: float, **details: object) -> None:
+        if event.endswith("backend_compile_duration"):
+            seen.append(str(details.get("fun_name", event)))
+
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        yield seen
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+
+
+def test_the_counter_counts():
+    with count_compilations() as seen:
+        jax.jit(lambda x: x * 3 + 1)(np.ones(17, np.float32))
+    assert seen
+    before = len(seen)
+    jax.jit(lambda x: x * 5 + 1)(np.ones(17, np.float32))
+    assert len(seen) == before, "it must stop counting"
+
+
+def test_run_compiles_once_for_twenty_rule_sets(omni_model: avjax.Model):
+    prompt = prompt_of(omni_model)
+    first = avjax.run(omni_model, prompt, RULE_SETS[0], at="all", allow_noop=True)
+    with count_compilations() as seen:
+        logits = [avjax.run(omni_model, prompt, rule, at="all", allow_noop=True).logits for rule in RULE_SETS]
+    assert seen == []
+    np.testing.assert_array_equal(logits[0], first.logits)
+    assert len({np.asarray(value).tobytes() for value in logits}) == 20, "no two sets may give the same logits"
+
+
+def test_generation_compiles_once_for_twenty_rule_sets(omni_model: avjax.Model):
+    prompt = prompt_of(omni_model)
+    avjax.generate(omni_model, prompt, RULE_SETS[0], max_new_tokens=3, allow_noop=True)
+    with count_compilations() as seen:
+        for i, rule in enumerate(RULE_SETS):
+            avjax.generate(omni_model, prompt, rule, max_new_tokens=2 + i % 3, allow_noop=True)
+    assert seen == []
+
+
+def test_forward_is_traced_once(omni_model: avjax.Model):
+    """For users who jit `avjax.forward` themselves, one partition of the prompt serves all sets."""
+    prompt = prompt_of(omni_model)
+    forward = jax.jit(chex.assert_max_traces(avjax.forward, n=1))
+    variants = [avjax.parse_rules(rule) for rule in RULE_SETS]
+    lowered = lower(prompt, omni_model.config.decoder, variants, num_decoded=0, allow_noop=True)
+    inputs = omni_model.encode(prompt, lowered.groups)
+    for i in range(20):
+        edit = jax.tree.map(lambda leaf, i=i: leaf[i], lowered.interventions)
+        forward(omni_model, inputs, edit)
