@@ -5,7 +5,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from avjax.model import GenerationDefaults, Host, Model, Network
 from avjax.models.qwen2_5_omni import Qwen2_5Omni
 from avjax.models.qwen2_5_vl import Qwen2_5VL
 
+Tree = TypeVar("Tree")
 DTYPES = ("float32", "bfloat16")
 PARAMS = "params"  # the Orbax part of a converted checkpoint
 FAMILIES = {"qwen2_5_omni": Qwen2_5Omni, "qwen2_5_vl": Qwen2_5VL}
@@ -108,18 +109,23 @@ def _restore(directory: Path, config: ModelConfig, dtype: str) -> Network:
 
 @contextlib.contextmanager
 def quiet_orbax() -> Iterator[None]:
-    """Keeps Orbax's remarks on formats that we chose on purpose out of the user's terminal; errors still show."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Keeps Orbax's log out of the user's terminal; what fails is raised all the same.
+
+    It remarks on formats that we chose on purpose, and prints a traceback for every parallel write beside a failed one.
+    """
+    loggers = {logging.getLogger("absl"): logging.ERROR, logging.getLogger("asyncio"): logging.CRITICAL}
+    levels = {logger: logger.level for logger in loggers}
+    for logger, level in loggers.items():
+        logger.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
-def fill(network: Network, arrays: Mapping[str, Any]) -> Network:
-    """The network with each parameter in place of its shape."""
+def fill(network: Tree, arrays: Mapping[str, Any]) -> Tree:
+    """The network, or a part of it, with each parameter in place of its shape."""
     return jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], network)
 
 

@@ -122,7 +122,7 @@ def make_plan(source: Source, config: ModelConfig) -> Plan:
         problems += _alias_problems(source, prefix + alias, prefix + table.aliases[alias])
     problems += [f"{name}: no rule reads this tensor" for name in sorted(unread)]
     if problems:
-        shown = "\n  ".join(problems[:50] + ([f"and {len(problems) - 50} more"] if len(problems) > 50 else []))
+        shown = "\n  ".join(problems)
         raise CheckpointError(
             f"{source.directory}: the conversion would be incomplete:\n  {shown}\n"
             "Check that config.json and the weights are of the same checkpoint."

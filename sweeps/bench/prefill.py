@@ -58,8 +58,8 @@ def torch_decoder(attention: str) -> Any:
             "rope_theta": CONFIG.rope_theta,
             "mrope_section": list(CONFIG.mrope_section),
         },
-        attn_implementation=attention,
     )
+    config._attn_implementation = attention
     torch.manual_seed(0)
     return Qwen2_5OmniThinkerTextModel(config).eval()
 

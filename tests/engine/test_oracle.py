@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import avjax
-from tests.knockout_oracle import Oracle, Rule
+from tests.engine.knockout_oracle import Oracle, Rule
 from tests.tiny_hf import TinyCheckpoint
 
 ALL_LAYERS = tuple(range(8))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import avjax
-from tests.knockout_oracle import Continuation, Oracle, Rule
-from tests.knockout_rules import draw_rules, draw_starving, edits
+from tests.engine.knockout_oracle import Continuation, Oracle, Rule
+from tests.engine.knockout_rules import draw_rules, draw_starving, edits
 from tests.tiny_hf import TinyCheckpoint
 
 NEW_TOKENS = 20

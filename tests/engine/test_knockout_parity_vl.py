@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 import avjax
-from tests.knockout_oracle import Oracle, Rule
-from tests.knockout_rules import edits
+from tests.engine.knockout_oracle import Oracle, Rule
+from tests.engine.knockout_rules import edits
 from tests.tiny_hf import TinyCheckpoint
 
 NEW_TOKENS = 20

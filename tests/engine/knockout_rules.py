@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 import avjax
-from tests.knockout_oracle import Oracle, Rule
+from tests.engine.knockout_oracle import Oracle, Rule
 
 # Query types with key types that together leave some query without a key: text before the media sees only text, the
 # first video chunk no audio, and so on. The last two need four rules, and the former of them acts in decoding alone.
