@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +24,9 @@ Fps = Annotated[float | None, typer.Option(help="Video frames per second that th
 MinPixels = Annotated[int | None, typer.Option(help="Smallest resized frame, in pixels.")]
 MaxPixels = Annotated[int | None, typer.Option(help="Largest resized frame, in pixels.")]
 FROM_VIDEO = "from_video"
+
+# transformers remarks that torch is missing; avjax never needs it.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 @contextlib.contextmanager
