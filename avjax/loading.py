@@ -1,26 +1,18 @@
 """Checkpoints from disk: an Orbax directory that the converters wrote, or a Hugging Face one, converted in memory."""
 
-import contextlib
 import json
-import logging
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from avjax.config import ModelConfig, read_config
 from avjax.media.options import read_options
 from avjax.media.processor import Processor
-from avjax.model import GenerationDefaults, Host, Model, Network
-from avjax.models.qwen2_5_omni import Qwen2_5Omni
-from avjax.models.qwen2_5_vl import Qwen2_5VL
+from avjax.model import GenerationDefaults, Host, Model
+from avjax.parameters import PARAMS, Network, abstract_network, fill, nested, parameter_paths, quiet_orbax
 
-Tree = TypeVar("Tree")
 DTYPES = ("float32", "bfloat16")
-PARAMS = "params"  # the Orbax part of a converted checkpoint
-FAMILIES = {"qwen2_5_omni": Qwen2_5Omni, "qwen2_5_vl": Qwen2_5VL}
 
 
 def load(path: str | Path, dtype: str = "float32", mesh: Any = None) -> Model:
@@ -34,8 +26,6 @@ def load(path: str | Path, dtype: str = "float32", mesh: Any = None) -> Model:
       ValueError: the checkpoint is not understood; everything wrong with it is named together.
       FileNotFoundError: there is no such directory and no such model on the hub.
     """
-    from converters.source import open_source  # the one seam at which avjax reads another format
-
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
     if mesh is not None:
@@ -44,7 +34,9 @@ def load(path: str | Path, dtype: str = "float32", mesh: Any = None) -> Model:
     if (directory / PARAMS).is_dir():
         config = read_config(json.loads((directory / "config.json").read_text()))
         return assemble_model(_restore(directory / PARAMS, config, dtype), config, directory)
+    # Besides the command line, only this and `load_processor` call the converters.
     from converters.convert import to_network
+    from converters.source import open_source
 
     source = open_source(path)
     config = read_config(source.config)
@@ -58,36 +50,6 @@ def load_processor(path: str | Path) -> Processor:
     directory = find_directory(path)[0]
     config = read_config(json.loads((directory / "config.json").read_text()))
     return Processor(directory, config, read_options(directory, config))
-
-
-def abstract_network(config: ModelConfig, dtype: str = "float32") -> Network:
-    """The network's tree with shapes in place of arrays; nothing is allocated."""
-    network = jax.eval_shape(lambda: FAMILIES[config.family](config))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.dtype(dtype)), network)
-
-
-def parameter_paths(network: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Every parameter by its dotted path, such as `decoder.layers.attn.q.kernel`."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(network)
-    return {path_name(path): leaf for path, leaf in leaves}
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-    """`decoder.embed.embedding` from a key path, without the box that NNX puts round a parameter."""
-    names = [str(getattr(key, "name", getattr(key, "key", key))) for key in path]
-    return ".".join(name for name in names if name != "value")
-
-
-def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree of dicts from dotted paths; how parameters are laid out on disk."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, name = path.split(".")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = value
-    return tree
 
 
 def _restore(directory: Path, config: ModelConfig, dtype: str) -> Network:
@@ -105,28 +67,6 @@ def _restore(directory: Path, config: ModelConfig, dtype: str) -> Network:
             directory.absolute(), item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
         )
     return fill(network, parameter_paths(found))
-
-
-@contextlib.contextmanager
-def quiet_orbax() -> Iterator[None]:
-    """Keeps Orbax's log out of the user's terminal; what fails is raised all the same.
-
-    It remarks on formats that we chose on purpose, and prints a traceback for every parallel write beside a failed one.
-    """
-    loggers = {logging.getLogger("absl"): logging.ERROR, logging.getLogger("asyncio"): logging.CRITICAL}
-    levels = {logger: logger.level for logger in loggers}
-    for logger, level in loggers.items():
-        logger.setLevel(level)
-    try:
-        yield
-    finally:
-        for logger, level in levels.items():
-            logger.setLevel(level)
-
-
-def fill(network: Tree, arrays: Mapping[str, Any]) -> Tree:
-    """The network, or a part of it, with each parameter in place of its shape."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[path_name(path)], network)
 
 
 def assemble_model(network: Network, config: ModelConfig, directory: Path) -> Model:

@@ -14,12 +14,10 @@ import numpy as np
 from avjax.config import ModelConfig
 from avjax.engine.encoding import encode_audio, encode_vision
 from avjax.media.processor import Processor, StrPath
-from avjax.models.qwen2_5_omni import Qwen2_5Omni
-from avjax.models.qwen2_5_vl import Qwen2_5VL
+from avjax.parameters import Network
 from avjax.prompt import AudioFeatures, Inputs, Prompt, VisionFeatures
 from avjax.tokens import TokenGroups
 
-Network = Qwen2_5Omni | Qwen2_5VL
 CACHED_CLIPS = 32  # encoder outputs that a model keeps
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from avjax.config import ModelConfig, read_config
-from avjax.loading import PARAMS, abstract_network, fill
+from avjax.parameters import PARAMS, abstract_network, fill
 from converters.plan import Plan, make_plan
 from converters.source import CheckpointError, Source, open_source
 

@@ -9,7 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from avjax.config import ModelConfig, read_config
-from avjax.loading import PARAMS, abstract_network, parameter_paths
+from avjax.parameters import PARAMS, abstract_network, parameter_paths
 from converters.convert import Provenance, appearing, copy_side_files, refuse_existing
 from converters.rules import Rule
 from converters.source import CheckpointError

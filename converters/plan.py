@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from avjax.config import ModelConfig
-from avjax.loading import abstract_network, parameter_paths
+from avjax.parameters import abstract_network, parameter_paths
 from converters.rules import Rule
 from converters.source import CheckpointError, Source
 from converters.tables import table_for

@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from orbax.checkpoint.type_handlers import NumpyHandler, create_type_handler_registry
 
-from avjax.loading import nested, quiet_orbax
+from avjax.parameters import nested, quiet_orbax
 from converters.plan import Parameter
 
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from avjax.config import Family, read_config
-from avjax.loading import FAMILIES, assemble_model, fill, parameter_paths
+from avjax.loading import assemble_model
 from avjax.model import Model
+from avjax.parameters import FAMILIES, fill, parameter_paths
 
 # The corpus that the tokenizer learns its merges from; only the words matter.
 CORPUS = """

@@ -19,8 +19,8 @@ import numpy as np
 from avjax.config import DecoderConfig
 from avjax.engine.reference import prefill
 from avjax.interventions import Intervention
-from avjax.loading import fill, parameter_paths
 from avjax.models.decoder import Decoder
+from avjax.parameters import fill, parameter_paths
 from avjax.prompt import Inputs
 from converters.shared import DECODER
 from sweeps.bench.timing import hardware, interleave

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from avjax.config import read_config
-from avjax.loading import abstract_network, parameter_paths
+from avjax.parameters import abstract_network, parameter_paths
 from converters.plan import Plan, make_plan
 from converters.source import CheckpointError, Source, TensorInfo
 from converters.tables import table_for

@@ -9,7 +9,7 @@ from hypothesis import given
 
 from avjax.assets.tiny import hf_config
 from avjax.config import ModelConfig, read_config
-from avjax.loading import abstract_network, parameter_paths
+from avjax.parameters import abstract_network, parameter_paths
 from converters.rules import Rule
 from converters.tables import table_for
 

@@ -19,7 +19,7 @@ import pytest
 
 from avjax.assets.tiny import hf_config, write_preprocessor, write_tokenizer
 from avjax.config import read_config
-from avjax.loading import abstract_network, parameter_paths
+from avjax.parameters import abstract_network, parameter_paths
 from converters.plan import make_plan
 from converters.source import open_source
 from tests.converters import published
