@@ -22,7 +22,7 @@ from avjax.models.layers import Embedding, GatedMLP, Linear, RMSNorm, add, inver
 
 
 class Site(StrEnum):
-    """Where a decoder layer can be read. All but the first four are inside the block."""
+    """Where a decoder layer can be read; the comments give the shape of one position."""
 
     RESID_PRE = "resid_pre"  # D
     RESID_MID = "resid_mid"  # D, after attention
