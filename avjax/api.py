@@ -67,7 +67,7 @@ def run(
 
     Args:
       interventions: edits or rule strings; none is the clean model.
-      at: the positions whose logits are wanted.
+      at: the positions whose logits are wanted; rows come in prompt order, each position once.
       capture: sites (`avjax.Site`) to return; the others cost nothing.
       compat: "published" treats a query whose every visible key is blocked as the published code does: it attends to
         all keys equally. By default it reads zero.
@@ -91,7 +91,7 @@ def run(
         logits=logits[: len(positions)],
         at=positions,
         captures={site: seen[:, : len(prompt)] for site, seen in captures.items()},
-        touched=lowered.touched(0)[0],
+        touched=lowered.touched(0, 0),
     )
 
 
@@ -142,11 +142,13 @@ def generate_variants(
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+    if isinstance(variants, str | Edit):
+        raise TypeError(f"variants: expected a list of variants, got {variants!r}; put it in a list")
     edits = [as_edits([v] if isinstance(v, Edit | str) else v) for v in variants]
     if not edits:
         raise ValueError("variants: expected at least one, got none; pass [[]] for the clean model")
     lowered = lower(prompt, model.config.decoder, edits, num_decoded=max_new_tokens - 1, allow_noop=allow_noop)
-    penalty = model.generation.repetition_penalty if repetition_penalty is None else repetition_penalty
+    penalty = _penalty(model, prompt, repetition_penalty)
     inputs = pad_inputs(model.encode(prompt, lowered.groups), bucket(len(prompt)))
     results: list[Generation] = []
     size = _variants_per_batch(model, inputs, len(edits))
@@ -200,11 +202,28 @@ def _generations(
             text=model.decode_text(tokens[i, :n]),
             tokens=tokens[i, :n],
             logits=None if rows is None else rows[i, :n],
-            touched=lowered.touched(int(n) - 1)[start + i],
+            touched=lowered.touched(start + i, int(n) - 1),
         )
         for i, n in enumerate(lengths)
-        if start + i < len(lowered.variants)
+        if start + i < len(lowered.factors)
     ]
+
+
+def _penalty(model: Model, prompt: Prompt, asked: float | None) -> float:
+    unsupported = model.generation.unsupported
+    if unsupported:
+        raise ValueError(
+            f"{model.host.source}: its generation config sets {', '.join(unsupported)}, which is not implemented; "
+            "remove it from generation_config.json to decode without"
+        )
+    penalty = model.generation.repetition_penalty if asked is None else asked
+    if not 0 < penalty < float("inf"):
+        raise ValueError(f"repetition_penalty: expected a finite number above 0, got {penalty}")
+    if penalty != 1 and prompt.embeddings is not None:
+        raise ValueError(
+            f"repetition_penalty={penalty}: a prompt made from embeddings has no tokens to penalise; pass 1.0"
+        )
+    return penalty
 
 
 def _prompt_tokens(model: Model, prompt: Prompt) -> np.ndarray:

@@ -9,10 +9,9 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from avjax.config import DecoderConfig
-from avjax.tokens import ALIASES, Selector
+from avjax.tokens import ALIASES, Selector, as_indices
 
 Indices = Sequence[int] | None
 
@@ -37,13 +36,12 @@ class Knockout:
     def __post_init__(self):
         for name in ("query", "key"):
             value = getattr(self, name)
-            object.__setattr__(self, name, value if isinstance(value, str) else tuple(int(i) for i in value))
+            object.__setattr__(self, name, value if isinstance(value, str) else as_indices(value, name))
         for name in ("layers", "heads"):
             value = getattr(self, name)
             if value is None:
                 continue
-            indices = (value,) if isinstance(value, int | np.integer) else tuple(value)
-            object.__setattr__(self, name, tuple(int(i) for i in indices))
+            object.__setattr__(self, name, as_indices(value, name))
 
     def __str__(self) -> str:
         """The rule string that parses back to this edit: `generated->video@18:36#h0,h3`."""

@@ -76,20 +76,45 @@ def assemble_model(network: Network, config: ModelConfig, directory: Path) -> Mo
     return Model(network=network, config=config, host=host)
 
 
+# Settings that change HF's greedy decoding, with the value that leaves it alone.
+GREEDY = {
+    "num_beams": 1,
+    "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "suppress_tokens": [],
+    "begin_suppress_tokens": [],
+    "bad_words_ids": [],
+    "sequence_bias": {},
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": 1.0,
+}
+
+
 def _generation(directory: Path) -> GenerationDefaults:
     path = directory / "generation_config.json"
-    raw: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    stop = raw.get("eos_token_id")
-    if stop is None:
-        stop = _configured_stop(json.loads((directory / "config.json").read_text()))
-    stop_tokens = () if stop is None else (stop,) if isinstance(stop, int) else tuple(stop)
-    return GenerationDefaults(stop_tokens=stop_tokens, repetition_penalty=float(raw.get("repetition_penalty") or 1.0))
-
-
-def _configured_stop(config: dict[str, Any]) -> int | list[int] | None:
-    """eos_token_id, outermost first."""
+    own: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    config = json.loads((directory / "config.json").read_text())
+    # Without a generation config, HF takes these settings from the model's config, outermost first.
+    sections = [own] if own else []
     for section in (config, config.get("thinker_config") or {}):
-        for part in (section, section.get("text_config") or {}):
-            if part.get("eos_token_id") is not None:
-                return part["eos_token_id"]
-    return None
+        sections += [section, section.get("text_config") or {}]
+
+    def find(key: str, places: list[dict[str, Any]]) -> Any:
+        return next((place[key] for place in places if place.get(key) is not None), None)
+
+    stop = find("eos_token_id", sections)
+    settings = sections[:1] if own else sections
+    return GenerationDefaults(
+        stop_tokens=() if stop is None else (stop,) if isinstance(stop, int) else tuple(stop),
+        repetition_penalty=float(find("repetition_penalty", settings) or 1.0),
+        unsupported=tuple(
+            f"{key}={value!r}"
+            for key, leaves_alone in GREEDY.items()
+            if (value := find(key, settings)) not in (None, leaves_alone)
+        ),
+    )

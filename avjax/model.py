@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from avjax.config import ModelConfig
 from avjax.engine.encoding import encode_audio, encode_vision
@@ -23,10 +24,15 @@ CACHED_CLIPS = 32  # encoder outputs that a model keeps
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GenerationDefaults:
-    """What the checkpoint says about decoding; HF's `generate` reads the same."""
+    """What the checkpoint's generation config says about greedy decoding.
+
+    Attributes:
+      unsupported: settings that change HF's greedy decoding and are not implemented; `generate` refuses them.
+    """
 
     stop_tokens: tuple[int, ...]
     repetition_penalty: float
+    unsupported: tuple[str, ...]
 
 
 @dataclasses.dataclass(eq=False, kw_only=True)
@@ -36,7 +42,7 @@ class Host:
     processor: Processor
     generation: GenerationDefaults
     source: str
-    encoded: collections.OrderedDict[bytes, tuple[Network, jax.Array]] = dataclasses.field(
+    encoded: collections.OrderedDict[bytes, tuple[list[jax.Array], jax.Array]] = dataclasses.field(
         default_factory=collections.OrderedDict
     )
 
@@ -116,6 +122,8 @@ class Model:
         Returns:
           Embeddings [T, D], positions [3, T] and token groups [T], not padded.
         """
+        if prompt.made_for != self.config:
+            raise ValueError("prompt: it was made for another architecture; make it with this model's own methods")
         if prompt.embeddings is not None:
             embeddings = jnp.asarray(prompt.embeddings, self.dtype)
         else:
@@ -127,6 +135,7 @@ class Model:
             groups=jnp.zeros(size, jnp.int32) if groups is None else jnp.asarray(groups.prompt),
             generated_group=jnp.int32(0 if groups is None else groups.generated),
             length=jnp.int32(size),
+            num_groups=1 if groups is None else groups.num_groups,
         )
 
     def decode_text(self, tokens: Sequence[int] | np.ndarray) -> str | None:
@@ -138,9 +147,13 @@ class Model:
     def encoded_clip(self, clip: AudioFeatures | VisionFeatures) -> jax.Array:
         """Encoder output [tokens, D] of one clip, from the cache when it was encoded before."""
         cache, key = self.host.encoded, _digest(clip)
-        # A model made from this one by jax.tree.map shares the cache, but not what other parameters computed.
-        if key not in cache or cache[key][0] is not self.network:
-            cache[key] = (self.network, self._encode_clip(clip))
+        tower = self.network.vision if isinstance(clip, VisionFeatures) else self.network.audio
+        parameters = jax.tree.leaves(tower)
+        if any(isinstance(leaf, Tracer) for leaf in parameters):
+            return self._encode_clip(clip)
+        # Models made from this one share the cache, but not what other parameters computed.
+        if key not in cache or not all(a is b for a, b in zip(cache[key][0], parameters, strict=True)):
+            cache[key] = (parameters, self._encode_clip(clip))
             while len(cache) > CACHED_CLIPS:
                 cache.popitem(last=False)
         cache.move_to_end(key)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from avjax.config import ModelConfig
 from avjax.tokens import MODALITIES
 
 
@@ -24,8 +25,9 @@ class VisionFeatures:
 
     patches: np.ndarray  # float32 [t * h * w, patch_dim], in the processor's order
     grid: tuple[int, int, int]  # t, h, w in patches
-    seconds_per_grid: float | None  # of one temporal step; None for an image
+    seconds_per_grid: float | None  # that rotary positions count for one temporal step; None for an image
     source: str
+    step_seconds: tuple[float, ...] | None = None  # where each step begins in the clip; None: at the nominal rate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,11 +39,12 @@ class Prompt:
       positions: int32 [3, T]; rotary positions t, h, w.
       kinds: int8 [T]; an index into `avjax.tokens.MODALITIES`.
       roles: str [T]; the speaker of the turn a token stands in.
-      special: bool [T]; control tokens.
+      special: bool [T]; tokens that nobody said: control tokens, and the line that opens a turn.
       seconds: float32 [T]; where in its clip an audio or video token begins, NaN elsewhere.
       frames: int32 [T]; the temporal grid step of a video token, -1 elsewhere.
       audio, images, videos: media features, in order of appearance.
       embeddings: float [T, D] when the prompt was built from them, else None.
+      made_for: the architecture that the token ids, features and positions are of.
     """
 
     token_ids: np.ndarray
@@ -55,6 +58,7 @@ class Prompt:
     images: tuple[VisionFeatures, ...] = ()
     videos: tuple[VisionFeatures, ...] = ()
     embeddings: np.ndarray | None = None
+    made_for: ModelConfig
 
     def __len__(self) -> int:
         return len(self.kinds)
@@ -114,6 +118,7 @@ class Inputs:
       groups: int32 [T]; the token group of each position.
       generated_group: int32 []; the token group of everything generated.
       length: int32 []; real positions, at most T.
+      num_groups: M, static; an intervention over another number of groups is refused.
     """
 
     embeddings: jax.Array
@@ -121,3 +126,4 @@ class Inputs:
     groups: jax.Array
     generated_group: jax.Array
     length: jax.Array
+    num_groups: int = dataclasses.field(metadata={"static": True})

@@ -5,6 +5,7 @@ position mask has one entry per prompt position and a last one for everything ge
 """
 
 import dataclasses
+import operator
 import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -48,7 +49,19 @@ def select(layout: Layout, selector: Selector) -> np.ndarray:
     """
     if isinstance(selector, str):
         return _Parser(layout, selector).parse()
-    return _positions(layout, [(int(i), int(i) + 1) for i in selector], repr(list(selector)))
+    return _positions(layout, [(i, i + 1) for i in as_indices(selector, "selector")], repr(list(selector)))
+
+
+def as_indices(values: Sequence[int] | int, what: str) -> tuple[int, ...]:
+    """Integers from integers; a boolean mask, a string or a fraction would silently become others.
+
+    Raises:
+      TypeError: a value is no integer.
+    """
+    items = [values] if isinstance(values, int | np.integer) else values
+    if isinstance(items, str) or any(isinstance(i, bool | np.bool_) or not hasattr(i, "__index__") for i in items):
+        raise TypeError(f"{what}: expected integers, got {values!r}; a mask becomes positions by numpy.flatnonzero")
+    return tuple(operator.index(i) for i in items)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +222,8 @@ class _Parser:
         elif frames:
             keep[:-1] = (self.layout.frames >= max(low, 0)) & (self.layout.frames < high)
         else:
+            if mask[-1]:
+                raise self.error(f"the span [{span}] counts generated tokens, which are one; take '- generated' first")
             order = np.cumsum(mask) - 1
             keep = (order >= low) & (order < high)
         return mask & keep

@@ -37,20 +37,11 @@ class Lowered:
 
     groups: TokenGroups
     interventions: Intervention  # leaves lead with I
-    variants: tuple[tuple[Edit, ...], ...]
-    _masks: tuple[tuple[tuple[np.ndarray, np.ndarray], ...], ...]
-    _config: DecoderConfig
+    factors: np.ndarray  # float32 I L N M M, on the host
 
-    def touched(self, num_decoded: int) -> list[Touched]:
-        """Per variant, when `num_decoded` generated tokens were fed back as queries."""
-        return [
-            _touched(_factors(edits, masks, self.groups.num_groups, self._config), self.groups, num_decoded)
-            for edits, masks in zip(self.variants, self._group_masks(), strict=True)
-        ]
-
-    def _group_masks(self) -> list[list[tuple[np.ndarray, np.ndarray]]]:
-        members = iter(self.groups.members)
-        return [[(next(members), next(members)) for _ in masks] for masks in self._masks]
+    def touched(self, variant: int, num_decoded: int) -> Touched:
+        """What one variant reaches when `num_decoded` generated tokens were fed back as queries."""
+        return _touched(self.factors[variant], self.groups, num_decoded)
 
 
 def lower(
@@ -71,24 +62,24 @@ def lower(
     Raises:
       ValueError: a selector, layer or head is out of range, or an edit touches nothing; the rule is named.
     """
-    masks = tuple(tuple(_position_masks(edit, prompt, num_decoded, allow_noop) for edit in edits) for edits in variants)
+    masks = [[_position_masks(edit, prompt, num_decoded, allow_noop) for edit in edits] for edits in variants]
     flat = [mask for edits in masks for pair in edits for mask in pair]
     groups = _padded(partition(flat, len(prompt)))
-    variants = tuple(tuple(edits) for edits in variants)
-    lowered = Lowered(
-        groups=groups, interventions=Intervention.none(config), variants=variants, _masks=masks, _config=config
+    members = iter(groups.members)
+    in_groups = [[(next(members), next(members)) for _ in edits] for edits in variants]
+    factors = np.stack(
+        [_factors(edits, pairs, groups.num_groups, config) for edits, pairs in zip(variants, in_groups, strict=True)]
     )
-    factors = [
-        _factors(edits, pairs, groups.num_groups, config)
-        for edits, pairs in zip(variants, lowered._group_masks(), strict=True)
-    ]
-    return dataclasses.replace(lowered, interventions=Intervention(attention_factor=jnp.asarray(np.stack(factors))))
+    return Lowered(groups=groups, interventions=Intervention(attention_factor=jnp.asarray(factors)), factors=factors)
 
 
 def _position_masks(
     edit: Knockout, prompt: Prompt, num_decoded: int, allow_noop: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    query, key = select(prompt, edit.query), select(prompt, edit.key)
+    try:
+        query, key = select(prompt, edit.query), select(prompt, edit.key)
+    except ValueError as error:
+        raise ValueError(f"rule {edit}: {error}") from error
     if not allow_noop:
         reason = _why_untouched(edit, query, key, prompt, num_decoded)
         if reason:

@@ -44,6 +44,11 @@ def prefill(
         return x, (keys_values, seen)
 
     factor = None if intervention is None else intervention.attention_factor
+    if factor is not None and factor.shape[-1] != inputs.num_groups:
+        raise ValueError(
+            f"intervention: expected factors over the {inputs.num_groups} token groups of the inputs, got "
+            f"{factor.shape[-1]}; take both from one avjax.lower_edits"
+        )
     x, (keys_values, seen) = jax.lax.scan(step, inputs.embeddings, (decoder.layers, factor))
     return x, keys_values, seen
 
@@ -72,6 +77,7 @@ def pad_inputs(inputs: Inputs, size: int) -> Inputs:
         groups=jnp.pad(inputs.groups, (0, extra)),
         generated_group=inputs.generated_group,
         length=inputs.length,
+        num_groups=inputs.num_groups,
     )
 
 

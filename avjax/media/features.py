@@ -1,5 +1,6 @@
 """Media to tower inputs: frame sampling, resizing, patches, log-mel; as Qwen's own preprocessing does it."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Sequence
@@ -71,6 +72,8 @@ def video_features(path: str | Path, config: VisionConfig, options: MediaOptions
     rate = info.frames_per_second
     frames, num_frames = read_frames(path, lambda n: sample_frames(n, rate, options), info.num_frames)
     features = frame_features(frames, config, options, source=str(path))
+    begins = sample_frames(num_frames, rate, options)[:: config.temporal_patch_size]
+    features = dataclasses.replace(features, step_seconds=tuple(i / rate for i in begins))
     return features, len(frames) / num_frames * rate
 
 

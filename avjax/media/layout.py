@@ -24,7 +24,8 @@ class MediaShapes:
 
     images: Sequence[Grid] = ()
     videos: Sequence[Grid] = ()
-    seconds_per_grid: Sequence[float] = ()  # one per video
+    seconds_per_grid: Sequence[float] = ()  # one per video, as rotary positions count them
+    step_seconds: Sequence[Sequence[float] | None] = ()  # per video, where each grid step begins; None: as counted
     audio_frames: Sequence[int] = ()  # mel frames, one per clip
 
 
@@ -126,13 +127,18 @@ def _line(kind: str, start: int, count: int) -> _Part:
     return _Part(kind, positions, seconds, np.full(count, -1))
 
 
-def _grid(kind: str, start: int, grid: Grid, times: np.ndarray, seconds_per_grid: float | None, merge: int) -> _Part:
-    """A block of vision tokens; `times` are the t positions of the grid steps, from 0."""
+def _grid(kind: str, start: int, grid: Grid, times: np.ndarray, seconds: Sequence[float] | None, merge: int) -> _Part:
+    """A block of vision tokens.
+
+    Args:
+      times: the t positions of the grid steps, from 0.
+      seconds: where the grid steps begin in their clip; None for an image.
+    """
     t, h, w = grid[0], grid[1] // merge, grid[2] // merge
     step, row, column = (axis.reshape(-1) for axis in np.meshgrid(range(t), range(h), range(w), indexing="ij"))
     positions = np.stack([times[step], row, column]) + start
-    seconds = np.full(len(step), np.nan) if seconds_per_grid is None else step * seconds_per_grid
-    return _Part(kind, positions, seconds, step if kind == "video" else np.full(len(step), -1))
+    begins = np.full(len(step), np.nan) if seconds is None else np.asarray(seconds, float)[step]
+    return _Part(kind, positions, begins, step if kind == "video" else np.full(len(step), -1))
 
 
 def _times(steps: int, seconds_per_grid: float, units_per_second: float) -> np.ndarray:
@@ -154,9 +160,9 @@ def _omni_parts(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig)
             opening = _line("text", after, 1)
             yield from (opening, opening)
             clips.at += 2
-            grid, step = clips.video()
+            grid, step, seconds = clips.video()
             times = _times(grid[0], step, units)
-            video = _grid("video", opening.after, grid, times, step, merge)
+            video = _grid("video", opening.after, grid, times, seconds, merge)
             audio = _line("audio", opening.after, num_audio_tokens(clips.audio()))
             order = _interleave(grid, times, len(audio), config)
             chunks = [(video if kind == "video" else audio)[start:stop] for kind, start, stop in order]
@@ -178,8 +184,8 @@ def _omni_parts(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig)
             grid = clips.image()
             part = _grid("image", after, grid, (np.arange(grid[0]) * units).astype(int), None, merge)
         elif token == ids.video:
-            grid, step = clips.video()
-            part = _grid("video", after, grid, _times(grid[0], step, units), step, merge)
+            grid, step, seconds = clips.video()
+            part = _grid("video", after, grid, _times(grid[0], step, units), seconds, merge)
         else:
             part = _line("text", after, 1)
         clips.consume(token, len(part), part.kind)
@@ -211,10 +217,12 @@ def _vl_parts(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig) -
     while not clips.done:
         token = clips.token
         if token in (ids.image, ids.video):
-            kind = "image" if token == ids.image else "video"
-            grid, step = (clips.image(), None) if kind == "image" else clips.video()
-            times = np.arange(grid[0]) if step is None else _vl_times(grid[0], step, units)
-            part = _grid(kind, after, grid, times, step, merge)
+            if token == ids.image:
+                grid = clips.image()
+                part = _grid("image", after, grid, np.arange(grid[0]), None, merge)
+            else:
+                grid, step, seconds = clips.video()
+                part = _grid("video", after, grid, _vl_times(grid[0], step, units), seconds, merge)
             after += max(grid[1], grid[2]) // merge
         else:
             part = _line("text", after, 1)
@@ -263,7 +271,14 @@ class _Clips:
     def __init__(self, token_ids: np.ndarray, shapes: MediaShapes):
         self.ids, self.at = token_ids, 0
         self._images = iter(shapes.images)
-        self._videos = iter(zip(shapes.videos, shapes.seconds_per_grid, strict=True))
+        self._videos = iter(
+            [
+                (grid, step, np.arange(grid[0]) * step if begins is None else begins)
+                for grid, step, begins in itertools.zip_longest(
+                    shapes.videos, shapes.seconds_per_grid, shapes.step_seconds
+                )
+            ]
+        )
         self._audio = iter(shapes.audio_frames)
 
     @property
@@ -280,7 +295,8 @@ class _Clips:
     def image(self) -> Grid:
         return self._next(self._images, "image")
 
-    def video(self) -> tuple[Grid, float]:
+    def video(self) -> tuple[Grid, float, Sequence[float]]:
+        """The grid, the nominal seconds of a step, and where each step begins."""
         return self._next(self._videos, "video")
 
     def audio(self) -> int:

@@ -13,9 +13,9 @@ import numpy as np
 from avjax.config import ModelConfig
 from avjax.media.decode import MediaError
 from avjax.media.features import audio_features, image_features, video_features
+from avjax.media.hf_batch import as_numpy, read_batch, require_finite, require_integers
 from avjax.media.layout import MediaShapes, expand_placeholders, token_layout
 from avjax.media.options import MediaOptions
-from avjax.models.audio import num_audio_tokens
 from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
 from avjax.tokens import MODALITIES
 
@@ -110,6 +110,8 @@ class Processor:
         """A prompt from written-out token ids and the features of their clips."""
         if not len(token_ids):
             raise ValueError("prompt: expected at least one token, got none")
+        for clip in (*images, *videos, *audio):
+            require_finite(clip.source, clip.mel if isinstance(clip, AudioFeatures) else clip.patches)
         layout = token_layout(token_ids, _shapes(images, videos, audio), self.config)
         roles, special = self._turns(token_ids)
         return Prompt(
@@ -123,10 +125,11 @@ class Processor:
             images=images,
             videos=videos,
             audio=audio,
+            made_for=self.config,
         )
 
     def _turns(self, token_ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The speaker of each token's turn, and which tokens are control tokens."""
+        """The speaker of each token's turn; and which tokens nobody said: control tokens, and a turn's frame."""
         ids = self.config.tokens
         control = {i for i in dataclasses.astuple(ids) if i is not None}
         roles = np.full(len(token_ids), "", dtype="<U16")
@@ -136,42 +139,41 @@ class Processor:
         control |= set(tokenizer.all_special_ids) | {
             i for i, token in tokenizer.added_tokens_decoder.items() if token.special
         }
-        begins = np.flatnonzero(token_ids == tokenizer.convert_tokens_to_ids("<|im_start|>"))
-        for start, stop in itertools.pairwise([*begins, len(token_ids)]):
-            header = tokenizer.decode(token_ids[start + 1 : min(start + 33, stop)].tolist())
-            roles[start:stop] = header.split("\n", 1)[0].strip()
-        return roles, np.isin(token_ids, list(control))
+        special = np.isin(token_ids, list(control))
+        opens, closes = (token_ids == tokenizer.convert_tokens_to_ids(t) for t in ("<|im_start|>", "<|im_end|>"))
+        for start, stop in itertools.pairwise([*np.flatnonzero(opens), len(token_ids)]):
+            header, size = self._header(token_ids[start + 1 : min(start + 33, stop)])
+            roles[start:stop] = header
+            special[start : start + 1 + size] = True
+            ends = np.flatnonzero(closes[start:stop])
+            if len(ends):
+                special[start + ends[-1] : stop] = True
+        return roles, special
+
+    def _header(self, after: np.ndarray) -> tuple[str, int]:
+        """The speaker that a turn begins with, and how many tokens the line takes."""
+        for size in range(1, len(after) + 1):
+            text = self.tokenizer.decode(after[:size].tolist())
+            if "\n" in text:
+                return text.split("\n", 1)[0].strip(), size
+        return self.tokenizer.decode(after.tolist()).strip(), len(after)
 
     def from_hf(self, batch: Mapping[str, Any]) -> Prompt:
         """See `avjax.Model.prompt_from_hf`."""
-        known = {name: _numpy(value) for name, value in batch.items() if value is not None}
-        unknown = known.keys() - HF_KEYS
-        if unknown:
-            raise ValueError(f"batch: expected keys among {sorted(HF_KEYS)}, got also {sorted(unknown)}")
-        if "input_ids" not in known:
-            raise ValueError("batch: expected input_ids, got none; pass what the HF processor returned")
-        ids = np.atleast_2d(known["input_ids"])
-        if len(ids) != 1:
-            raise ValueError(f"batch: expected one prompt, got {len(ids)}; call once per prompt")
-        keep = np.atleast_2d(known.get("attention_mask", np.ones_like(ids)))[0].astype(bool)
-        token_ids = ids[0][keep].astype(np.int32)
-        seconds = known.get("video_second_per_grid", known.get("second_per_grid_ts"))
-        return self.assemble(
-            token_ids,
-            images=_vision(known.get("pixel_values"), known.get("image_grid_thw"), None, "image"),
-            videos=_vision(known.get("pixel_values_videos"), known.get("video_grid_thw"), seconds, "video"),
-            audio=_audio(known.get("input_features"), known.get("feature_attention_mask")),
-        )
+        token_ids, clips = read_batch(batch, self.config)
+        return self.assemble(token_ids, **clips)
 
     def from_embeddings(self, embeddings: np.ndarray, positions: np.ndarray, types: Sequence[str]) -> Prompt:
         """See `avjax.Model.prompt_from_embeddings`."""
-        embeddings, positions = np.asarray(embeddings), np.asarray(positions)
+        embeddings, positions = as_numpy(embeddings), as_numpy(positions)
         size, width = len(types), self.config.decoder.embed_dim
         if embeddings.shape != (size, width) or positions.shape != (3, size) or not size:
             raise ValueError(
                 f"embeddings: expected [T, {width}], positions [3, T] and T > 0 types, got {list(embeddings.shape)}, "
                 f"{list(positions.shape)} and {size}"
             )
+        require_finite("embeddings", embeddings)
+        require_integers("positions", positions)
         unknown = sorted(set(types) - set(MODALITIES))
         if unknown:
             raise ValueError(f"types: expected {', '.join(MODALITIES)}, got {', '.join(map(repr, unknown))}")
@@ -184,15 +186,8 @@ class Processor:
             seconds=np.full(size, np.nan, np.float32),
             frames=np.full(size, -1, np.int32),
             embeddings=embeddings,
+            made_for=self.config,
         )
-
-
-HF_KEYS = frozenset(
-    """
-    input_ids attention_mask pixel_values image_grid_thw pixel_values_videos video_grid_thw video_second_per_grid
-    second_per_grid_ts input_features feature_attention_mask mm_token_type_ids num_audio_tokens video_metadata
-    """.split()
-)
 
 
 def _shapes(
@@ -202,51 +197,6 @@ def _shapes(
         images=[clip.grid for clip in images],
         videos=[clip.grid for clip in videos],
         seconds_per_grid=[clip.seconds_per_grid or 1.0 for clip in videos],
+        step_seconds=[clip.step_seconds for clip in videos],
         audio_frames=[len(clip.mel) for clip in audio],
     )
-
-
-def _vision(
-    patches: np.ndarray | None, grids: np.ndarray | None, seconds: np.ndarray | None, kind: str
-) -> tuple[VisionFeatures, ...]:
-    if patches is None and grids is None:
-        return ()
-    if patches is None or grids is None:
-        raise ValueError(f"batch: expected both the pixel values and the grid of each {kind}, got one of them")
-    sizes = np.prod(grids, axis=1)
-    if sizes.sum() != len(patches):
-        raise ValueError(f"batch: expected {sizes.sum()} {kind} patches for grids {grids.tolist()}, got {len(patches)}")
-    steps = [None] * len(grids) if kind == "image" else np.ones(len(grids)) if seconds is None else seconds
-    parts = np.split(patches.astype(np.float32), np.cumsum(sizes)[:-1])
-    return tuple(
-        VisionFeatures(
-            patches=part,
-            grid=(int(grid[0]), int(grid[1]), int(grid[2])),
-            seconds_per_grid=None if step is None else float(step),
-            source=f"batch {kind} {i}",
-        )
-        for i, (part, grid, step) in enumerate(zip(parts, grids, steps, strict=True))
-    )
-
-
-def _audio(features: np.ndarray | None, mask: np.ndarray | None) -> tuple[AudioFeatures, ...]:
-    if features is None:
-        return ()
-    if mask is None:
-        raise ValueError("batch: expected feature_attention_mask beside input_features; ask the processor for it")
-    clips = tuple(
-        AudioFeatures(mel=clip[:, keep.astype(bool)].T.astype(np.float32), source=f"batch audio {i}")
-        for i, (clip, keep) in enumerate(zip(features, mask, strict=True))
-    )
-    for i, clip in enumerate(clips):
-        if num_audio_tokens(len(clip.mel)) < 1:
-            raise ValueError(f"batch: audio {i} has {len(clip.mel)} mel frames, too few for a token")
-    return clips
-
-
-def _numpy(value: Any) -> Any:
-    """numpy from numpy, lists or torch tensors, without importing torch."""
-    value = value.detach().cpu() if hasattr(value, "detach") else value
-    if str(getattr(value, "dtype", "")) == "torch.bfloat16":
-        value = value.float()
-    return value if isinstance(value, str | Mapping) else np.asarray(value)

@@ -13,15 +13,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from avjax.models.layers import dot, rounded
+from avjax.models.layers import dot, rounded, scaled
 
 Compat = Literal["published"]
 
 BLOCKS = 8  # of queries per prompt: each block reads the keys up to its own end only
 BLOCK_BOUNDS = (128, 512)
+MAX_EXPONENT = 80.0  # exp stays finite in float32
 
 
 @jax.tree_util.register_dataclass
@@ -58,13 +58,19 @@ class Segment:
 def weigh(
     scores: Float[Array, "... S"], visible: Array, factor: Float[Array, "... S"] | None
 ) -> tuple[Float[Array, "... S"], Float[Array, "... 1"]]:
-    """Unnormalised float32 weights and their sum; both are 0 where no visible key has a factor above 0."""
+    """Unnormalised float32 weights and their sum; both are 0 where no visible key has a factor above 0.
+
+    A blocked edge weighs nothing, but its factor keeps a gradient: what the edge would weigh.
+    """
     keep = visible if factor is None else visible & (factor > 0)
-    scores = jnp.where(keep, scores, -jnp.inf)
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - jnp.where(jnp.isfinite(top), top, 0.0))
-    if factor is not None:
-        weights = weights * factor
+    top = jax.lax.stop_gradient(jnp.max(jnp.where(keep, scores, -jnp.inf), axis=-1, keepdims=True))
+    alive = jnp.isfinite(top)
+    shifted = jnp.where(visible, scores, -jnp.inf) - jnp.where(alive, top, 0.0)
+    if factor is None:
+        weights = jnp.exp(shifted)
+    else:
+        # Only a blocked score can exceed the largest kept one; bounded, so that 0 times it stays 0.
+        weights = jnp.where(alive, jnp.exp(jnp.minimum(shifted, MAX_EXPONENT)) * factor, 0.0)
     return weights, jnp.sum(weights, axis=-1, keepdims=True)
 
 
@@ -132,7 +138,7 @@ def _attend_head(
     outputs = []
     for start in range(0, num_tokens, block):
         stop = min(start + block, num_tokens)
-        scores_TS = _scaled(dot("th,sh->ts", q_TH[start:stop], k_SH[:stop]), head_dim, q_TH.dtype)
+        scores_TS = scaled(dot("th,sh->ts", q_TH[start:stop], k_SH[:stop]), head_dim, q_TH.dtype)
         visible_TS = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
         factor_TS = None if factor_MM is None else edge_factors(factor_MM, groups[start:stop], groups[:stop])
         weights_TS, total_T1 = weigh(scores_TS, visible_TS, factor_TS)
@@ -142,11 +148,6 @@ def _attend_head(
             z_TH = jnp.where(total_T1 > 0, z_TH, dot("s,sh->h", exists_S, v_SH) / length)
         outputs.append(rounded(z_TH, q_TH.dtype))
     return jnp.concatenate(outputs)
-
-
-def _scaled(scores: Array, head_dim: int, dtype: DTypeLike) -> Array:
-    """Scores over the root of the head dim, rounded before and after as HF's eager attention does; then float32."""
-    return rounded(rounded(scores, dtype) * head_dim**-0.5, dtype).astype(jnp.float32)
 
 
 def _mix(weights_TS: Array, total_T1: Array, v_SH: Array) -> Float[Array, "T H"]:
@@ -165,7 +166,7 @@ def attend_token(
     num_heads, head_dim = q_NH.shape
     num_kv = segments[0].keys.shape[1]
     q_KGH = q_NH.reshape(num_kv, num_heads // num_kv, head_dim)
-    scores = [_scaled(dot("kgh,skh->kgs", q_KGH, s.keys), head_dim, q_NH.dtype) for s in segments]
+    scores = [scaled(dot("kgh,skh->kgs", q_KGH, s.keys), head_dim, q_NH.dtype) for s in segments]
     scores_NS = jnp.concatenate(scores, axis=-1).reshape(num_heads, -1)
     visible_S = jnp.concatenate([s.visible for s in segments])
     groups_S = jnp.concatenate([s.groups for s in segments])

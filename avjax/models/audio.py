@@ -14,7 +14,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from avjax.config import AudioConfig
-from avjax.models.layers import Embedding, LayerNorm, Linear, add, dot, gelu, masked_softmax, rounded
+from avjax.models.layers import Embedding, LayerNorm, Linear, add, dot, gelu, masked_softmax, rounded, scaled
 
 
 def num_positions(num_mel_frames: int) -> int:
@@ -64,7 +64,7 @@ class AudioAttention(nnx.Module):
 
     def __call__(self, x_CSD: Array, valid_CS: Array) -> Array:
         q, k, v = self.q(x_CSD), self.k(x_CSD), self.v(x_CSD)
-        scores = dot("cqnh,csnh->cnqs", q, k) * q.shape[-1] ** -0.5
+        scores = scaled(dot("cqnh,csnh->cnqs", q, k), q.shape[-1], q.dtype)
         weights = rounded(masked_softmax(scores, valid_CS[:, None, None, :]), x_CSD.dtype)
         return self.out(rounded(dot("cnqs,csnh->cqnh", weights, v), x_CSD.dtype))
 

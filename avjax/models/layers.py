@@ -139,6 +139,11 @@ def inverse_frequencies(dim: int, theta: float) -> np.ndarray:
     return np.float32(1.0) / np.power(np.float64(theta), exponents.astype(np.float64)).astype(np.float32)
 
 
+def scaled(scores: Array, head_dim: int, dtype: DTypeLike) -> Array:
+    """Scores over the root of the head dim, rounded before and after as HF's eager attention does; then float32."""
+    return rounded(rounded(scores, dtype) * head_dim**-0.5, dtype).astype(jnp.float32)
+
+
 def masked_softmax(scores: Float[Array, "... S"], keep: Array) -> Float[Array, "... S"]:
     """Softmax over the keys that `keep` marks; a row without any reads zero, in value and gradient."""
     scores = jnp.where(keep, scores, -jnp.inf)

@@ -27,6 +27,7 @@ from avjax.models.layers import (
     masked_softmax,
     rotate,
     rounded,
+    scaled,
 )
 
 
@@ -94,7 +95,7 @@ class VisionAttention(nnx.Module):
         )
         # HF rotates in float32 whatever the compute dtype.
         q, k = (rounded(rotate(y.astype(jnp.float32), *rotary), x_BSD.dtype) for y in (q, k))
-        scores = dot("...qnh,...snh->...nqs", q, k) * q.shape[-1] ** -0.5
+        scores = scaled(dot("...qnh,...snh->...nqs", q, k), q.shape[-1], q.dtype)
         weights = rounded(masked_softmax(scores, valid_S[..., None, None, :]), x_BSD.dtype)
         return self.out(rounded(dot("...nqs,...snh->...qnh", weights, v), x_BSD.dtype))
 

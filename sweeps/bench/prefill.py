@@ -94,6 +94,7 @@ def measure(num_tokens: int, rounds: int) -> dict[str, Any]:
         groups=jnp.asarray(np.arange(num_tokens) * 4 // num_tokens, jnp.int32),
         generated_group=jnp.int32(3),
         length=jnp.int32(num_tokens),
+        num_groups=4,
     )
     edited = Intervention.none(CONFIG, num_groups=4)
     edited = Intervention(attention_factor=edited.attention_factor.at[6:, :, 3, 1].set(0.0))

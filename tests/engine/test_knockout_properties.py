@@ -66,11 +66,23 @@ def test_one_open_head_is_enough_to_reach_them(omni_model: avjax.Model, seed: in
 @pytest.mark.parametrize(("size", "num_groups"), [(1, 1), (128, 4), (129, 1), (300, 4)])
 def test_no_edit_is_bit_identical_to_no_intervention(omni_model: avjax.Model, size: int, num_groups: int):
     inputs = omni_model.encode(drawn_prompt(omni_model, size, size))
-    inputs = _with(inputs, groups=jnp.arange(size, dtype=jnp.int32) % num_groups)
+    inputs = _with(inputs, groups=jnp.arange(size, dtype=jnp.int32) % num_groups, num_groups=num_groups)
     none = avjax.Intervention.none(omni_model.config.decoder, num_groups)
     clean, _ = jitted_forward(omni_model, inputs, None)
     unedited, _ = jitted_forward(omni_model, inputs, none)
     np.testing.assert_array_equal(np.asarray(clean), np.asarray(unedited))
+
+
+def test_edits_over_other_groups_are_refused(omni_model: avjax.Model):
+    """Neither may run: a group beyond the factors would be cut, factors beyond the groups would do nothing."""
+    prompt = drawn_prompt(omni_model, SIZE, 0)
+    inputs, edit = avjax.lower_edits(omni_model, prompt, "text->text@0:2")
+    for other, intervention in (
+        (inputs, avjax.Intervention.none(omni_model.config.decoder)),
+        (omni_model.encode(prompt), edit),
+    ):
+        with pytest.raises(ValueError, match="token groups of the inputs"):
+            avjax.forward(omni_model, other, intervention)
 
 
 @both_semantics

@@ -73,7 +73,7 @@ def test_touched_equals_a_count_of_pairs(
     # A second variant makes the partition finer than the first one needs.
     variants = [edits, [avjax.Knockout(query="answer", key="text")]]
     lowered = lower(prompt, config, variants, num_decoded=decoded, allow_noop=True)
-    got = lowered.touched(decoded)[0]
+    got = lowered.touched(0, decoded)
     assert (got.edges, got.blocked_queries) == count(edits, types, decoded)
 
 

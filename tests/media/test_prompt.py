@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import avjax
 from avjax.media.decode import read_audio
@@ -37,8 +38,14 @@ def assert_prompt(model: avjax.Model, tiny: TinyCheckpoint, case: str, files: di
     begins = np.flatnonzero(ids == tiny.ids["im_start"])
     roles = np.repeat(["system", "user", "assistant"], np.diff([*begins, len(ids)]))
     np.testing.assert_array_equal(prompt.roles, roles)
-    control = {token for name, token in tiny.ids.items() if name != "vocab_size"}
-    np.testing.assert_array_equal(prompt.special, np.isin(ids, list(control)))
+    # What is not special was said by someone, and what is said is all there.
+    said = {role: prompt.token_ids[select(prompt, role)[:-1]].tolist() for role in ("system", "user")}
+    assert {role: model.processor.tokenizer.decode(tokens) for role, tokens in said.items()} == {
+        "system": "Listen well.",
+        "user": TEXT,
+    }
+    text = prompt.kinds == MODALITIES.index("text")
+    np.testing.assert_array_equal(prompt.special, text & ~select(prompt, "system | user")[:-1] | ~text)
     assert_spans(prompt)
 
 
@@ -70,7 +77,9 @@ def test_spans_of_a_clip_with_sound(omni_model: avjax.Model, files: dict[str, Pa
     spans = [span for span in prompt.spans() if span.modality != "text"]
     assert [span.modality for span in spans] == ["video", "audio", "video", "audio"]
     assert [span.stop - span.start for span in spans[:3]] == [2 * CLIP_SIZE, 50, 2 * CLIP_SIZE]
-    assert spans[0].seconds == (0.0, 1.0) and spans[2].seconds == (2.0, 3.0)
+    # 8 of the 40 frames are looked at, the first and the last among them; a step is a pair.
+    begins = torch.linspace(0, 39, 8).round()[::2] / 10
+    assert [*spans[0].seconds, *spans[2].seconds] == pytest.approx(begins.tolist())
     assert spans[1].seconds == pytest.approx((0.0, 49 * 0.04)) and spans[3].seconds[0] == 2.0
     first = spans[0].position_ranges[0][0]
     assert spans[0].position_ranges == [(first, first + 25), (first, first + 9), (first, first + 13)]

@@ -13,6 +13,7 @@ from transformers import Qwen2VLImageProcessorPil, WhisperFeatureExtractor
 import avjax
 from avjax.media.decode import read_audio
 from avjax.prompt import Prompt
+from avjax.tokens import MODALITIES
 from tests.media.cases import CASES, TEXT, VL_CASES, expected_ids, write_files
 from tests.tiny_hf import TinyCheckpoint
 
@@ -59,10 +60,15 @@ def padded(batch: Mapping[str, torch.Tensor], pad: int, left: int, right: int) -
 
 
 def assert_same(got: Prompt, expected: Prompt) -> None:
-    for name in ("token_ids", "positions", "kinds", "roles", "special", "seconds", "frames"):
+    for name in ("token_ids", "positions", "kinds", "roles", "special", "frames"):
         np.testing.assert_array_equal(getattr(got, name), getattr(expected, name), err_msg=name)
         assert getattr(got, name).dtype == getattr(expected, name).dtype, name
     assert got.next_position() == expected.next_position()
+    # A batch does not say when its frames were taken, so their time is the nominal one.
+    video = got.kinds == MODALITIES.index("video")
+    np.testing.assert_array_equal(got.seconds[~video], expected.seconds[~video])
+    for clip in got.videos[:1]:
+        np.testing.assert_allclose(got.seconds[video], got.frames[video] * clip.seconds_per_grid, rtol=1e-6)
     for name, tolerance in (("images", 1e-6), ("videos", 0.0)):
         for a, b in zip(getattr(got, name), getattr(expected, name), strict=True):
             assert (a.grid, a.seconds_per_grid) == (b.grid, b.seconds_per_grid)
@@ -106,11 +112,20 @@ def without_an_image_token(batch: dict[str, torch.Tensor], image: int) -> None:
 
 BROKEN: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "no tokens": (lambda b: b.pop("input_ids"), "expected input_ids"),
-    "two prompts": (lambda b: b.update(input_ids=b["input_ids"].repeat(2, 1)), "expected one prompt, got 2"),
+    "two prompts": (lambda b: b.update(input_ids=b["input_ids"].repeat(2, 1)), "expected one prompt"),
     "unknown key": (lambda b: b.update(pixels=b["pixel_values"]), r"got also \['pixels'\]"),
     "no grid": (lambda b: b.pop("image_grid_thw"), "pixel values and the grid"),
     "no patches": (lambda b: b.pop("pixel_values"), "pixel values and the grid"),
-    "patches of another grid": (lambda b: b.update(pixel_values=b["pixel_values"][:-4]), "expected 32 image patches"),
+    "patches of another grid": (
+        lambda b: b.update(pixel_values=b["pixel_values"][:-4]),
+        r"patches \[32, ",
+    ),
+    "mask of another length": (lambda b: b.update(attention_mask=b["attention_mask"][:, 1:]), "attention_mask"),
+    "ids beyond 32 bits": (lambda b: b.update(input_ids=b["input_ids"] + 2**32), "32 bits"),
+    "fractional ids": (lambda b: b.update(input_ids=b["input_ids"].float()), "integers"),
+    "pixels that are NaN": (lambda b: b["pixel_values"].fill_(torch.nan), "batch image 0: expected finite"),
+    "sound that is NaN": (lambda b: b["input_features"].fill_(torch.nan), "batch audio 0: expected finite"),
+    "flat sound mask": (lambda b: b.update(feature_attention_mask=b["feature_attention_mask"][0]), "clips, frames"),
     "no sound mask": (lambda b: b.pop("feature_attention_mask"), "feature_attention_mask"),
     "silent mask": (lambda b: b["feature_attention_mask"].zero_(), "too few for a token"),
     "all padding": (lambda b: b["attention_mask"].zero_(), "at least one token"),
@@ -141,3 +156,13 @@ def test_batch_without_a_tokenizer(omni: TinyCheckpoint, omni_model: avjax.Model
     got, expected = avjax.load(tmp_path / "bare").prompt_from_hf(batch), omni_model.prompt_from_hf(batch)
     np.testing.assert_array_equal(got.positions, expected.positions)
     assert set(got.roles) == {""}
+
+
+def test_a_batch_without_the_seconds_of_its_grids(
+    omni_model: avjax.Model, omni: TinyCheckpoint, files: dict[str, Path]
+):
+    """HF's Omni cannot run it; a guess would place the frames wrongly."""
+    batch = hf_batch(omni_model, omni, "video", files)
+    del batch["video_second_per_grid"]
+    with pytest.raises(ValueError, match="video_second_per_grid"):
+        omni_model.prompt_from_hf(batch)

@@ -84,3 +84,28 @@ def test_a_query_without_a_key_has_no_gradient():
 
     for gradient in jax.grad(total, argnums=(0, 1, 2))(q, k, v, factor):
         np.testing.assert_array_equal(gradient, 0.0)
+
+
+@pytest.mark.parametrize("factor", [0.0, 0.7])
+def test_the_gradient_of_a_factor(factor: float):
+    """Also at a knocked-out edge, where it says what the edge would change; against differences in float64."""
+    q, k, v, factors, groups = draw(np.random.default_rng(3), 12)
+    factors = np.ones_like(factors)
+    factors[1, 2, 0] = factor
+    weight = np.random.default_rng(4).normal(size=(12, HEADS, HEAD_DIM))
+
+    def total(f):
+        edges = Edges(factor=f)
+        z = attend_prompt(q, k, v, length=jnp.int32(12), groups=jnp.asarray(groups, jnp.int32), edges=edges)
+        return jnp.sum(z * weight)
+
+    def exact(change: float) -> float:
+        changed = factors.astype(np.float64)
+        changed[1, 2, 0] += change
+        return float(np.sum(define(q, k, v, changed, groups) * weight))
+
+    # A negative factor is no edit, so at 0 the difference is taken from above.
+    step = 1e-5
+    expected = (exact(step) - exact(0 if factor == 0 else -step)) / (step if factor == 0 else 2 * step)
+    assert abs(expected) > 1e-3
+    assert jax.grad(total)(jnp.asarray(factors))[1, 2, 0] == pytest.approx(expected, rel=1e-3)
