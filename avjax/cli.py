@@ -114,7 +114,7 @@ def run(
 @app.command()
 def demo(
     seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 24,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of a caption.")] = 24,
 ) -> None:
     """The paper's knockout on a generated clip, with a tiny random checkpoint."""
     with _friendly():

@@ -5,7 +5,9 @@ alone, or refused together with the others that nobody understands.
 """
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 Family = Literal["qwen2_5_omni", "qwen2_5_vl"]
@@ -164,6 +166,23 @@ class _Section:
             if key in self.defaults and self.defaults[key] == value:
                 continue
             self.problems.append(f"{self.path}{key}: unknown key with the non-default value {value!r}")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      ValueError: the file is absent or holds something else; it is named.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; copy it from the original checkpoint")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ValueError(f"{path}: expected JSON, got {error}; copy it again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got a {type(content).__name__}; copy it again")
+    return content
 
 
 def read_config(raw: Mapping[str, Any]) -> ModelConfig:

@@ -1,16 +1,15 @@
 """Checkpoints from disk: an Orbax directory that the converters wrote, or a Hugging Face one, converted in memory."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from avjax.config import ModelConfig, read_config
+from avjax.config import ModelConfig, read_config, read_json
 from avjax.media.options import read_options
 from avjax.media.processor import Processor
 from avjax.model import GenerationDefaults, Host, Model
-from avjax.parameters import PARAMS, Network, abstract_network, fill, nested, parameter_paths, quiet_orbax
+from avjax.parameters import PARAMS, Network, abstract_network, check_stored, fill, nested, parameter_paths, quiet_orbax
 
 DTYPES = ("float32", "bfloat16")
 
@@ -32,7 +31,7 @@ def load(path: str | Path, dtype: str = "float32", mesh: Any = None) -> Model:
         raise ValueError("mesh: expected None; models load onto one device")
     directory = Path(path)
     if (directory / PARAMS).is_dir():
-        config = read_config(json.loads((directory / "config.json").read_text()))
+        config = read_config(read_json(directory / "config.json"))
         return assemble_model(_restore(directory / PARAMS, config, dtype), config, directory)
     # Besides the command line, only this and `load_processor` call the converters.
     from converters.convert import to_network
@@ -47,8 +46,8 @@ def load_processor(path: str | Path) -> Processor:
     """A checkpoint's tokenizer and media options, without its weights."""
     from converters.source import find_directory
 
-    directory = find_directory(path)[0]
-    config = read_config(json.loads((directory / "config.json").read_text()))
+    directory = find_directory(path, weights=False)[0]
+    config = read_config(read_json(directory / "config.json"))
     return Processor(directory, config, read_options(directory, config))
 
 
@@ -62,10 +61,14 @@ def _restore(directory: Path, config: ModelConfig, dtype: str) -> Network:
         for path, leaf in parameter_paths(network).items()
     }
     tree = nested(wanted)
-    with quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
-        found = checkpointer.restore(
-            directory.absolute(), item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
-        )
+    check_stored(directory, config)
+    try:
+        with quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
+            found = checkpointer.restore(
+                directory.absolute(), item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
+            )
+    except Exception as error:
+        raise ValueError(f"{directory}: a parameter cannot be read ({error}); convert the checkpoint again") from error
     return fill(network, parameter_paths(found))
 
 
@@ -97,8 +100,8 @@ GREEDY = {
 
 def _generation(directory: Path) -> GenerationDefaults:
     path = directory / "generation_config.json"
-    own: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-    config = json.loads((directory / "config.json").read_text())
+    own: dict[str, Any] = read_json(path) if path.is_file() else {}
+    config = read_json(directory / "config.json")
     # Without a generation config, HF takes these settings from the model's config, outermost first.
     sections = [own] if own else []
     for section in (config, config.get("thinker_config") or {}):

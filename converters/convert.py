@@ -14,7 +14,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from avjax.config import ModelConfig, read_config
+from avjax.config import ModelConfig, read_config, read_json
 from avjax.parameters import PARAMS, abstract_network, fill
 from converters.plan import Plan, make_plan
 from converters.source import CheckpointError, Source, open_source
@@ -40,7 +40,9 @@ class Provenance:
         path = directory / PROVENANCE
         if not path.is_file():
             raise CheckpointError(f"{directory}: expected {PROVENANCE}, found none; is this a converted checkpoint?")
-        raw = json.loads(path.read_text())
+        raw = read_json(path)
+        if raw.keys() != {field.name for field in dataclasses.fields(cls)}:
+            raise CheckpointError(f"{path}: expected what avjax convert writes, got {sorted(raw)}; convert again")
         return cls(**{**raw, "aliases": tuple(raw["aliases"])})
 
 

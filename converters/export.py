@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from avjax.config import ModelConfig, read_config
-from avjax.parameters import PARAMS, abstract_network, parameter_paths
+from avjax.config import ModelConfig, read_config, read_json
+from avjax.parameters import PARAMS, abstract_network, check_stored, parameter_paths
 from converters.convert import Provenance, appearing, copy_side_files, refuse_existing
 from converters.rules import Rule
-from converters.source import CheckpointError
 from converters.tables import table_for
 
 SHARD_BYTES = 4 * 10**9
@@ -40,7 +39,8 @@ def export(source: str | Path, target: str | Path) -> int:
     source, target = Path(source), Path(target)
     refuse_existing(target)
     provenance = Provenance.read(source)
-    config = read_config(json.loads((source / "config.json").read_text()))
+    config = read_config(read_json(source / "config.json"))
+    check_stored(source / PARAMS, config)
     parameters = open_parameters(source / PARAMS)
     tensors = list(_tensors(config, provenance, {path: p.dtype.numpy_dtype for path, p in parameters.items()}))
     shards = _shards(tensors)
@@ -61,9 +61,6 @@ def export(source: str | Path, target: str | Path) -> int:
 def _tensors(config: ModelConfig, provenance: Provenance, dtypes: dict[str, np.dtype]) -> Iterator[_Tensor]:
     table = table_for(config)
     shapes = {path: tuple(leaf.shape) for path, leaf in parameter_paths(abstract_network(config)).items()}
-    missing = sorted(shapes.keys() - dtypes.keys())
-    if missing:
-        raise CheckpointError("the converted checkpoint lacks parameters:\n  " + "\n  ".join(missing))
     for rule in table.rules:
         shape = shapes[rule.target]
         for places, name in rule.entries(shape[0]):

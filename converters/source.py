@@ -1,7 +1,6 @@
 """A Hugging Face checkpoint on disk: its config, and its tensors by name across shards, read one at a time."""
 
 import dataclasses
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,13 +9,16 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from avjax.config import read_json
+
 DTYPES = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-HUB_PATTERNS = ("*.safetensors", "*.json", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "README.md")
+WEIGHTS = "*.safetensors"
+SIDE_FILES = ("*.json", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "README.md")
 
 
 class CheckpointError(ValueError):
@@ -73,12 +75,9 @@ def open_source(path: str | Path) -> Source:
 
 def _read_object(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:  # no JSON, or no UTF-8
-        raise CheckpointError(f"{path}: expected JSON, got {error}; copy it again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got a {type(content).__name__}; copy it again")
-    return content
+        return read_json(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -91,12 +90,12 @@ def _read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def find_directory(path: str | Path) -> tuple[Path, str | None]:
-    """A checkpoint's directory, and its revision when it came from the hub."""
-    return (Path(path), None) if Path(path).is_dir() else _download(str(path))
+def find_directory(path: str | Path, *, weights: bool = True) -> tuple[Path, str | None]:
+    """A checkpoint's directory, and its revision when it came from the hub; there without `weights` if asked."""
+    return (Path(path), None) if Path(path).is_dir() else _download(str(path), weights)
 
 
-def _download(name: str) -> tuple[Path, str | None]:
+def _download(name: str, weights: bool) -> tuple[Path, str | None]:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise FileNotFoundError(
             f"{name}: no such directory; expected a checkpoint's directory or a hub id such as org/name"
@@ -105,7 +104,7 @@ def _download(name: str) -> tuple[Path, str | None]:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        directory = Path(snapshot_download(name, allow_patterns=list(HUB_PATTERNS)))
+        directory = Path(snapshot_download(name, allow_patterns=[*SIDE_FILES, *([WEIGHTS] if weights else [])]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise FileNotFoundError(
             f"{name}: no such directory, and the hub gave no such model ({type(error).__name__}); check the name, or "

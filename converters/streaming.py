@@ -33,10 +33,11 @@ class _ParameterHandler(NumpyHandler):
 
 def save_parameters(directory: Path, parameters: Mapping[str, Parameter]) -> None:
     """Writes the parameters as a nested tree under `directory`, which must not exist."""
-    registry = create_type_handler_registry((Parameter, _ParameterHandler()))
-    handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_ocdbt=False)
-    with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(nested(parameters)))
+    with quiet_orbax():
+        registry = create_type_handler_registry((Parameter, _ParameterHandler()))
+        handler = ocp.PyTreeCheckpointHandler(type_handler_registry=registry, use_ocdbt=False)
+        with ocp.Checkpointer(handler) as checkpointer:
+            checkpointer.save(directory.absolute(), args=ocp.args.PyTreeSave(nested(parameters)))
 
 
 def _with_chunks(metadata: dict[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:

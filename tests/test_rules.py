@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -185,3 +186,21 @@ def test_rules_meet_the_prompt(omni_model: avjax.Model):
         with pytest.raises(ValueError, match=r"rule|selector") as refused:
             avjax.run(omni_model, prompt, rule)
         assert reason in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"layers": "12"},
+        {"layers": "2:4"},
+        {"layers": [1.9]},
+        {"layers": [False, True]},
+        {"heads": [0.0]},
+        {"query": np.ones(3, bool)},
+        {"key": [1.5]},
+    ],
+)
+def test_only_integers_are_indices(field: dict):
+    """A string, a mask or a fraction would silently become other indices."""
+    with pytest.raises(TypeError, match="expected integers"):
+        avjax.Knockout(**{"query": "text", "key": "text", **field})

@@ -232,3 +232,10 @@ def test_partition_of_nothing():
     groups = partition([], T)
     assert groups.num_groups == 1 and groups.generated == 0 and not groups.prompt.any()
     assert groups.prompt.shape == (T,) and groups.members == ()
+
+
+@pytest.mark.parametrize("selector", ["generated[0:1]", "answer[0:2]", "all[3:5]"])
+def test_generated_tokens_cannot_be_counted(selector: str):
+    """They are one group, so that a span of them would be all of them."""
+    with pytest.raises(ValueError, match="counts generated tokens"):
+        select(LAYOUT, selector)

@@ -4,10 +4,11 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
+EARLY_END_SECONDS = 0.5  # a file may end this much before its header says
 SAMPLE_RATE = 16_000  # Hz; what the audio towers were trained on
 
 
@@ -55,10 +56,15 @@ def video_info(path: str | Path) -> VideoInfo:
             raise MediaError(f"{path}: expected a video stream, found none; pass an audio file as audio=")
         stream = container.streams.video[0]
         count = 0
-        for packet in container.demux(stream):
+        end = 0.0
+        for packet in container.demux():
+            end = max(end, _end_seconds(packet))
+            if packet.stream is not stream:
+                continue
             if packet.is_corrupt:
                 raise MediaError(f"{path}: the video is truncated inside frame {count}; copy it again or re-encode it")
             count += packet.size > 0
+        _refuse_early_end(path, container, end)
         rate = stream.average_rate or stream.guessed_rate
         if count < stream.frames:
             raise MediaError(
@@ -68,6 +74,22 @@ def video_info(path: str | Path) -> VideoInfo:
         if not count or not rate:
             raise MediaError(f"{path}: the video stream has no frames; re-encode it or choose another clip")
         return VideoInfo(num_frames=count, frames_per_second=float(rate))
+
+
+def _end_seconds(packet: Any) -> float:
+    if packet.pts is None or packet.time_base is None:
+        return 0.0
+    return float((packet.pts + (packet.duration or 0)) * packet.time_base)
+
+
+def _refuse_early_end(path: str | Path, container: Any, end_seconds: float) -> None:
+    """Matroska has no frame count, but its header says how long the file is; others only estimate it."""
+    announced = (container.duration or 0) / 1e6
+    if "matroska" in container.format.name and announced > end_seconds + EARLY_END_SECONDS:
+        raise MediaError(
+            f"{path}: truncated: its header announces {announced:.2f} s, {end_seconds:.2f} s are there; "
+            "copy it again or re-encode it"
+        )
 
 
 def read_frames(path: str | Path, choose: Callable[[int], Sequence[int]], num_frames: int) -> tuple[np.ndarray, int]:
@@ -199,11 +221,16 @@ def _read_audio_stream(path: str | Path) -> tuple[np.ndarray, int]:
         stream = container.streams.audio[0]
         planar = av.AudioResampler(format="fltp")
         blocks: list[np.ndarray] = []
-        for packet in container.demux(stream):
+        end = 0.0
+        for packet in container.demux():
+            end = max(end, _end_seconds(packet))
+            if packet.stream is not stream:
+                continue
             if packet.is_corrupt:
                 raise MediaError(f"{path}: the audio stream is truncated; copy it again or re-encode it")
             for frame in packet.decode():
                 blocks.extend(part.to_ndarray() for part in planar.resample(frame))
         blocks.extend(part.to_ndarray() for part in planar.resample(None))
+        _refuse_early_end(path, container, end)
         samples = np.concatenate(blocks, axis=1).T if blocks else np.zeros((0, 1), np.float32)
         return samples, int(stream.rate)

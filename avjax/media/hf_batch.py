@@ -46,7 +46,7 @@ def read_batch(batch: Mapping[str, Any], config: ModelConfig) -> tuple[np.ndarra
     clips = {
         "images": _vision(known.get("pixel_values"), known.get("image_grid_thw"), None, "image", patch_dim),
         "videos": _vision(known.get("pixel_values_videos"), known.get("video_grid_thw"), seconds, "video", patch_dim),
-        "audio": _audio(known.get("input_features"), known.get("feature_attention_mask")),
+        "audio": _audio(known.get("input_features"), known.get("feature_attention_mask"), config),
     }
     return ids[0][mask[0].astype(bool)].astype(np.int32), clips
 
@@ -97,14 +97,17 @@ def _vision(
     )
 
 
-def _audio(features: np.ndarray | None, mask: np.ndarray | None) -> tuple[AudioFeatures, ...]:
+def _audio(features: np.ndarray | None, mask: np.ndarray | None, config: ModelConfig) -> tuple[AudioFeatures, ...]:
     if features is None:
         return ()
+    if config.audio is None:
+        raise ValueError(f"batch: {config.family} has no audio tower; leave input_features out")
     if mask is None:
         raise ValueError("batch: expected feature_attention_mask beside input_features; ask the processor for it")
-    if features.ndim != 3 or mask.shape != (features.shape[0], features.shape[2]):
+    bins = config.audio.num_mel_bins
+    if features.ndim != 3 or features.shape[1] != bins or mask.shape != (features.shape[0], features.shape[2]):
         raise ValueError(
-            "batch: expected input_features [clips, bins, frames] and feature_attention_mask [clips, frames], got "
+            f"batch: expected input_features [clips, {bins}, frames] and feature_attention_mask [clips, frames], got "
             f"{list(features.shape)} and {list(mask.shape)}"
         )
     clips = tuple(

@@ -1,13 +1,12 @@
 """How a checkpoint wants its media: read from its preprocessor files, overridable per prompt."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from avjax.config import ModelConfig
+from avjax.config import ModelConfig, read_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -109,4 +108,4 @@ def _check_patches(image: Mapping[str, Any], config: ModelConfig, directory: Pat
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}

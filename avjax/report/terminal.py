@@ -85,7 +85,7 @@ def print_differences(rows: Iterable["Difference"], console: Console | None = No
             row.part,
             f"{row.difference:.1e}",
             f"{row.scale:.3g}",
-            f"{row.tolerance:.0e}",
+            f"{row.tolerance:.1e}",
             "ok" if row.passes else Text("FAILS", style="bold red"),
         )
         passed = passed and row.passes

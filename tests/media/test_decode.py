@@ -258,3 +258,22 @@ def test_sound_that_is_not_finite(tmp_path: Path, value: float):
 def test_empty_sound(tmp_path: Path):
     soundfile.write(tmp_path / "empty.wav", np.zeros((0, 2), np.float32), RATE)
     assert_refused(read_audio, tmp_path / "empty.wav", "empty", "audio=None")
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6])
+def test_truncated_matroska(clip: Path, tmp_path: Path, share: float):
+    """It counts no frames, but its header says how long it is."""
+    whole = tmp_path / "whole.mkv"
+    with av.open(str(clip)) as source, av.open(str(whole), "w") as target:
+        streams = {stream: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream]
+                target.mux(packet)
+    assert video_info(whole).num_frames == 40
+    assert len(read_audio(whole)) >= 4 * RATE - 1
+    cut = tmp_path / "cut.mkv"
+    cut.write_bytes(whole.read_bytes()[: int(share * whole.stat().st_size)])
+    for read in (video_info, read_audio):
+        with pytest.raises(MediaError, match=r"cut\.mkv: .*truncated"):
+            read(cut)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import avjax
+from avjax.config import Family
 from tests.tiny_hf import write_checkpoint
 
 VARIANTS = {
@@ -18,10 +19,10 @@ VARIANTS = {
 }
 
 
+@pytest.mark.parametrize("family", ["qwen2_5_omni", "qwen2_5_vl"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_logits_equal_hf(name: str, tied: bool, tmp_path: Path):
-    family = "qwen2_5_vl" if tied else "qwen2_5_omni"
+def test_logits_equal_hf(name: str, tied: bool, family: Family, tmp_path: Path):
     tiny = write_checkpoint(
         tmp_path / "checkpoint",
         family,
