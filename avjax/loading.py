@@ -112,9 +112,10 @@ def _generation(directory: Path) -> GenerationDefaults:
 
     stop = find("eos_token_id", sections)
     settings = sections[:1] if own else sections
+    penalty = find("repetition_penalty", settings)
     return GenerationDefaults(
         stop_tokens=() if stop is None else (stop,) if isinstance(stop, int) else tuple(stop),
-        repetition_penalty=float(find("repetition_penalty", settings) or 1.0),
+        repetition_penalty=1.0 if penalty is None else float(penalty),
         unsupported=tuple(
             f"{key}={value!r}"
             for key, leaves_alone in GREEDY.items()

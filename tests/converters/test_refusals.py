@@ -12,20 +12,11 @@ import avjax
 from converters.convert import convert
 from converters.source import CheckpointError
 from tests.converters.raw import INDEX, RawTensor, edit_config, read_raw, rewritten
+from tests.converters.targets import assert_nothing_was_written
 from tests.tiny_hf import TinyCheckpoint, write_checkpoint
 
 Tensors = dict[str, RawTensor]
 LAYER = "model.layers.2.mlp.up_proj.weight"
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "out" / "converted"
-
-
-def assert_nothing_was_written(target: Path) -> None:
-    assert not target.exists()
-    assert not target.parent.exists() or list(target.parent.iterdir()) == []
 
 
 def refusal(source: Path, target: Path) -> str:

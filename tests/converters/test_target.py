@@ -12,17 +12,8 @@ from converters.convert import convert
 from converters.export import export
 from converters.plan import Parameter
 from converters.source import CheckpointError
+from tests.converters.targets import assert_nothing_was_written
 from tests.tiny_hf import TinyCheckpoint
-
-
-@pytest.fixture
-def target(tmp_path: Path) -> Path:
-    return tmp_path / "out" / "converted"
-
-
-def assert_nothing_was_written(target: Path) -> None:
-    assert not target.exists()
-    assert not target.parent.exists() or list(target.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["directory", "file", "broken link"])
