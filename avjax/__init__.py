@@ -4,36 +4,46 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from avjax.api import Generation, Run, forward, generate, generate_variants, lower_edits, run
-    from avjax.interventions import Intervention, Knockout, parse_rules
+    from avjax.api import Run, forward, lower_edits, run
+    from avjax.generation import Generation, generate, generate_variants
+    from avjax.interventions import Ablate, Knockout, Patch, Scale, ScaleAttention, Steer, parse_rules
     from avjax.loading import load
     from avjax.media.decode import MediaError
     from avjax.model import Model
-    from avjax.models.decoder import Site
+    from avjax.models.intervention import VARIANTS, Intervention
+    from avjax.models.sites import Site
     from avjax.prompt import Inputs, Prompt
 
 # Names load when first used: `avjax --help` and `import avjax` stay instant.
 _HOMES = {
-    "avjax.api": ("Generation", "Run", "forward", "generate", "generate_variants", "lower_edits", "run"),
-    "avjax.interventions": ("Intervention", "Knockout", "parse_rules"),
+    "avjax.api": ("Run", "forward", "lower_edits", "run"),
+    "avjax.generation": ("Generation", "generate", "generate_variants"),
+    "avjax.interventions": ("Ablate", "Knockout", "Patch", "Scale", "ScaleAttention", "Steer", "parse_rules"),
     "avjax.loading": ("load",),
     "avjax.media.decode": ("MediaError",),
     "avjax.model": ("Model",),
-    "avjax.models.decoder": ("Site",),
+    "avjax.models.intervention": ("VARIANTS", "Intervention"),
+    "avjax.models.sites": ("Site",),
     "avjax.prompt": ("Inputs", "Prompt"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "VARIANTS",
+    "Ablate",
     "Generation",
     "Inputs",
     "Intervention",
     "Knockout",
     "MediaError",
     "Model",
+    "Patch",
     "Prompt",
     "Run",
+    "Scale",
+    "ScaleAttention",
     "Site",
+    "Steer",
     "forward",
     "generate",
     "generate_variants",

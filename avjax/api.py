@@ -1,23 +1,26 @@
-"""`run` and `generate`: one prompt under edits."""
+"""`run` and `forward`: one prompt under edits, in one full pass."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.engine.decoding import decode
-from avjax.engine.lowering import Lowered, Touched, lower
+from avjax.engine.lowering import lower
 from avjax.engine.reference import bucket, logits_at, pad_inputs, prefill
-from avjax.interventions import Edit, Intervention, as_edits
+from avjax.engine.session import clean_site
+from avjax.engine.touched import Touched
+from avjax.interventions import Edit, as_edits
 from avjax.model import Model
 from avjax.models.attention import Compat
-from avjax.models.decoder import Site
+from avjax.models.intervention import Intervention
+from avjax.models.sites import Site, parse_site
 from avjax.prompt import Inputs, Prompt
+from avjax.resolve import resolved
 from avjax.tokens import Selector, select
 
-CACHE_BYTES = 2 * 2**30  # keys and values of the variants that decode together, at most
+POSITIONS_AXIS = {Site.EMBED: (0,), Site.PATTERN: (2, 3), Site.MASS: (2,)}  # others: 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,31 +30,20 @@ class Run:
     Attributes:
       logits: float32 [P, V]; next-token logits at the selected positions.
       at: int [P]; those positions.
-      captures: for each captured site, [L, T, ...] in the compute dtype.
+      captures: by the name that was asked for. [L, T, ...] in the compute dtype; `embed` [T, D]; `pattern`
+        [L, N, T, T] and `mass` [L, N, T, M] in float32. A name with a layer, such as "blocks.3.hook_resid_post", gives
+        that layer alone.
+      masses: bool [M] for each selector of `groups`: summing `mass` over its groups gives the selector's mass.
       touched: what the edits reached.
+      prompt: what was run; a patch from this run aligns by it.
     """
 
     logits: jax.Array
     at: np.ndarray
-    captures: dict[Site, jax.Array]
+    captures: dict[str, jax.Array]
+    masses: dict[str, np.ndarray]
     touched: Touched
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Generation:
-    """One greedy continuation under one set of edits.
-
-    Attributes:
-      text: the tokens without control tokens; None when the checkpoint has no tokenizer.
-      tokens: int32 [n]; ends with a stop token unless the limit came first.
-      logits: float32 [n, V]; what each token was chosen from. None when they were not asked for.
-      touched: what the edits reached, counting every generated token that was fed back as a query.
-    """
-
-    text: str | None
-    tokens: np.ndarray
-    logits: np.ndarray | None
-    touched: Touched
+    prompt: Prompt
 
 
 def run(
@@ -60,6 +52,7 @@ def run(
     *interventions: Edit | str,
     at: Selector = "last",
     capture: Sequence[str] = (),
+    groups: Sequence[Selector] = (),
     compat: Compat | None = None,
     allow_noop: bool = False,
 ) -> Run:
@@ -68,7 +61,9 @@ def run(
     Args:
       interventions: edits or rule strings; none is the clean model.
       at: the positions whose logits are wanted; rows come in prompt order, each position once.
-      capture: sites (`avjax.Site`) to return; the others cost nothing.
+      capture: sites (`avjax.Site`) or TransformerLens names to return; the others cost nothing. "mass" is the attention
+        pattern summed over token groups, without a T x T array; "pattern" is the array itself.
+      groups: selectors whose attention mass is wanted, with capture="mass".
       compat: "published" treats a query whose every visible key is blocked as the published code does: it attends to
         all keys equally. By default it reads zero.
       allow_noop: let an edit touch nothing.
@@ -76,100 +71,37 @@ def run(
     Raises:
       ValueError: an edit, site or selector does not fit the model or the prompt.
     """
-    sites = _sites(capture)
-    lowered = lower(prompt, model.config.decoder, [as_edits(interventions)], num_decoded=0, allow_noop=allow_noop)
+    sites = _sites(capture, model.config.decoder.num_layers)
+    masks = {str(g): select(prompt, g) for g in groups}
+    lowered = lower(
+        prompt,
+        model.config.decoder,
+        [resolved(model, as_edits(interventions))],
+        num_decoded=0,
+        allow_noop=allow_noop,
+        clean=lambda site: clean_site(model, prompt, site),
+        selectors=list(masks.values()),
+    )
     positions = np.flatnonzero(select(prompt, at)[:-1])
     if not len(positions):
         raise ValueError(f"at={at!r}: the prompt has no such position")
-    inputs = pad_inputs(model.encode(prompt, lowered.groups), bucket(len(prompt)))
-    intervention = jax.tree.map(lambda leaf: leaf[0], lowered.interventions) if interventions else None
+    size = bucket(len(prompt))
+    inputs = pad_inputs(model.encode(prompt, lowered.groups), size)
+    intervention = lowered.intervention(0, size) if interventions else None
     padded = np.resize(positions, 1 << (len(positions) - 1).bit_length())
-    logits, captures = logits_at(
-        model.network.decoder, inputs, intervention, jnp.asarray(padded), capture=sites, compat=_compat(compat)
+    wanted = tuple(dict.fromkeys(site for site, _ in sites.values()))
+    logits, seen = logits_at(
+        model.network.decoder, inputs, intervention, jnp.asarray(padded), capture=wanted, compat=checked_compat(compat)
     )
+    seen = {site: _unpadded(site, values, len(prompt)) for site, values in seen.items()}
     return Run(
         logits=logits[: len(positions)],
         at=positions,
-        captures={site: seen[:, : len(prompt)] for site, seen in captures.items()},
+        captures={name: seen[site] if layer is None else seen[site][layer] for name, (site, layer) in sites.items()},
+        masses={name: lowered.members[mask.tobytes()] for name, mask in masks.items()},
         touched=lowered.touched(0, 0),
+        prompt=prompt,
     )
-
-
-def generate(
-    model: Model,
-    prompt: Prompt,
-    *interventions: Edit | str,
-    max_new_tokens: int = 50,
-    compat: Compat | None = None,
-    allow_noop: bool = False,
-    repetition_penalty: float | None = None,
-) -> Generation:
-    """The greedy continuation of a prompt under edits that apply together; see `generate_variants`."""
-    return generate_variants(
-        model,
-        prompt,
-        [interventions],
-        max_new_tokens=max_new_tokens,
-        compat=compat,
-        allow_noop=allow_noop,
-        repetition_penalty=repetition_penalty,
-    )[0]
-
-
-def generate_variants(
-    model: Model,
-    prompt: Prompt,
-    variants: Sequence[Sequence[Edit | str] | Edit | str],
-    *,
-    max_new_tokens: int = 50,
-    compat: Compat | None = None,
-    allow_noop: bool = False,
-    repetition_penalty: float | None = None,
-    keep_logits: bool = True,
-) -> list[Generation]:
-    """Greedy continuations of one prompt under each variant's edits, decoded together.
-
-    Args:
-      variants: the edits of each variant: one edit, or several that apply together, or an empty list (clean).
-      max_new_tokens: the most tokens of a continuation, its stop token included.
-      compat: see `run`.
-      allow_noop: let an edit touch nothing.
-      repetition_penalty: None takes the checkpoint's own, as HF's `generate` does; 1.0 is none.
-      keep_logits: False saves max_new_tokens x vocabulary floats per variant.
-
-    Raises:
-      ValueError: an edit does not fit the model or the prompt, or `max_new_tokens` is below 1.
-    """
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
-    if isinstance(variants, str | Edit):
-        raise TypeError(f"variants: expected a list of variants, got {variants!r}; put it in a list")
-    edits = [as_edits([v] if isinstance(v, Edit | str) else v) for v in variants]
-    if not edits:
-        raise ValueError("variants: expected at least one, got none; pass [[]] for the clean model")
-    lowered = lower(prompt, model.config.decoder, edits, num_decoded=max_new_tokens - 1, allow_noop=allow_noop)
-    penalty = _penalty(model, prompt, repetition_penalty)
-    inputs = pad_inputs(model.encode(prompt, lowered.groups), bucket(len(prompt)))
-    results: list[Generation] = []
-    size = _variants_per_batch(model, inputs, len(edits))
-    for start in range(0, len(edits), size):
-        index = np.minimum(np.arange(start, start + size), len(edits) - 1)  # the last batch repeats its last variant
-        batch = jax.tree.map(lambda leaf, index=index: leaf[index], lowered.interventions)
-        tokens, lengths, logits = decode(
-            model.network.decoder,
-            inputs,
-            batch,
-            jnp.asarray(_prompt_tokens(model, prompt)),
-            jnp.int32(prompt.next_position()),
-            jnp.int32(max_new_tokens),
-            jnp.asarray(model.generation.stop_tokens or (-1,), jnp.int32),
-            jnp.float32(penalty),
-            num_slots=-(-max_new_tokens // 16) * 16,
-            keep_logits=keep_logits,
-            compat=_compat(compat),
-        )
-        results += _generations(model, lowered, start, np.asarray(tokens), np.asarray(lengths), logits)
-    return results[: len(edits)]
 
 
 def forward(
@@ -177,7 +109,8 @@ def forward(
 ) -> tuple[jax.Array, dict[Site, jax.Array]]:
     """Next-token logits [T, V] at every position, and captured sites [L, T, ...].
 
-    Pure: `jit` with `static_argnames="capture"`, `vmap` over `intervention`.
+    Pure: `jit` with `static_argnames="capture"`; `vmap` over stacked interventions with `in_axes=avjax.VARIANTS` for
+    `intervention`, which leaves their shared sources alone; `grad` with respect to its factors and scales.
 
     Args:
       inputs: what `lower_edits` or `model.encode` returns.
@@ -189,66 +122,39 @@ def forward(
 
 def lower_edits(model: Model, prompt: Prompt, *interventions: Edit | str) -> tuple[Inputs, Intervention]:
     """Decoder inputs and the edits over their token groups, for `forward`."""
-    lowered = lower(prompt, model.config.decoder, [as_edits(interventions)], num_decoded=0)
-    return model.encode(prompt, lowered.groups), jax.tree.map(lambda leaf: leaf[0], lowered.interventions)
+    lowered = lower(
+        prompt,
+        model.config.decoder,
+        [resolved(model, as_edits(interventions))],
+        num_decoded=0,
+        clean=lambda site: clean_site(model, prompt, site),
+    )
+    return model.encode(prompt, lowered.groups), lowered.intervention(0, len(prompt))
 
 
-def _generations(
-    model: Model, lowered: Lowered, start: int, tokens: np.ndarray, lengths: np.ndarray, logits: jax.Array | None
-) -> list[Generation]:
-    rows = None if logits is None else np.asarray(logits)  # slicing on the device would compile once per length
-    return [
-        Generation(
-            text=model.decode_text(tokens[i, :n]),
-            tokens=tokens[i, :n],
-            logits=None if rows is None else rows[i, :n],
-            touched=lowered.touched(start + i, int(n) - 1),
-        )
-        for i, n in enumerate(lengths)
-        if start + i < len(lowered.factors)
-    ]
+def _unpadded(site: Site, values: jax.Array, size: int) -> jax.Array:
+    for axis in POSITIONS_AXIS.get(site, (1,)):
+        values = jax.lax.slice_in_dim(values, 0, size, axis=axis)
+    return values
 
 
-def _penalty(model: Model, prompt: Prompt, asked: float | None) -> float:
-    unsupported = model.generation.unsupported
-    if unsupported:
-        raise ValueError(
-            f"{model.host.source}: its generation config sets {', '.join(unsupported)}, which is not implemented; "
-            "remove it from generation_config.json to decode without"
-        )
-    penalty = model.generation.repetition_penalty if asked is None else asked
-    if not 0 < penalty < float("inf"):
-        raise ValueError(f"repetition_penalty: expected a finite number above 0, got {penalty}")
-    if penalty != 1 and prompt.embeddings is not None:
-        raise ValueError(
-            f"repetition_penalty={penalty}: a prompt made from embeddings has no tokens to penalise; pass 1.0"
-        )
-    return penalty
-
-
-def _prompt_tokens(model: Model, prompt: Prompt) -> np.ndarray:
-    present = np.zeros(model.config.decoder.vocab_size, bool)
-    present[prompt.token_ids[prompt.token_ids >= 0]] = True
-    return present
-
-
-def _variants_per_batch(model: Model, inputs: Inputs, count: int) -> int:
-    """A power of two, so that few executables serve any number of variants."""
-    cfg = model.config.decoder
-    per_variant = 2 * cfg.num_layers * len(inputs.groups) * cfg.num_kv_heads * cfg.head_dim * model.dtype.itemsize
-    most = max(1, CACHE_BYTES // per_variant)
-    return min(1 << (count - 1).bit_length(), 1 << (most.bit_length() - 1))
-
-
-def _sites(capture: Sequence[str]) -> tuple[Site, ...]:
+def _sites(capture: Sequence[str], num_layers: int) -> Mapping[str, tuple[Site, int | None]]:
     names = [capture] if isinstance(capture, str) else list(capture)
-    unknown = [name for name in names if name not in list(Site)]
+    unknown, sites = [], {}
+    for name in names:
+        try:
+            sites[name] = parse_site(name)
+        except ValueError:
+            unknown.append(name)
     if unknown:
         raise ValueError(f"capture: expected sites among {', '.join(Site)}; got {', '.join(map(repr, unknown))}")
-    return tuple(Site(name) for name in names)
+    for name, (_, layer) in sites.items():
+        if layer is not None and layer >= num_layers:
+            raise ValueError(f"capture {name!r}: expected a layer within 0:{num_layers}, got {layer}")
+    return sites
 
 
-def _compat(compat: str | None) -> Compat | None:
+def checked_compat(compat: str | None) -> Compat | None:
     if compat not in (None, "published"):
         raise ValueError(f"compat: expected None or 'published', got {compat!r}")
     return compat  # pyright: ignore[reportReturnType]

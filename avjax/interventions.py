@@ -1,53 +1,52 @@
-"""Edits as a user writes them, and as arrays that a compiled forward pass takes.
+"""Edits as a user writes them.
 
-Axes: L layer, N heads, M token group, I intervention (variant).
+Any field may be an axis (`avjax.axis`, `avjax.windows` ...); an edit with axes stands for a grid of edits.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self
 
-import jax
-import jax.numpy as jnp
+import numpy as np
 
 from avjax.config import DecoderConfig
+from avjax.models.sites import HEADED, Site, num_site_heads, parse_site
 from avjax.tokens import ALIASES, Selector, as_indices
 
 Indices = Sequence[int] | None
+READ_ONLY = (Site.PATTERN, Site.MASS)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Knockout:
-    """Forbids attention from the tokens `query` to the tokens `key`.
+class Axis:
+    """A placeholder for several values of a field; `avjax.grids` has them."""
 
-    Attributes:
-      query, key: token selectors (`avjax.tokens.select`). `generated` is the published behaviour, under which the first
-        generated token is never edited, since the last prompt position predicts it; `answer` adds that position.
-      layers, heads: 0-based; None means all of them.
 
-    Source: Geva et al. 2023 (attention knockout). A query whose every visible key is blocked reads zero.
-    """
+class Edit:
+    """What all edits share: where they apply, checked as far as no model is needed."""
 
-    query: Selector
-    key: Selector
-    layers: Indices = None
-    heads: Indices = None
+    selectors: ClassVar[tuple[str, ...]] = ()
+    numbers: ClassVar[tuple[str, ...]] = ()
+    layers: Indices
+    heads: Indices
 
     def __post_init__(self):
-        for name in ("query", "key"):
+        for name in self.selectors:
             value = getattr(self, name)
-            object.__setattr__(self, name, value if isinstance(value, str) else as_indices(value, name))
+            if not isinstance(value, str | Axis):
+                object.__setattr__(self, name, as_indices(value, name))
         for name in ("layers", "heads"):
             value = getattr(self, name)
-            if value is None:
+            if value is not None and not isinstance(value, Axis):
+                object.__setattr__(self, name, as_indices(value, name))
+        for name in self.numbers:
+            value = getattr(self, name)
+            if isinstance(value, Axis):
                 continue
-            object.__setattr__(self, name, as_indices(value, name))
-
-    def __str__(self) -> str:
-        """The rule string that parses back to this edit: `generated->video@18:36#h0,h3`."""
-        layers = "" if self.layers is None else f"@{_compact(self.layers)}"
-        heads = "" if self.heads is None else "#" + ",".join(f"h{i}" for i in self.heads)
-        return f"{_shown(self.query)}->{_shown(self.key)}{layers}{heads}"
+            if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
+                raise ValueError(f"{type(self).__name__}: expected a finite {name}, got {value!r}")
+            object.__setattr__(self, name, float(value))
 
     def layer_indices(self, config: DecoderConfig) -> tuple[int, ...]:
         return self._checked("layer", self.layers, config.num_layers)
@@ -67,15 +66,234 @@ class Knockout:
             )
         return tuple(sorted(set(indices)))
 
+    def _suffix(self) -> str:
+        layers = "" if self.layers is None else f"@{_compact(self.layers)}"
+        return layers + ("" if self.heads is None else "#" + _named_heads(self.heads))
 
-Edit = Knockout
+    def replaced(self, **changes: Any) -> Self:
+        return dataclasses.replace(self, **changes)  # pyright: ignore[reportArgumentType]
 
 
-def parse_rules(text: str) -> tuple[Knockout, ...]:
+class EdgeEdit(Edit):
+    """Multiplies exp(score) of the edges from the tokens `query` to the tokens `key`."""
+
+    selectors = ("query", "key")
+    query: Selector
+    key: Selector
+
+    @property
+    def multiplier(self) -> float:
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Knockout(EdgeEdit):
+    """Forbids attention from the tokens `query` to the tokens `key`.
+
+    Attributes:
+      query, key: token selectors (`avjax.tokens.select`). `generated` is the published behaviour, under which the first
+        generated token is never edited, since the last prompt position predicts it; `answer` adds that position.
+      layers, heads: 0-based; None means all of them.
+
+    Source: Geva et al. 2023 (attention knockout). A query whose every visible key is blocked reads zero.
+    """
+
+    query: Selector
+    key: Selector
+    layers: Indices = None
+    heads: Indices = None
+
+    @property
+    def multiplier(self) -> float:
+        return 0.0
+
+    def __str__(self) -> str:
+        """The rule string that parses back to this edit: `generated->video@18:36#h0,h3`."""
+        return f"{_shown(self.query)}->{_shown(self.key)}{self._suffix()}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScaleAttention(EdgeEdit):
+    """Multiplies exp(score) on the edges from `query` to `key` by a factor, before the softmax normalises.
+
+    Attributes:
+      query, key, layers, heads: as in `Knockout`.
+      factor: at least 0; 0 is a knockout, 1 leaves the edges alone.
+    """
+
+    numbers = ("factor",)
+    query: Selector
+    key: Selector
+    factor: float
+    layers: Indices = None
+    heads: Indices = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.factor, Axis) and self.factor < 0:
+            raise ValueError(f"ScaleAttention: expected a factor of at least 0, got {self.factor:g}")
+
+    @property
+    def multiplier(self) -> float:
+        return self.factor
+
+    def __str__(self) -> str:
+        """The rule string that parses back to this edit: `answer->audio*2@0:12`."""
+        return f"{_shown(self.query)}->{_shown(self.key)}*{_number(self.factor)}{self._suffix()}"
+
+
+class PositionEdit(Edit):
+    """Changes activations of the tokens `where` at one site."""
+
+    selectors = ("where",)
+    where: Selector
+    site: str
+
+    def __post_init__(self):
+        super().__post_init__()
+        if isinstance(self.site, Axis):
+            return
+        site, layer = parse_site(self.site)
+        if site in READ_ONLY:
+            raise ValueError(f"{type(self).__name__}: the site {site} can be captured, not edited")
+        if layer is not None:
+            if self.layers not in (None, (layer,)):
+                raise ValueError(f"{type(self).__name__}: {self.site} names layer {layer}, layers= says {self.layers}")
+            object.__setattr__(self, "layers", (layer,))
+        object.__setattr__(self, "site", site.value)
+        if site is Site.EMBED and self.layers is not None:
+            raise ValueError(f"{type(self).__name__}: the site embed has no layers; leave layers out, or use resid_pre")
+        if site not in HEADED and self.heads is not None:
+            raise ValueError(f"{type(self).__name__}: the site {site} has no heads; leave heads out, or use z or value")
+
+    def layer_indices(self, config: DecoderConfig) -> tuple[int, ...]:
+        return (0,) if self.site == Site.EMBED else super().layer_indices(config)
+
+    def head_indices(self, config: DecoderConfig) -> tuple[int, ...]:
+        """Query heads at `z`, key-value heads at `value`."""
+        return self._checked("head", self.heads, num_site_heads(Site(self.site), config) or 1)
+
+    def _place(self) -> str:
+        return f"{self.site}{self._suffix()}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale(PositionEdit):
+    """Multiplies activations.
+
+    Attributes:
+      where: token selector.
+      factor: any finite number.
+      site: `embed` (by default), a residual site, `attn_out`, `mlp_out`, `z` or `value`, or a TransformerLens name.
+      layers: 0-based; None means all, each of which multiplies.
+      heads: query heads at `z`, key-value heads at `value`.
+    """
+
+    numbers = ("factor",)
+    where: Selector
+    factor: float
+    site: str = "embed"
+    layers: Indices = None
+    heads: Indices = None
+
+    def __str__(self) -> str:
+        return f"{_shown(self.where)}*{_number(self.factor)} at {self._place()}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Patch(PositionEdit):
+    """Replaces activations by those of another pass.
+
+    Attributes:
+      where: token selector; a source of another prompt is aligned by it: its n-th token there replaces the n-th here.
+      source: an `avjax.run` result that captured the site; a `Prompt`, which is run clean; an array [L, T, ...],
+        [T, ...] (one layer), or with the number of selected tokens in place of T; or "mean", the mean over the selected
+        tokens in this prompt's own clean pass.
+      site, layers, heads: as in `Scale`.
+
+    Source: Vig et al. 2020 (causal mediation), Meng et al. 2022 (causal tracing).
+    """
+
+    where: Selector
+    source: Any
+    site: str = "resid_post"
+    layers: Indices = None
+    heads: Indices = None
+
+    def __str__(self) -> str:
+        return f"{_shown(self.where)}<-{_source_name(self.source)} at {self._place()}"
+
+
+Mode = Literal["zero", "mean", "resample", "noise"]
+MODES = ("zero", "mean", "resample", "noise")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ablate(PositionEdit):
+    """Removes what activations say.
+
+    Attributes:
+      where: token selector.
+      mode: "zero"; "mean" over the selected tokens of the clean pass; "resample": each token takes the activation of
+        another selected token of the clean pass, at random; "noise": adds Gaussian noise.
+      site, layers, heads: as in `Scale`.
+      seed: of "resample" and "noise".
+      noise: standard deviations of the noise, in units of the clean activations' own at the site and layer; the
+        default is that of causal tracing.
+
+    Source: Wang et al. 2022 (mean and resample ablation), Meng et al. 2022 (noise of 3 standard deviations).
+    """
+
+    numbers = ("noise",)
+    where: Selector
+    mode: str
+    site: str = "z"
+    layers: Indices = None
+    heads: Indices = None
+    seed: int = 0
+    noise: float = 3.0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not isinstance(self.mode, Axis) and self.mode not in MODES:
+            raise ValueError(f"Ablate: expected a mode among {', '.join(MODES)}, got {self.mode!r}")
+
+    def __str__(self) -> str:
+        seed = f", seed {self.seed}" if self.mode in ("resample", "noise") and self.seed else ""
+        return f"{_shown(self.where)}={self.mode}{seed} at {self._place()}"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Steer(PositionEdit):
+    """Adds a vector, times `scale`.
+
+    Attributes:
+      where: token selector.
+      vector: the shape of one position of the site: [D], [N, H] at `z`, [K, H] at `value`; or [L, ...].
+      scale: any finite number.
+      site, layers, heads: as in `Scale`.
+
+    Source: Turner et al. 2023 (activation addition).
+    """
+
+    numbers = ("scale",)
+    where: Selector
+    vector: Any
+    scale: float = 1.0
+    site: str = "resid_post"
+    layers: Indices = None
+    heads: Indices = None
+
+    def __str__(self) -> str:
+        return f"{_shown(self.where)}+{_number(self.scale)} vector at {self._place()}"
+
+
+def parse_rules(text: str) -> tuple[EdgeEdit, ...]:
     """The edits in a rule string; several, separated by `;`, apply together.
 
     Args:
-      text: `"generated->video@18:36#h0,h3"`, or the published `"generated,video,18,36"` (end exclusive).
+      text: `"generated->video@18:36#h0,h3"`, `"answer->audio*2@0:12"` for a factor, or the published
+        `"generated,video,18,36"` (end exclusive).
 
     Raises:
       ValueError: the text is neither form.
@@ -86,19 +304,25 @@ def parse_rules(text: str) -> tuple[Knockout, ...]:
     return rules
 
 
-_ARROW = re.compile(r"(?P<query>[^@#]+?)\s*->\s*(?P<key>[^@#]+?)\s*(?:@(?P<layers>[^#]*))?(?:#(?P<heads>.*))?")
+_ARROW = re.compile(
+    r"(?P<query>[^@#]+?)\s*->\s*(?P<key>[^@#*]+?)\s*"
+    r"(?:\*(?P<factor>[^@#]*))?(?:@(?P<layers>[^#]*))?(?:#(?P<heads>.*))?"
+)
 
 
-def _parse_rule(text: str) -> Knockout:
+def _parse_rule(text: str) -> EdgeEdit:
     if "->" in text:
         match = _ARROW.fullmatch(text)
         if match is not None and "->" not in match["key"]:
-            return Knockout(
-                query=match["query"],
-                key=match["key"],
-                layers=_indices(text, match["layers"], "layers"),
-                heads=_indices(text, match["heads"], "heads"),
-            )
+            fields = {
+                "query": match["query"],
+                "key": match["key"],
+                "layers": _indices(text, match["layers"], "layers"),
+                "heads": _indices(text, match["heads"], "heads"),
+            }
+            if match["factor"] is None:
+                return Knockout(**fields)
+            return ScaleAttention(factor=_factor(text, match["factor"]), **fields)
     else:
         parts = [part.strip() for part in text.split(",")]
         if len(parts) == 4 and all(re.fullmatch(r"-?\d+", p) for p in parts[2:]) and all(parts[:2]):
@@ -108,6 +332,13 @@ def _parse_rule(text: str) -> Knockout:
         f"rule {text!r}: expected 'QUERY->KEY@LAYERS#HEADS', such as 'generated->video@18:36#h0,h3' (layers and heads "
         "optional), or the published 'QUERY,KEY,START,END', such as 'generated,video,18,36'"
     )
+
+
+def _factor(rule: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"rule {rule!r}: expected a factor such as *0.5 after the key, got {text.strip()!r}") from None
 
 
 def _indices(rule: str, text: str | None, what: str) -> Indices:
@@ -135,35 +366,49 @@ def as_edits(edits: Sequence[Edit | str]) -> tuple[Edit, ...]:
     for edit in edits:
         if isinstance(edit, str):
             flat.extend(parse_rules(edit))
-        elif isinstance(edit, Knockout):
+        elif isinstance(edit, Edit):
             flat.append(edit)
         else:
             raise TypeError(f"expected an intervention or a rule string, got {type(edit).__name__}: {edit!r}")
     return tuple(flat)
 
 
-def _shown(selector: Selector) -> str:
+def name_of(edits: Sequence[Edit]) -> str:
+    """What the edits do together, in one line; `clean` when there is none."""
+    return "; ".join(map(str, edits)) or "clean"
+
+
+def _shown(selector: Selector | Axis) -> str:
+    if isinstance(selector, Axis):
+        return str(selector)
     if isinstance(selector, str):
         return ALIASES.get(selector, selector)
     return f"[{', '.join(map(str, selector))}]"
 
 
-def _compact(indices: Sequence[int]) -> str:
+def _number(value: float | Axis) -> str:
+    """The shortest text that reads back as the same number."""
+    if isinstance(value, Axis):
+        return str(value)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def _named_heads(heads: Sequence[int] | Axis) -> str:
+    return str(heads) if isinstance(heads, Axis) else ",".join(f"h{i}" for i in heads)
+
+
+def _source_name(source: Any) -> str:
+    if isinstance(source, str | Axis):
+        return str(source)
+    shape = getattr(source, "shape", None)
+    return type(source).__name__.lower() if shape is None else f"array[{', '.join(map(str, shape))}]"
+
+
+def _compact(indices: Sequence[int] | Axis) -> str:
     """`18:36` for a run of indices, else a list."""
+    if isinstance(indices, Axis):
+        return str(indices)
     if len(indices) > 1 and list(indices) == list(range(indices[0], indices[-1] + 1)):
         return f"{indices[0]}:{indices[-1] + 1}"
     return ",".join(map(str, indices))
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Intervention:
-    """Edits as arrays. Leaves lead with L, so they scan with the layers; stacked variants, with I."""
-
-    attention_factor: jax.Array  # float32, L N M M (query group, key group): multiplies exp(score); 0 removes the edge
-
-    @classmethod
-    def none(cls, config: DecoderConfig, num_groups: int = 1) -> "Intervention":
-        """Leaves the checkpoint as it is."""
-        shape = (config.num_layers, config.num_heads, num_groups, num_groups)
-        return cls(attention_factor=jnp.ones(shape, jnp.float32))

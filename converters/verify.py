@@ -15,7 +15,7 @@ from avjax.loading import load
 from avjax.media.layout import MediaShapes, expand_placeholders
 from avjax.model import Model
 from avjax.models.audio import AudioTower, chunk_lengths, num_positions
-from avjax.models.decoder import Site
+from avjax.models.sites import Site
 from avjax.models.vision import window_layout
 from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
 from converters.source import open_source

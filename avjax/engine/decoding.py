@@ -1,6 +1,6 @@
-"""Greedy decoding of several variants in one compiled loop, each under its own edit.
+"""Greedy decoding of several variants in one compiled loop, each under its own edit, over one shared prompt.
 
-Axes: I variant, S prompt slot, G generated slot, K kv heads, H head dim, D embed, L layer, V vocab.
+Axes: I variant, R dirty prompt row, G generated slot, K kv heads, H head dim, D embed, L layer, V vocab.
 """
 
 import dataclasses
@@ -10,11 +10,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from avjax.engine.reference import KeysValues, prefill
-from avjax.interventions import Intervention
-from avjax.models.attention import Compat, Edges, Segment
-from avjax.models.decoder import Block, Decoder
-from avjax.prompt import Inputs
+from avjax.engine.reference import OwnPrompt
+from avjax.engine.replay import SharedPrompt, class_factors, layer_keys
+from avjax.engine.shared import first_of_last
+from avjax.models.attention import Compat, OwnKeys, attend_rows
+from avjax.models.decoder import Decoder
+from avjax.models.intervention import VARIANTS, Intervention, edited_token, layer_of, split_last
+from avjax.models.sites import Site
 
 
 @jax.tree_util.register_dataclass
@@ -27,15 +29,16 @@ class _State:
     done: jax.Array  # bool I
     logits: jax.Array  # float32 I G V, or I 0 V when they are not kept
     seen: jax.Array  # bool I V: tokens of the prompt and so far, for the repetition penalty
-    keys: jax.Array  # I L G K H
+    keys: jax.Array  # L I G K H
     values: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("num_slots", "keep_logits", "compat"))
 def decode(
     decoder: Decoder,
-    inputs: Inputs,
-    interventions: Intervention,
+    prompt: SharedPrompt,
+    own: OwnPrompt,
+    variants: Intervention,
     prompt_tokens: Bool[Array, "V"],
     next_position: Int[Array, ""],
     limit: Int[Array, ""],
@@ -49,7 +52,8 @@ def decode(
     """The most likely token at each step, until a stop token or `limit` tokens.
 
     Args:
-      interventions: leaves lead with I.
+      prompt: what all variants share; positions from the own rows on are stale there and hidden.
+      variants: leaves lead with I. Edits at `resid_post` may be the last layer's alone.
       prompt_tokens: which tokens the prompt has.
       next_position: the rotary position of the first generated token.
       num_slots: G, at least `limit`.
@@ -59,69 +63,92 @@ def decode(
     Returns:
       Tokens, how many of them are real per variant (a stop token counts), and the logits they were chosen from.
     """
-    last_ID, cache = jax.lax.map(lambda iv: _prompt_pass(decoder, inputs, iv, compat), interventions)
-    num_variants, vocab = last_ID.shape[0], decoder.cfg.vocab_size
-    cache_shape = (num_variants, decoder.cfg.num_layers, num_slots, *cache[0].shape[3:])
+    num_layers, num_variants, _, *per_key = own.keys.shape
+    vocab = decoder.cfg.vocab_size
     state = _State(
         step=jnp.int32(0),
         tokens=jnp.zeros((num_variants, num_slots), jnp.int32),
         done=jnp.zeros(num_variants, bool),
         logits=jnp.zeros((num_variants, num_slots if keep_logits else 0, vocab), jnp.float32),
         seen=jnp.broadcast_to(prompt_tokens, (num_variants, vocab)),
-        keys=jnp.zeros(cache_shape, cache[0].dtype),
-        values=jnp.zeros(cache_shape, cache[0].dtype),
+        keys=jnp.zeros((num_layers, num_variants, num_slots, *per_key), own.keys.dtype),
+        values=jnp.zeros((num_layers, num_variants, num_slots, *per_key), own.keys.dtype),
     )
     choose = functools.partial(_choose, stop_tokens=stop_tokens, penalty=repetition_penalty, keep_logits=keep_logits)
-    advance = jax.vmap(functools.partial(_token_pass, decoder, inputs, compat=compat), in_axes=(0, 0, 0, 0, None, None))
 
     def step(state: _State) -> _State:
         fed = state.tokens[:, state.step - 1]
-        x_ID, (keys, values) = advance(
-            fed, interventions, cache, (state.keys, state.values), state.step - 1, next_position + state.step - 1
+        position = next_position + state.step - 1
+        x_ID, cache = _token_pass(
+            decoder, prompt, own, variants, fed, (state.keys, state.values), state.step - 1, position, compat
         )
-        return choose(dataclasses.replace(state, keys=keys, values=values), decoder.logits(x_ID))
+        return choose(dataclasses.replace(state, keys=cache[0], values=cache[1]), decoder.logits(x_ID))
 
-    state = choose(state, decoder.logits(last_ID))
+    state = choose(state, decoder.logits(own.last))
     state = jax.lax.while_loop(lambda s: (s.step < limit) & ~jnp.all(s.done), step, state)
     stops = jnp.isin(state.tokens, stop_tokens) & (jnp.arange(num_slots) < state.step)
     lengths = jnp.where(stops.any(axis=1), jnp.argmax(stops, axis=1) + 1, state.step)
     return state.tokens, lengths, state.logits if keep_logits else None
 
 
-def _prompt_pass(
-    decoder: Decoder, inputs: Inputs, intervention: Intervention, compat: Compat | None
-) -> tuple[Float[Array, "D"], KeysValues]:
-    x_TD, keys_values, _ = prefill(decoder, inputs, intervention, compat=compat)
-    return x_TD[inputs.length - 1], keys_values
-
-
 def _token_pass(
     decoder: Decoder,
-    inputs: Inputs,
-    token: Int[Array, ""],
-    intervention: Intervention,
-    cache: KeysValues,
-    decoded: KeysValues,
+    prompt: SharedPrompt,
+    own: OwnPrompt,
+    variants: Intervention,
+    token_I: Int[Array, "I"],
+    decoded: tuple[Array, Array],
     slot: Int[Array, ""],
     position: Int[Array, ""],
-    *,
     compat: Compat | None,
-) -> tuple[Float[Array, "D"], KeysValues]:
-    """One token through every layer: its final residual, and the decoded keys and values with its own at `slot`."""
-    x_D = decoder.embed(token)
-    rotary = decoder.rotary(jnp.broadcast_to(position, (3,)), x_D.dtype)
-    prompt_visible = jnp.arange(inputs.groups.shape[0]) < inputs.length
-    decoded_visible = jnp.arange(decoded[0].shape[1]) <= slot
-    decoded_groups = jnp.full(decoded[0].shape[1], inputs.generated_group)
+) -> tuple[Float[Array, "I D"], tuple[Array, Array]]:
+    """One token of each variant through every layer; the decoded keys and values gain it at `slot`."""
+    group, length = prompt.inputs.generated_group, prompt.inputs.length
+    x_I1D = decoder.embed(token_I)[:, None]
+    rotary = decoder.rotary(jnp.broadcast_to(position, (3, 1)), x_I1D.dtype)
+    num_own, num_slots = own.keys.shape[2], decoded[0].shape[2]
+    first = first_of_last(length, num_own)
+    rows = first + jnp.arange(num_own)
+    row_exists, slot_exists = rows < length, jnp.arange(num_slots) <= slot
+    row_classes = prompt.group_class[jax.lax.dynamic_slice_in_dim(prompt.inputs.groups, first, num_own)]
+    slot_classes = jnp.full(num_slots, prompt.group_class[group])
+    variants, last_edit = split_last(variants)
 
-    def step(x: Array, layer: tuple[Block, Array, KeysValues, KeysValues]) -> tuple[Array, KeysValues]:
-        block, factor, (keys, values), (new_keys, new_values) = layer
-        prompt = Segment(keys=keys, values=values, visible=prompt_visible, groups=inputs.groups)
-        after = Segment(keys=new_keys, values=new_values, visible=decoded_visible, groups=decoded_groups)
-        edges = Edges(factor=factor, compat=compat)
-        return block.token(x, rotary, prompt, after, slot, inputs.generated_group, edges)
+    def edit_all(site: Site, x_I1: Array, edit: Intervention) -> Array:
+        if site not in edit.sites:
+            return x_I1
+        one = jax.vmap(lambda x, e: edited_token(site, x[0], e, group)[None], in_axes=(0, VARIANTS))
+        return one(x_I1, edit)
 
-    return jax.lax.scan(step, x_D, (decoder.layers, intervention.attention_factor, cache, decoded))
+    def layer(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        x_I1D, keys, values = carry
+        block = jax.tree.map(lambda leaf: leaf[index], decoder.layers)
+        edit = layer_of(variants, index)
+
+        def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple[Array, Array]]:
+            new_keys = jax.lax.dynamic_update_slice(keys, k[None], (index, 0, slot, 0, 0))
+            new_values = jax.lax.dynamic_update_slice(values, v[None], (index, 0, slot, 0, 0))
+            owned = [
+                _owned(own.keys[index], own.values[index], row_exists, row_classes),
+                _owned(new_keys[index], new_values[index], slot_exists, slot_classes),
+            ]
+            factor = edit.attention_factor
+            gates = None if factor is None else class_factors(prompt, factor, group[None])
+            shared = layer_keys(prompt.shared, index)
+            z, _ = attend_rows(q, shared, owned, num_shared=first, factor=gates, compat=compat)
+            return z, (new_keys, new_values)
+
+        x_I1D, (keys, values) = block(x_I1D, rotary, attend, lambda site, x: edit_all(site, x, edit))
+        return x_I1D, keys, values
+
+    x_I1D, keys, values = jax.lax.fori_loop(0, decoder.cfg.num_layers, layer, (x_I1D, *decoded))
+    if last_edit is not None:
+        x_I1D = edit_all(Site.RESID_POST, x_I1D, layer_of(last_edit, 0))
+    return x_I1D[:, 0], (keys, values)
+
+
+def _owned(keys: Array, values: Array, exists: Array, classes: Array) -> OwnKeys:
+    return OwnKeys(keys=keys, values=values, visible=exists[None], exists=exists, classes=classes)
 
 
 def _choose(

@@ -1,47 +1,190 @@
-"""From edits over a prompt to arrays over token groups, with a count of what each edit touches.
+"""From the edits of many variants of one prompt to arrays over token groups.
 
-Axes: I variant, L layer, N heads, M token group.
+Axes: I variant, L layer, N heads, M token group, T position, S dense sources, V vectors.
 """
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from avjax.config import DecoderConfig
-from avjax.interventions import Edit, Intervention, Knockout
+from avjax.engine.operations import CleanActivations, EdgeOp, Op, SiteOp, operations
+from avjax.engine.touched import Touched, count_touched
+from avjax.interventions import Edit
+from avjax.models.intervention import Intervention
+from avjax.models.sites import Site, SiteEdit, SiteSources, num_site_heads, site_shape
 from avjax.prompt import Prompt
-from avjax.tokens import TokenGroups, partition, select
+from avjax.tokens import TokenGroups, partition
 
 GROUP_BUCKETS = (2, 4, 8, 16, 32, 64, 128)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Touched:
-    """What a variant's edits reach, summed over layers and heads.
+class Lowered:
+    """Variants of one prompt, ready to become arrays, a few at a time.
 
     Attributes:
-      edges: query-key pairs that the edits block.
-      blocked_queries: queries left without any visible key; they read zero (or, with `compat="published"`, the mean
-        value of all keys).
+      ops: each variant's operations.
+      groups: a partition of positions of which every selector is a union, padded to a bucket.
+      members: bool [M] by position mask (its bytes).
     """
 
-    edges: int = 0
-    blocked_queries: int = 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Lowered:
-    """Variants of one prompt, ready for a compiled pass."""
-
+    prompt: Prompt
+    config: DecoderConfig
+    ops: tuple[tuple[Op, ...], ...]
     groups: TokenGroups
-    interventions: Intervention  # leaves lead with I
-    factors: np.ndarray  # float32 I L N M M, on the host
+    members: dict[bytes, np.ndarray]
+    bank: "Bank"
+
+    def __len__(self) -> int:
+        return len(self.ops)
+
+    def interventions(self, variants: Sequence[int]) -> Intervention:
+        """Stacked variants, leaves leading with I; without sources, which `bank.sources` holds for all of them."""
+        factors = None
+        if any(isinstance(op, EdgeOp) for ops in self.ops for op in ops):
+            factors = jnp.asarray(np.stack([self.factor(i) for i in variants]))
+        sites = {site: self._site_edits(site, variants) for site in self.bank.sites}
+        return Intervention(attention_factor=factors, sites=sites)
+
+    def intervention(self, variant: int, num_positions: int) -> Intervention:
+        """One variant with its sources, for a prompt padded to `num_positions`."""
+        stacked = self.interventions([variant])
+        one = jax.tree.map(lambda leaf: leaf[0], stacked)
+        return dataclasses.replace(one, sources=self.bank.sources(num_positions))
+
+    def factor(self, variant: int) -> np.ndarray:
+        """float32 [L, N, M, M] of one variant; edits multiply."""
+        cfg, size = self.config, self.groups.num_groups
+        factor = np.ones((cfg.num_layers, cfg.num_heads, size, size), np.float32)
+        for op in self.ops[variant]:
+            if isinstance(op, EdgeOp):
+                query, key = (np.flatnonzero(self.members[m.tobytes()]).tolist() for m in (op.query, op.key))
+                factor[np.ix_(op.layers, op.heads, query, key)] *= np.float32(op.factor)
+        return factor
 
     def touched(self, variant: int, num_decoded: int) -> Touched:
         """What one variant reaches when `num_decoded` generated tokens were fed back as queries."""
-        return _touched(self.factors[variant], self.groups, num_decoded)
+        return count_touched(self, variant, num_decoded)
+
+    def _site_edits(self, site: Site, variants: Sequence[int]) -> SiteEdit:
+        bank = self.bank.entries[site]
+        heads = num_site_heads(site, self.config)
+        shape = (
+            len(variants),
+            self.bank.num_layers(site),
+            self.groups.num_groups,
+            *(() if heads is None else (heads,)),
+        )
+        scale = np.ones(shape, np.float32)
+        dense = np.zeros((*shape, _bucket(len(bank.dense))), np.float32)
+        vector = np.zeros((*shape, _bucket(len(bank.vectors))), np.float32)
+        for row, variant in enumerate(variants):
+            for op in self.ops[variant]:
+                if not isinstance(op, SiteOp) or op.site is not site:
+                    continue
+                groups = np.flatnonzero(self.members[op.where.tobytes()]).tolist()
+                layers = [0] if shape[1] == 1 else list(op.layers)
+                cells = np.ix_(layers, groups) if heads is None else np.ix_(layers, groups, list(op.heads or ()))
+                for array in (scale, dense, vector):
+                    array[row][cells] *= np.float32(op.scale)
+                if op.source is not None:
+                    weights = vector if op.source.rows is None else dense
+                    weights[row][..., bank.slots[id(op)]][cells] += np.float32(op.weight)
+        return SiteEdit(scale=jnp.asarray(scale), dense_weight=jnp.asarray(dense), vector_weight=jnp.asarray(vector))
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Entries:
+    """The sources of one site."""
+
+    dense: list[tuple[Any, np.ndarray, int]] = dataclasses.field(default_factory=list)  # values, rows, layer shift
+    vectors: list[tuple[Any, int]] = dataclasses.field(default_factory=list)
+    keys: dict[Any, list[int]] = dataclasses.field(default_factory=dict)
+    slots: dict[int, int] = dataclasses.field(default_factory=dict)  # by operation
+
+
+class Bank:
+    """The sources that the operations mix in, each held once."""
+
+    def __init__(self, ops: Sequence[Sequence["Op"]], config: DecoderConfig, shifts: dict[int, int], final: bool):
+        """`shifts`: by how many layers an operation was moved; `final`: resid_post holds the last layer alone."""
+        self.config, self.final = config, final
+        self.entries: dict[Site, _Entries] = {}
+        for op in (op for variant in ops for op in variant if isinstance(op, SiteOp)):
+            entries = self.entries.setdefault(op.site, _Entries())
+            if op.source is not None:
+                entries.slots[id(op)] = self._slot(entries, op, shifts.get(id(op), 0))
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        return tuple(self.entries)
+
+    def num_layers(self, site: Site) -> int:
+        return 1 if self.final and site is Site.RESID_POST else self.config.num_layers
+
+    @staticmethod
+    def _slot(entries: _Entries, op: SiteOp, shift: int) -> int:
+        source = op.source
+        assert source is not None
+        known = entries.keys.setdefault((source.key, shift), [])
+        if source.rows is None:
+            if not known:
+                known.append(len(entries.vectors))
+                entries.vectors.append((source.values, shift))
+            return known[0]
+        for slot in known:
+            rows = entries.dense[slot][1]
+            agree = (rows == source.rows) | (rows < 0) | (source.rows < 0)
+            if agree.all():
+                np.copyto(rows, source.rows, where=rows < 0)
+                return slot
+        known.append(len(entries.dense))
+        entries.dense.append((source.values, source.rows.copy(), shift))
+        return known[-1]
+
+    def sources(self, num_positions: int) -> dict[Site, SiteSources]:
+        """Arrays for a prompt padded to `num_positions`."""
+        return {site: self._assembled(site, entries, num_positions) for site, entries in self.entries.items()}
+
+    def _assembled(self, site: Site, entries: _Entries, size: int) -> SiteSources:
+        shape, layers = site_shape(site, self.config), self.num_layers(site)
+        dense = [self._by_layer(_placed(values, rows, size), shift, layers) for values, rows, shift in entries.dense]
+        vectors = [self._by_layer(jnp.asarray(values, jnp.float32), shift, layers) for values, shift in entries.vectors]
+        return SiteSources(dense=_stacked(dense, (layers, size, *shape)), vectors=_stacked(vectors, (layers, *shape)))
+
+    def _by_layer(self, values: jax.Array, shift: int, layers: int) -> jax.Array:
+        if layers == 1:
+            return values[-1:]
+        if values.shape[0] == 1:  # the embedding, which is layer 0's
+            return jnp.concatenate([values, jnp.zeros((layers - 1, *values.shape[1:]), values.dtype)])
+        if shift:
+            return jnp.concatenate([jnp.zeros_like(values[:shift]), values[:-shift]])
+        return values
+
+
+def _placed(values: Any, rows: np.ndarray, size: int) -> jax.Array:
+    """[L, size, ...]: each position's row of the source, zero where there is none."""
+    values = jnp.asarray(values)
+    index = np.pad(rows, (0, size - len(rows)), constant_values=-1)
+    known = jnp.asarray(index >= 0).reshape(1, -1, *(1,) * (values.ndim - 2))
+    return jnp.where(known, values[:, np.maximum(index, 0)], 0)
+
+
+def _stacked(arrays: list[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+    """[L, S, ...], S padded to a bucket."""
+    missing = _bucket(len(arrays)) - len(arrays)
+    dtype = arrays[0].dtype if arrays else jnp.float32
+    arrays = [*arrays, *[jnp.zeros(shape, dtype)] * missing]
+    return jnp.stack(arrays, axis=1) if arrays else jnp.zeros((shape[0], 0, *shape[1:]), dtype)
+
+
+def _bucket(count: int) -> int:
+    return 0 if count == 0 else 1 << (count - 1).bit_length()
 
 
 def lower(
@@ -51,64 +194,80 @@ def lower(
     *,
     num_decoded: int,
     allow_noop: bool = False,
+    clean: CleanActivations | None = None,
+    selectors: Sequence[np.ndarray] = (),
 ) -> Lowered:
-    """Arrays for every variant over one partition of the prompt.
+    """Every variant over one partition of the prompt.
 
     Args:
       variants: the edits of each variant; an empty one is the clean model.
       num_decoded: how many generated tokens can become queries; 0 when nothing is generated.
       allow_noop: let an edit touch nothing.
+      clean: activations of the clean pass, for edits that need them.
+      selectors: more position masks of which groups must be able to make up.
 
     Raises:
       ValueError: a selector, layer or head is out of range, or an edit touches nothing; the rule is named.
     """
-    masks = [[_position_masks(edit, prompt, num_decoded, allow_noop) for edit in edits] for edits in variants]
-    flat = [mask for edits in masks for pair in edits for mask in pair]
-    groups = _padded(partition(flat, len(prompt)))
-    members = iter(groups.members)
-    in_groups = [[(next(members), next(members)) for _ in edits] for edits in variants]
-    factors = np.stack(
-        [_factors(edits, pairs, groups.num_groups, config) for edits, pairs in zip(variants, in_groups, strict=True)]
+    ops = tuple(
+        operations(edits, prompt, config, num_decoded=num_decoded, allow_noop=allow_noop, clean=clean or _no_clean_pass)
+        for edits in variants
     )
-    return Lowered(groups=groups, interventions=Intervention(attention_factor=jnp.asarray(factors)), factors=factors)
+    ops = tuple(tuple(_at_layer_zero(op) for op in variant) for variant in ops)
+    masks = [mask for variant in ops for op in variant for mask in _masks(op)] + list(selectors)
+    distinct = {mask.tobytes(): mask for mask in masks}
+    groups = _padded(partition(list(distinct.values()), len(prompt)))
+    members = dict(zip(distinct, groups.members, strict=True))
+    bank = Bank(ops, config, {}, final=False)
+    return Lowered(prompt=prompt, config=config, ops=ops, groups=groups, members=members, bank=bank)
 
 
-def _position_masks(
-    edit: Knockout, prompt: Prompt, num_decoded: int, allow_noop: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    try:
-        query, key = select(prompt, edit.query), select(prompt, edit.key)
-    except ValueError as error:
-        raise ValueError(f"rule {edit}: {error}") from error
-    if not allow_noop:
-        reason = _why_untouched(edit, query, key, prompt, num_decoded)
-        if reason:
-            raise ValueError(f"rule {edit} touches nothing: {reason}; change it or pass allow_noop=True")
-    return query, key
+def folded(lowered: Lowered) -> Lowered:
+    """The same variants, with edits after a layer written as edits before the next one, where a replay can start.
+
+    What is left at `resid_post` is the last layer's.
+    """
+    last = lowered.config.num_layers - 1
+    shifts: dict[int, int] = {}
+    variants = []
+    for ops in lowered.ops:
+        moved: list[Op] = []
+        for op in ops:
+            if not isinstance(op, SiteOp) or op.site is not Site.RESID_POST:
+                moved.append(op)
+                continue
+            inner = tuple(layer + 1 for layer in op.layers if layer < last)
+            if inner:
+                # Before the edits that stand at resid_pre already: the layer before them ends first.
+                new = dataclasses.replace(op, site=Site.RESID_PRE, layers=inner)
+                shifts[id(new)] = 1
+                moved.insert(0, new)
+            if last in op.layers:
+                moved.append(dataclasses.replace(op, layers=(last,)))
+        variants.append(tuple(_in_order(moved, shifts)))
+    bank = Bank(variants, lowered.config, shifts, final=True)
+    return dataclasses.replace(lowered, ops=tuple(variants), bank=bank)
 
 
-def _why_untouched(edit: Knockout, query: np.ndarray, key: np.ndarray, prompt: Prompt, num_decoded: int) -> str | None:
-    for name, selector, mask in (("query", edit.query, query), ("key", edit.key, key)):
-        if not mask.any():
-            return f"the prompt has no {selector} tokens ({name})"
-    if not query[:-1].any() and num_decoded == 0:
-        return (
-            "its queries are generated tokens and none is fed back here (the first one is predicted by the last prompt "
-            "position; use query 'answer' or 'last' to edit that one)"
-        )
-    if _count_edges(query, key, num_decoded) == 0:
-        return "no query comes at or after one of its keys, so causal attention has no such edge"
-    return None
+def _in_order(ops: list[Op], shifts: dict[int, int]) -> list[Op]:
+    """Moved edits first, in the order in which they were written; the rest keep theirs."""
+    moved = [op for op in ops if id(op) in shifts]
+    return moved[::-1] + [op for op in ops if id(op) not in shifts]
 
 
-def _count_edges(query: np.ndarray, key: np.ndarray, num_decoded: int) -> int:
-    """Visible (query, key) pairs of one head and layer."""
-    seen = np.cumsum(key[:-1])
-    edges = int(seen[query[:-1]].sum())
-    if query[-1]:
-        edges += num_decoded * int(key[:-1].sum())
-        edges += num_decoded * (num_decoded + 1) // 2 if key[-1] else 0
-    return edges
+def _at_layer_zero(op: Op) -> Op:
+    """An edit of the embeddings is one of layer 0's input."""
+    if isinstance(op, SiteOp) and op.site is Site.EMBED:
+        return dataclasses.replace(op, site=Site.RESID_PRE, layers=(0,))
+    return op
+
+
+def _masks(op: Op) -> tuple[np.ndarray, ...]:
+    return (op.query, op.key) if isinstance(op, EdgeOp) else (op.where,)
+
+
+def _no_clean_pass(site: Site) -> Any:
+    raise ValueError(f"this edit needs the clean activations at {site}; use avjax.run, avjax.generate or avjax.sweep")
 
 
 def _padded(groups: TokenGroups) -> TokenGroups:
@@ -117,37 +276,3 @@ def _padded(groups: TokenGroups) -> TokenGroups:
     extra = (0, size - groups.num_groups)
     members = tuple(np.pad(mask, extra) for mask in groups.members)
     return dataclasses.replace(groups, num_groups=size, members=members)
-
-
-def _factors(
-    edits: Sequence[Knockout],
-    masks: Sequence[tuple[np.ndarray, np.ndarray]],
-    num_groups: int,
-    config: DecoderConfig,
-) -> np.ndarray:
-    """float32 [L, N, M, M] of one variant; edits multiply."""
-    factor = np.ones((config.num_layers, config.num_heads, num_groups, num_groups), np.float32)
-    for edit, (query, key) in zip(edits, masks, strict=True):
-        layers, heads = edit.layer_indices(config), edit.head_indices(config)
-        factor[np.ix_(layers, heads, np.flatnonzero(query).tolist(), np.flatnonzero(key).tolist())] = 0.0
-    return factor
-
-
-def _touched(factor: np.ndarray, groups: TokenGroups, num_decoded: int) -> Touched:
-    blocked = factor == 0
-    edges = blocked_queries = 0
-    # Heads and layers repeat few distinct patterns; count each pattern once.
-    patterns, counts = np.unique(blocked.reshape(-1, *blocked.shape[2:]), axis=0, return_counts=True)
-    members = [np.append(groups.prompt == m, groups.generated == m) for m in range(blocked.shape[-1])]
-    for pattern, count in zip(patterns, counts, strict=True):
-        for m, query in enumerate(members):
-            key = np.any([members[k] for k in np.flatnonzero(pattern[m])], axis=0)
-            if not np.any(key) or not query.any():
-                continue
-            edges += int(count) * _count_edges(query, key, num_decoded)
-            open_keys = np.flatnonzero(~key[:-1])
-            first_open = open_keys[0] if len(open_keys) else len(key)
-            blocked_queries += int(count) * int(np.sum(np.flatnonzero(query[:-1]) < first_open))
-            if query[-1] and not len(open_keys) and key[-1]:
-                blocked_queries += int(count) * num_decoded
-    return Touched(edges=edges, blocked_queries=blocked_queries)

@@ -1,21 +1,36 @@
 """The reference forward pass: a whole prompt under one intervention. It defines what every edit means.
 
-Axes: T position, D embed, K kv heads, H head dim, L layer, V vocab, P selected positions.
+Axes: T position, D embed, N heads, K kv heads, H head dim, L layer, V vocab, P selected positions, M token group.
 """
 
+import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from avjax.interventions import Intervention
-from avjax.models.attention import Compat, Edges
-from avjax.models.decoder import Block, Decoder, Site
+from avjax.models.attention import Compat, Weights, attend_prompt
+from avjax.models.decoder import Block, Decoder
+from avjax.models.intervention import Intervention, edited
+from avjax.models.layers import dot
+from avjax.models.sites import Site
 from avjax.prompt import Inputs
 
 KeysValues = tuple[Array, Array]  # L T K H each
+_WEIGHTS: dict[Site, Weights] = {Site.PATTERN: "pattern", Site.MASS: "mass"}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnPrompt:
+    """The prompt rows that each variant computed itself; they end where the prompt ends."""
+
+    keys: Array  # L I R K H
+    values: Array
+    last: Array  # I D, the final residual of the last prompt position
 
 
 def prefill(
@@ -26,7 +41,7 @@ def prefill(
     capture: Sequence[Site] = (),
     compat: Compat | None = None,
 ) -> tuple[Float[Array, "T D"], KeysValues, dict[Site, Array]]:
-    """The final residual at every position, each layer's keys and values, and the captured sites stacked on L.
+    """The final residual at every position, each layer's keys and values, and the captured sites.
 
     Pure: `jit` with `static_argnames=("capture", "compat")`; `vmap` over `intervention` alone to sweep.
 
@@ -34,23 +49,55 @@ def prefill(
       intervention: the edit over `inputs.groups`; None, like `Intervention.none`, is the checkpoint itself.
       compat: `"published"` gives a query whose every visible key is blocked the mean value of all keys of the prompt,
         as the published hooks do; the default reads zero.
+
+    Returns:
+      Captures lead with L, then positions; `pattern` is [L, N, T, T], `mass` [L, N, T, M], and `embed` [T, D], which is
+      what layer 0 is fed, after edits.
     """
     rotary = decoder.rotary(inputs.positions, inputs.embeddings.dtype)
+    _check_groups(intervention, inputs)
+    want: tuple[Weights, ...] = tuple(_WEIGHTS[site] for site in capture if site in _WEIGHTS)
+    per_layer = [Site.RESID_PRE if site is Site.EMBED else site for site in capture]
 
-    def step(x: Array, layer: tuple[Block, Array | None]) -> tuple[Array, tuple[KeysValues, dict[Site, Array]]]:
-        block, factor = layer
-        edges = None if factor is None else Edges(factor=factor, compat=compat)
-        x, keys_values, seen = block.prompt(x, rotary, inputs.length, inputs.groups, edges, capture)
-        return x, (keys_values, seen)
+    def step(x: Array, layer: tuple[Block, Intervention | None]) -> tuple[Array, tuple[KeysValues, dict[Site, Array]]]:
+        block, edit = layer
+        seen: dict[Site, Array] = {}
 
-    factor = None if intervention is None else intervention.attention_factor
-    if factor is not None and factor.shape[-1] != inputs.num_groups:
+        def at(site: Site, x: Array) -> Array:
+            seen[site] = edited(site, x, edit, inputs.groups)
+            return seen[site]
+
+        def attend(q: Array, k: Array, v: Array) -> tuple[Array, KeysValues]:
+            z, weights = attend_prompt(
+                q,
+                k,
+                v,
+                length=inputs.length,
+                groups=inputs.groups,
+                factor=None if edit is None else edit.attention_factor,
+                compat=compat,
+                want=want,
+                num_groups=inputs.num_groups,
+            )
+            seen.update({site: weights[name] for site, name in _WEIGHTS.items() if name in weights})
+            return z, (k, v)
+
+        x, keys_values = block(x, rotary, attend, at)
+        return x, (keys_values, {site: seen[site] for site in per_layer})
+
+    x, (keys_values, seen) = jax.lax.scan(step, inputs.embeddings, (decoder.layers, intervention))
+    if Site.EMBED in capture:
+        seen[Site.EMBED] = seen[Site.RESID_PRE][0]
+    return x, keys_values, {site: seen[site] for site in capture}
+
+
+def _check_groups(intervention: Intervention | None, inputs: Inputs) -> None:
+    found = None if intervention is None else intervention.num_groups
+    if found not in (None, inputs.num_groups):
         raise ValueError(
-            f"intervention: expected factors over the {inputs.num_groups} token groups of the inputs, got "
-            f"{factor.shape[-1]}; take both from one avjax.lower_edits"
+            f"intervention: expected factors over the {inputs.num_groups} token groups of the inputs, got {found}; "
+            "take both from one avjax.lower_edits"
         )
-    x, (keys_values, seen) = jax.lax.scan(step, inputs.embeddings, (decoder.layers, factor))
-    return x, keys_values, seen
 
 
 @functools.partial(jax.jit, static_argnames=("capture", "compat"))
@@ -66,6 +113,63 @@ def logits_at(
     """Next-token logits at the positions `at` [P], and captures."""
     x, _, seen = prefill(decoder, inputs, intervention, capture=capture, compat=compat)
     return decoder.logits(x[at]), seen
+
+
+@functools.partial(jax.jit, static_argnames=("num_variants", "num_classes", "compat"))
+def reference_batch(
+    decoder: Decoder,
+    inputs: Inputs,
+    variants: Intervention,
+    reads: Array,
+    query_sets: Array | None,
+    group_class: Array,
+    *,
+    num_variants: int,
+    num_classes: int,
+    compat: Compat | None,
+) -> tuple[Array, Array | None]:
+    """Whole forward passes: final residuals [I, P, D] and attention masses [I, L, N, Q, C]."""
+    capture = () if query_sets is None else (Site.MASS,)
+
+    def one(edit: Intervention) -> tuple[Array, Array | None]:
+        x, _, seen = prefill(decoder, inputs, edit, capture=capture, compat=compat)
+        if query_sets is None:
+            return x[reads], None
+        classes = jax.nn.one_hot(group_class, num_classes, dtype=jnp.float32)
+        return x[reads], dot("lnqm,mc->lnqc", dot("lntm,qt->lnqm", seen[Site.MASS], query_sets), classes)
+
+    return _over_variants(one, variants, num_variants)
+
+
+@functools.partial(jax.jit, static_argnames=("num_variants", "compat"))
+def reference_prompt(
+    decoder: Decoder, inputs: Inputs, variants: Intervention, *, num_variants: int, compat: Compat | None
+) -> OwnPrompt:
+    """Each variant's whole prompt, for decoding."""
+
+    def one(edit: Intervention) -> tuple[Array, KeysValues]:
+        x_TD, keys_values, _ = prefill(decoder, inputs, edit, compat=compat)
+        return x_TD[inputs.length - 1], keys_values
+
+    last, (keys, values) = _over_variants(one, variants, num_variants)
+    return OwnPrompt(keys=jnp.swapaxes(keys, 0, 1), values=jnp.swapaxes(values, 0, 1), last=last)
+
+
+def _over_variants(one: Callable[[Intervention], Any], variants: Intervention, num_variants: int) -> Any:
+    """`one` of each variant: one after the other on a CPU, where a batched pass is slower, else together."""
+
+    def pick(index: Array) -> Any:
+        return one(
+            Intervention(
+                attention_factor=None if variants.attention_factor is None else variants.attention_factor[index],
+                sites=jax.tree.map(lambda leaf: leaf[index], variants.sites),
+                sources=variants.sources,
+            )
+        )
+
+    return jax.lax.platform_dependent(
+        jnp.arange(num_variants), cpu=lambda i: jax.lax.map(pick, i), default=lambda i: jax.vmap(pick)(i)
+    )
 
 
 def pad_inputs(inputs: Inputs, size: int) -> Inputs:

@@ -1,9 +1,9 @@
-"""Causal grouped-query attention under edits: the arithmetic of a prompt and of one decoded token.
+"""Causal grouped-query attention under edits: the arithmetic of a prompt, and of rows that share a prompt.
 
-Axes: B batch, T query, S key, N heads, K kv heads, G = N / K, H head dim, M token group.
+Axes: R query row, S key, N heads, K kv heads, G = N / K, H head dim, M token group, C key class, I variant, W own key.
 
 An edit is a factor per head and pair of token groups that multiplies exp(score) before the softmax normalises: 1 leaves
-an edge alone, 0 removes it. Factors never carry a T or S: positions reach them through their token group.
+an edge alone, 0 removes it. Factors never carry an R or S: positions reach them through their token group.
 """
 
 import dataclasses
@@ -18,41 +18,23 @@ from jaxtyping import Array, Float, Int
 from avjax.models.layers import dot, rounded, scaled
 
 Compat = Literal["published"]
+Weights = Literal["pattern", "mass"]
 
 BLOCKS = 8  # of queries per prompt: each block reads the keys up to its own end only
 BLOCK_BOUNDS = (128, 512)
 MAX_EXPONENT = 80.0  # exp stays finite in float32
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Edges:
-    """The attention edit of one layer."""
-
-    factor: jax.Array  # float32 N M M: query group, key group
-    compat: Compat | None = dataclasses.field(default=None, metadata={"static": True})
+KEY_BLOCK = 16  # shared keys of one class that stand together
 
 
 def edge_factors(
-    factor_MM: Float[Array, "*N M M"], query_groups: Int[Array, "T"], key_groups: Int[Array, "S"]
-) -> Float[Array, "*N T S"]:
+    factor_MM: Float[Array, "*N M M"], query_groups: Int[Array, "R"], key_groups: Int[Array, "S"]
+) -> Float[Array, "*N R S"]:
     """The factor of every edge from these queries to these keys."""
     num_groups = factor_MM.shape[-1]
     # One-hot products select exactly (one term is not zero) and are faster than a gather per edge.
-    query_TM = jax.nn.one_hot(query_groups, num_groups, dtype=jnp.float32)
+    query_RM = jax.nn.one_hot(query_groups, num_groups, dtype=jnp.float32)
     key_SM = jax.nn.one_hot(key_groups, num_groups, dtype=jnp.float32)
-    return dot("...tk,sk->...ts", dot("tm,...mk->...tk", query_TM, factor_MM), key_SM)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Segment:
-    """Keys and values that one decoded token can read: the prompt's, or those decoded so far."""
-
-    keys: jax.Array  # S K H
-    values: jax.Array  # S K H
-    visible: jax.Array  # bool S
-    groups: jax.Array  # int32 S
+    return dot("...rk,sk->...rs", dot("rm,...mk->...rk", query_RM, factor_MM), key_SM)
 
 
 def weigh(
@@ -75,112 +57,229 @@ def weigh(
 
 
 def attend_prompt(
-    q_TNH: Float[Array, "T N H"],
-    k_SKH: Float[Array, "T K H"],
-    v_SKH: Float[Array, "T K H"],
+    q_RNH: Float[Array, "R N H"],
+    k_SKH: Float[Array, "S K H"],
+    v_SKH: Float[Array, "S K H"],
     *,
+    first_row: Int[Array, ""] | int = 0,
     length: Int[Array, ""],
-    groups: Int[Array, "T"],
-    edges: Edges | None,
-) -> Float[Array, "T N H"]:
-    """Causal attention of a prompt with itself.
+    groups: Int[Array, "S"],
+    factor: Float[Array, "N M M"] | None,
+    compat: Compat | None = None,
+    want: tuple[Weights, ...] = (),
+    num_groups: int = 1,
+) -> tuple[Float[Array, "R N H"], dict[str, Array]]:
+    """Causal attention of consecutive rows of a prompt to the whole prompt.
 
     Args:
+      first_row: the position of the first query, at most S - R; a whole prompt begins at 0.
       length: the real prompt length; later positions are padding, which causality hides from real queries.
       groups: the token group of each position.
-      edges: the layer's edit; None is the clean model.
+      factor: the layer's edit of edges; None is the clean model.
+      want: "pattern" for the attention weights [N, R, S], "mass" for their sum over each token group [N, R, M].
 
     Returns:
-      The per-head output z. A query whose every visible key is blocked reads zero, or with `compat="published"` the
-      mean value of all keys of the prompt, later ones included.
+      The per-head output z, and the weights asked for. A query whose every visible key is blocked reads zero, or with
+      `compat="published"` the mean value of all keys of the prompt, later ones included.
     """
-    num_tokens, num_heads, head_dim = q_TNH.shape
+    num_rows, num_heads, head_dim = q_RNH.shape
     num_kv = k_SKH.shape[1]
-    q_KGTH = q_TNH.reshape(num_tokens, num_kv, num_heads // num_kv, head_dim).transpose(1, 2, 0, 3)
-    factor_KGMM = None if edges is None else edges.factor.reshape(q_KGTH.shape[:2] + edges.factor.shape[1:])
-    compat = None if edges is None else edges.compat
+    q_KGRH = q_RNH.reshape(num_rows, num_kv, num_heads // num_kv, head_dim).transpose(1, 2, 0, 3)
+    factor_KGMM = None if factor is None else factor.reshape(q_KGRH.shape[:2] + factor.shape[1:])
+    one = functools.partial(
+        _attend_head, first_row=first_row, length=length, groups=groups, compat=compat, want=want, num_groups=num_groups
+    )
 
-    def one_kv_head(over: Callable, q_GTH: Array, k_SH: Array, v_SH: Array, factor_GMM: Array | None) -> Array:
-        def one_head(x: tuple[Array, Array | None]) -> Array:
-            return _attend_head(x[0], k_SH, v_SH, x[1], length=length, groups=groups, compat=compat)
-
-        return over(one_head, (q_GTH, factor_GMM))
+    def one_kv_head(over: Callable, q_GRH: Array, k_SH: Array, v_SH: Array, factor_GMM: Array | None) -> Array:
+        return over(lambda x: one(x[0], k_SH, v_SH, x[1]), (q_GRH, factor_GMM))
 
     def all_heads(over: Callable, *operands: Array | None) -> Array:
         return over(lambda x: one_kv_head(over, *x), operands)
 
     # Heads one after the other keep a CPU's caches warm: half the time of one batched product at 2,048 tokens.
-    z_KGTH = jax.lax.platform_dependent(
-        q_KGTH,
+    z_KGRH, weights = jax.lax.platform_dependent(
+        q_KGRH,
         k_SKH.transpose(1, 0, 2),
         v_SKH.transpose(1, 0, 2),
         factor_KGMM,
         cpu=functools.partial(all_heads, jax.lax.map),
         default=functools.partial(all_heads, lambda f, xs: jax.vmap(f)(xs)),
     )
-    return z_KGTH.reshape(num_heads, num_tokens, head_dim).transpose(1, 0, 2)
+    weights = {name: x.reshape(num_heads, *x.shape[2:]) for name, x in weights.items()}
+    return z_KGRH.reshape(num_heads, num_rows, head_dim).transpose(1, 0, 2), weights
 
 
 def _attend_head(
-    q_TH: Float[Array, "T H"],
-    k_SH: Float[Array, "T H"],
-    v_SH: Float[Array, "T H"],
+    q_RH: Float[Array, "R H"],
+    k_SH: Float[Array, "S H"],
+    v_SH: Float[Array, "S H"],
     factor_MM: Float[Array, "M M"] | None,
     *,
+    first_row: Int[Array, ""] | int,
     length: Int[Array, ""],
-    groups: Int[Array, "T"],
+    groups: Int[Array, "S"],
     compat: Compat | None,
-) -> Float[Array, "T H"]:
+    want: tuple[Weights, ...],
+    num_groups: int,
+) -> tuple[Float[Array, "R H"], dict[str, Array]]:
     """One head, block of queries by block, so that no block computes scores of later keys."""
-    num_tokens, head_dim = q_TH.shape
+    (num_rows, head_dim), num_keys = q_RH.shape, k_SH.shape[0]
     low, high = BLOCK_BOUNDS
-    block = min(max(num_tokens // BLOCKS, low), high)
-    outputs = []
-    for start in range(0, num_tokens, block):
-        stop = min(start + block, num_tokens)
-        scores_TS = scaled(dot("th,sh->ts", q_TH[start:stop], k_SH[:stop]), head_dim, q_TH.dtype)
-        visible_TS = jnp.arange(stop) <= jnp.arange(start, stop)[:, None]
-        factor_TS = None if factor_MM is None else edge_factors(factor_MM, groups[start:stop], groups[:stop])
-        weights_TS, total_T1 = weigh(scores_TS, visible_TS, factor_TS)
-        z_TH = _mix(weights_TS, total_T1, v_SH[:stop])
+    block = min(max(num_rows // BLOCKS, low), high)
+    row_groups = jax.lax.dynamic_slice_in_dim(groups, first_row, num_rows)
+    outputs, kept = [], {name: [] for name in want}
+    for start in range(0, num_rows, block):
+        stop = min(start + block, num_rows)
+        last = num_keys - num_rows + stop  # no row of the block sees a key from here on
+        scores_RS = scaled(dot("rh,sh->rs", q_RH[start:stop], k_SH[:last]), head_dim, q_RH.dtype)
+        visible_RS = jnp.arange(last) <= first_row + jnp.arange(start, stop)[:, None]
+        factor_RS = None if factor_MM is None else edge_factors(factor_MM, row_groups[start:stop], groups[:last])
+        weights_RS, total_R1 = weigh(scores_RS, visible_RS, factor_RS)
+        z_RH = _mix(weights_RS, total_R1, v_SH[:last])
+        exists_S = (jnp.arange(num_keys) < length).astype(v_SH.dtype)
         if compat == "published":
-            exists_S = (jnp.arange(num_tokens) < length).astype(v_SH.dtype)
-            z_TH = jnp.where(total_T1 > 0, z_TH, dot("s,sh->h", exists_S, v_SH) / length)
-        outputs.append(rounded(z_TH, q_TH.dtype))
-    return jnp.concatenate(outputs)
+            z_RH = jnp.where(total_R1 > 0, z_RH, dot("s,sh->h", exists_S, v_SH) / length)
+        outputs.append(rounded(z_RH, q_RH.dtype))
+        if want:
+            pattern_RS = jnp.pad(weights_RS / jnp.where(total_R1 > 0, total_R1, 1.0), ((0, 0), (0, num_keys - last)))
+            if compat == "published":
+                pattern_RS = jnp.where(total_R1 > 0, pattern_RS, exists_S / length)
+            for name in want:
+                kept[name].append(pattern_RS if name == "pattern" else _by_group(pattern_RS, groups, num_groups))
+    return jnp.concatenate(outputs), {name: jnp.concatenate(parts) for name, parts in kept.items()}
 
 
-def _mix(weights_TS: Array, total_T1: Array, v_SH: Array) -> Float[Array, "T H"]:
+def _by_group(weights: Float[Array, "... S"], groups: Int[Array, "S"], num_groups: int) -> Float[Array, "... M"]:
+    return dot("...s,sm->...m", weights, jax.nn.one_hot(groups, num_groups, dtype=jnp.float32))
+
+
+def _mix(weights_RS: Array, total_R1: Array, v_SH: Array) -> Float[Array, "R H"]:
     """The weighted mean of the values, in float32; zero for a row without weight."""
-    total_T1 = jnp.where(total_T1 > 0, total_T1, 1.0)
+    total_R1 = jnp.where(total_R1 > 0, total_R1, 1.0)
     if v_SH.dtype == jnp.float32:
-        # Divided after the product: a pass over T x H instead of T x S.
-        return dot("ts,sh->th", weights_TS, v_SH) / total_T1
-    return dot("ts,sh->th", rounded(weights_TS / total_T1, v_SH.dtype), v_SH)
+        # Divided after the product: a pass over R x H instead of R x S.
+        return dot("rs,sh->rh", weights_RS, v_SH) / total_R1
+    return dot("rs,sh->rh", rounded(weights_RS / total_R1, v_SH.dtype), v_SH)
 
 
-def attend_token(
-    q_NH: Float[Array, "N H"], segments: Sequence[Segment], *, group: Int[Array, ""], edges: Edges | None
-) -> Float[Array, "N H"]:
-    """Attention of one decoded token of token group `group` over its segments, under one softmax."""
-    num_heads, head_dim = q_NH.shape
-    num_kv = segments[0].keys.shape[1]
-    q_KGH = q_NH.reshape(num_kv, num_heads // num_kv, head_dim)
-    scores = [scaled(dot("kgh,skh->kgs", q_KGH, s.keys), head_dim, q_NH.dtype) for s in segments]
-    scores_NS = jnp.concatenate(scores, axis=-1).reshape(num_heads, -1)
-    visible_S = jnp.concatenate([s.visible for s in segments])
-    groups_S = jnp.concatenate([s.groups for s in segments])
-    factor_NS = None if edges is None else edge_factors(edges.factor, group[None], groups_S)[:, 0]
-    weights_NS, total_N1 = weigh(scores_NS, visible_S, factor_NS)
-    if edges is not None and edges.compat == "published":
-        exists_S = visible_S.astype(jnp.float32)
-        weights_NS = jnp.where(total_N1 > 0, weights_NS, exists_S)
-        total_N1 = jnp.where(total_N1 > 0, total_N1, jnp.sum(exists_S))
-    weights_NS = weights_NS / jnp.where(total_N1 > 0, total_N1, 1.0)
-    weights_KGS = rounded(weights_NS, q_NH.dtype).reshape(num_kv, num_heads // num_kv, -1)
-    z_KGH, start = jnp.zeros(q_KGH.shape, jnp.float32), 0
-    for s in segments:
-        stop = start + s.keys.shape[0]
-        z_KGH += dot("kgs,skh->kgh", weights_KGS[..., start:stop], s.values)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharedKeys:
+    """One layer's keys and values of a clean prompt, sorted by key class in blocks of `KEY_BLOCK` slots of one class.
+
+    A class is a set of positions that no edit of a sweep tells apart as keys. An edge's factor then belongs to a whole
+    block and multiplies its weights where the blocks' partial sums merge, with nothing gathered or masked per key.
+    """
+
+    keys: jax.Array  # K S H
+    values: jax.Array  # K S H
+    positions: jax.Array  # int32 S: where a slot's token stands in the prompt; beyond every prompt for an empty slot
+    block_class: jax.Array  # int32 S / KEY_BLOCK
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OwnKeys:
+    """One layer's keys and values that each variant computed itself: dirty rows of the prompt, and decoded tokens."""
+
+    keys: jax.Array  # I W K H
+    values: jax.Array  # I W K H
+    visible: jax.Array  # bool R W
+    exists: jax.Array  # bool W: a real token, seen or not
+    classes: jax.Array  # int32 W
+
+
+def attend_rows(
+    q_IRNH: Float[Array, "I R N H"],
+    shared: SharedKeys,
+    own: Sequence[OwnKeys],
+    *,
+    num_shared: Int[Array, ""],
+    factor: Float[Array, "I N R C"] | None,
+    compat: Compat | None = None,
+    want_mass: bool = False,
+) -> tuple[Float[Array, "I R N H"], Float[Array, "I N R C"] | None]:
+    """Attention of few rows of many variants: to one shared prompt, and to the keys that each variant owns.
+
+    All variants read the shared keys in one product. Equal to `attend_prompt` over each variant's own sequence.
+
+    Args:
+      num_shared: prompt positions below this are shared; the slots of later ones are stale and hidden.
+      factor: each edge's factor by key class; None is the clean model.
+
+    Returns:
+      z, and the attention weights summed over each key class when `want_mass`.
+    """
+    num_variants, num_rows, num_heads, head_dim = q_IRNH.shape
+    num_kv = shared.keys.shape[0]
+    num_slots, groups = shared.keys.shape[1], num_heads // num_kv
+    q_KIRGH = q_IRNH.reshape(num_variants, num_rows, num_kv, groups, head_dim).transpose(2, 0, 1, 3, 4)
+    flat_KXH = q_KIRGH.reshape(num_kv, -1, head_dim)
+    far = scaled(dot("kxh,ksh->kxs", flat_KXH, shared.keys), head_dim, q_IRNH.dtype)
+    near = jnp.concatenate([dot("kirgh,iwkh->kirgw", q_KIRGH, o.keys) for o in own], axis=-1)
+    near = scaled(near, head_dim, q_IRNH.dtype)
+    own_visible, own_exists = (
+        jnp.concatenate(x, axis=-1) for x in zip(*((o.visible, o.exists) for o in own), strict=True)
+    )
+    own_classes = jnp.concatenate([o.classes for o in own])
+    far = far.reshape(*q_KIRGH.shape[:-1], num_slots // KEY_BLOCK, KEY_BLOCK)  # K I R G B 16
+    far_visible = (shared.positions < num_shared).reshape(num_slots // KEY_BLOCK, KEY_BLOCK)
+    near_visible = own_visible[:, None]  # R 1 W
+    far_gate = near_gate = None
+    if factor is not None:
+        by_query = factor.reshape(num_variants, num_kv, groups, num_rows, -1).transpose(1, 0, 3, 2, 4)  # K I R G C
+        far_gate, near_gate = by_query[..., shared.block_class], by_query[..., own_classes]
+    far_weights, near_weights, total = _merge(far, far_visible, far_gate, near, near_visible, near_gate)
+    far_weights = far_weights.reshape(*q_KIRGH.shape[:-1], num_slots)
+    if compat == "published":
+        far_exists = far_visible.reshape(-1).astype(jnp.float32)
+        count = jnp.sum(far_exists) + jnp.sum(own_exists)
+        far_weights = jnp.where(total > 0, far_weights, far_exists)
+        near_weights = jnp.where(total > 0, near_weights, own_exists.astype(jnp.float32))
+        total = jnp.where(total > 0, total, count)
+    total = jnp.where(total > 0, total, 1.0)
+    exact = shared.values.dtype == jnp.float32  # otherwise divided before the product, where the weights are rounded
+    far_mixed, near_mixed = far_weights, near_weights
+    if not exact:
+        far_mixed, near_mixed = (rounded(w / total, shared.values.dtype) for w in (far_weights, near_weights))
+    z = dot("kxs,ksh->kxh", far_mixed.reshape(*flat_KXH.shape[:2], num_slots), shared.values).reshape(q_KIRGH.shape)
+    start = 0
+    for o in own:
+        stop = start + o.keys.shape[1]
+        z = z + dot("kirgw,iwkh->kirgh", near_mixed[..., start:stop], o.values)
         start = stop
-    return rounded(z_KGH, q_NH.dtype).reshape(num_heads, head_dim)
+    z = rounded(z / total if exact else z, q_IRNH.dtype)
+    z_IRNH = z.transpose(1, 2, 0, 3, 4).reshape(q_IRNH.shape)
+    if not want_mass:
+        return z_IRNH, None
+    num_classes = 1 if factor is None else factor.shape[-1]
+    blocks = jnp.sum(far_weights.reshape(far.shape), axis=-1)
+    mass = _by_group(blocks, shared.block_class, num_classes) + _by_group(near_weights, own_classes, num_classes)
+    mass = (mass / total).transpose(1, 0, 3, 2, 4)  # I K G R C
+    return z_IRNH, mass.reshape(num_variants, num_heads, num_rows, num_classes)
+
+
+def _merge(
+    far: Array, far_visible: Array, far_gate: Array | None, near: Array, near_visible: Array, near_gate: Array | None
+) -> tuple[Array, Array, Array]:
+    """Unnormalised weights over blocks of shared keys [..., B, 16] and own keys [..., W], and their sum [..., 1].
+
+    The largest score is taken over blocks and keys whose gate is open, so that a closed one cannot underflow the rest.
+    """
+    far = jnp.where(far_visible, far, -jnp.inf)
+    near = jnp.where(near_visible, near, -jnp.inf)
+    tops = jnp.max(far, axis=-1)
+    if far_gate is not None and near_gate is not None:
+        tops = jnp.where(far_gate > 0, tops, -jnp.inf)
+        near_tops = jnp.where(near_gate > 0, near, -jnp.inf)
+    else:
+        near_tops = near
+    top = jnp.maximum(*(jnp.max(x, axis=-1, keepdims=True, initial=-jnp.inf) for x in (tops, near_tops)))
+    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
+    # Only a closed score can exceed the largest open one; bounded, so that 0 times it stays 0.
+    far_weights = jnp.exp(jnp.minimum(far - top[..., None], MAX_EXPONENT))
+    near_weights = jnp.exp(jnp.minimum(near - top, MAX_EXPONENT))
+    if far_gate is not None and near_gate is not None:
+        far_weights, near_weights = far_weights * far_gate[..., None], near_weights * near_gate
+    total = jnp.sum(far_weights, axis=(-2, -1))[..., None] + jnp.sum(near_weights, axis=-1, keepdims=True)
+    return far_weights, near_weights, total

@@ -5,11 +5,9 @@ Axes: T query, S key, N heads, K kv heads, H head dim, D embed, F mlp, L layer, 
 Layers are one block whose parameters lead with L; `jax.lax.scan` walks them together with an edit that leads with L.
 """
 
-import dataclasses
-from collections.abc import Iterable
-from enum import StrEnum
+from collections.abc import Callable
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -17,20 +15,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from avjax.config import DecoderConfig
-from avjax.models.attention import Edges, Segment, attend_prompt, attend_token
 from avjax.models.layers import Embedding, GatedMLP, Linear, RMSNorm, add, inverse_frequencies, rotate
+from avjax.models.sites import Site
 
-
-class Site(StrEnum):
-    """Where a decoder layer can be read; the comments give the shape of one position."""
-
-    RESID_PRE = "resid_pre"  # D
-    RESID_MID = "resid_mid"  # D, after attention
-    RESID_POST = "resid_post"  # D
-    ATTN_OUT = "attn_out"  # D
-    MLP_OUT = "mlp_out"  # D
-    Z = "z"  # N H, per-head output before the output projection
-    VALUE = "value"  # K H
+Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
+At = Callable[[Site, Array], Array]
 
 
 class Attention(nnx.Module):
@@ -53,52 +42,26 @@ class Block(nnx.Module):
         self.mlp_norm = RMSNorm(cfg.embed_dim, cfg.norm_eps, stack=stack)
         self.mlp = GatedMLP(cfg.embed_dim, cfg.mlp_dim, stack=stack)
 
-    def prompt(
-        self,
-        x_TD: Float[Array, "T D"],
-        rotary: tuple[Array, Array],
-        length: Int[Array, ""],
-        groups: Int[Array, "T"],
-        edges: Edges | None,
-        capture: Iterable[Site],
-    ) -> tuple[Float[Array, "T D"], tuple[Array, Array], dict[Site, Array]]:
-        """One layer over a whole prompt: the residual, the layer's keys and values, and the captured sites."""
-        seen = {Site.RESID_PRE: x_TD}
-        q_TNH, k_SKH, v_SKH = self.attn.project(self.attn_norm(x_TD), *rotary)
-        z_TNH = attend_prompt(q_TNH, k_SKH, v_SKH, length=length, groups=groups, edges=edges)
-        seen[Site.VALUE], seen[Site.Z] = v_SKH, z_TNH
-        x_TD, rest = self._finish(x_TD, z_TNH)
-        seen |= rest
-        return x_TD, (k_SKH, v_SKH), {site: seen[site] for site in capture}
+    def __call__(
+        self, x: Float[Array, "... D"], rotary: tuple[Array, Array], attend: Attend, at: At
+    ) -> tuple[Array, Any]:
+        """One layer over any rows.
 
-    def token(
-        self,
-        x_D: Float[Array, "D"],
-        rotary: tuple[Array, Array],
-        prompt: Segment,
-        decoded: Segment,
-        step: Int[Array, ""],
-        group: Int[Array, ""],
-        edges: Edges | None,
-    ) -> tuple[Float[Array, "D"], tuple[Array, Array]]:
-        """One layer over one decoded token: the residual, and the decoded keys and values with this token's at `step`.
+        Args:
+          attend: takes rotated queries [..., N, H], keys and values [..., K, H]; returns z [..., N, H] and whatever the
+            caller wants to keep.
+          at: called with each site and its activations; what it returns flows on.
 
-        The prompt's keys and values are only read, so a decoding loop never copies them.
+        Returns:
+          The residual after the layer, and what `attend` kept.
         """
-        q_NH, k_KH, v_KH = self.attn.project(self.attn_norm(x_D), *rotary)
-        keys = jax.lax.dynamic_update_index_in_dim(decoded.keys, k_KH, step, axis=0)
-        values = jax.lax.dynamic_update_index_in_dim(decoded.values, v_KH, step, axis=0)
-        decoded = dataclasses.replace(decoded, keys=keys, values=values)
-        z_NH = attend_token(q_NH, (prompt, decoded), group=group, edges=edges)
-        return self._finish(x_D, z_NH)[0], (keys, values)
-
-    def _finish(self, x: Array, z: Array) -> tuple[Array, dict[Site, Array]]:
-        attn_out = self.attn.o(z)
-        resid_mid = add(x, attn_out)
-        mlp_out = self.mlp(self.mlp_norm(resid_mid))
-        resid_post = add(resid_mid, mlp_out)
-        seen = {Site.ATTN_OUT: attn_out, Site.RESID_MID: resid_mid}
-        return resid_post, seen | {Site.MLP_OUT: mlp_out, Site.RESID_POST: resid_post}
+        x = at(Site.RESID_PRE, x)
+        q, k, v = self.attn.project(self.attn_norm(x), *rotary)
+        z, kept = attend(q, k, at(Site.VALUE, v))
+        attn_out = at(Site.ATTN_OUT, self.attn.o(at(Site.Z, z)))
+        x = at(Site.RESID_MID, add(x, attn_out))
+        mlp_out = at(Site.MLP_OUT, self.mlp(self.mlp_norm(x)))
+        return at(Site.RESID_POST, add(x, mlp_out)), kept
 
 
 class Decoder(nnx.Module):

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from avjax.api import Generation
+from avjax.generation import Generation
 from avjax.prompt import Prompt
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ import numpy as np
 
 from avjax.config import DecoderConfig
 from avjax.engine.reference import prefill
-from avjax.interventions import Intervention
 from avjax.models.decoder import Decoder
+from avjax.models.intervention import Intervention
 from avjax.parameters import fill, parameter_paths
 from avjax.prompt import Inputs
 from converters.shared import DECODER
@@ -96,8 +96,9 @@ def measure(num_tokens: int, rounds: int) -> dict[str, Any]:
         length=jnp.int32(num_tokens),
         num_groups=4,
     )
-    edited = Intervention.none(CONFIG, num_groups=4)
-    edited = Intervention(attention_factor=edited.attention_factor.at[6:, :, 3, 1].set(0.0))
+    factor = np.ones((CONFIG.num_layers, CONFIG.num_heads, 4, 4), np.float32)
+    factor[6:, :, 3, 1] = 0.0
+    edited = Intervention(attention_factor=jnp.asarray(factor))
     compiled = jax.jit(prefill)
 
     def ours(intervention: Intervention | None) -> jax.Array:

@@ -1,0 +1,179 @@
+"""How the variants of one prompt are cut into batches: by region of effect, first layer and memory."""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from avjax.config import DecoderConfig
+from avjax.engine.lowering import Lowered
+from avjax.engine.operations import SiteOp, first_row
+from avjax.engine.reference import bucket
+from avjax.models.attention import BLOCK_BOUNDS
+from avjax.models.sites import Site
+
+ROW_BUCKETS = (1, 8, 32)
+CPU_ROWS = 128  # rows of a batch beyond which a CPU gains nothing
+ACCELERATOR_ROWS = 4096
+MEMORY_SHARE = 0.5  # of what is free, when no budget is given
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Region:
+    """Where a variant differs from the clean run: the last `num_rows` positions, from `start_layer` on."""
+
+    num_rows: int
+    start_layer: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Variants that are computed together; `size` of them with the padding."""
+
+    variants: tuple[int, ...]
+    size: int
+    num_rows: int
+    start_layer: int
+
+    def padded(self) -> list[int]:
+        """The last variant again where the batch is not full."""
+        return [*self.variants, *[self.variants[-1]] * (self.size - len(self.variants))]
+
+
+def region(lowered: Lowered, variant: int, *, num_positions: int, first_read: int) -> Region:
+    """The region of effect of one folded variant.
+
+    Args:
+      num_positions: real positions of the pass, teacher-forced ones included.
+      first_read: the first position that is read out; rows from it on are always computed.
+    """
+    size, num_layers = len(lowered.prompt), lowered.config.num_layers
+    first, start = first_read, num_layers
+    for op in lowered.ops[variant]:
+        row = first_row(op, size)
+        if row >= num_positions:
+            continue  # it changes generated tokens alone, and none is fed here
+        first = min(first, row)
+        last_only = isinstance(op, SiteOp) and op.site is Site.RESID_POST
+        start = min(start, num_layers if last_only else min(op.layers))
+    return Region(num_rows=row_bucket(num_positions - first, bucket(num_positions)), start_layer=start)
+
+
+def row_bucket(rows: int, most: int) -> int:
+    """The number of rows that serves `rows`: 1, 8, 32, then as for prompt lengths; at most the padded prompt."""
+    small = next((b for b in ROW_BUCKETS if b >= rows), None)
+    return min(bucket(rows) if small is None else small, most)
+
+
+def batches(regions: Sequence[Region], cfg: DecoderConfig, budget: "Budget") -> list[Batch]:
+    """Variants of one region size together, by first layer, as many as the budget and the device can use."""
+    planned: list[Batch] = []
+    for num_rows in sorted({r.num_rows for r in regions}):
+        members = sorted(
+            (i for i, r in enumerate(regions) if r.num_rows == num_rows), key=lambda i: regions[i].start_layer
+        )
+        size = budget.variants(num_rows, len(members))
+        for begin in range(0, len(members), size):
+            chosen = tuple(members[begin : begin + size])
+            start = min(regions[i].start_layer for i in chosen)
+            planned.append(Batch(variants=chosen, size=size, num_rows=num_rows, start_layer=start))
+    return planned
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a batch may take.
+
+    Attributes:
+      memory_bytes: for everything that a sweep adds to the model's parameters.
+      num_keys: padded prompt length.
+      num_reads: positions that are read out.
+      num_groups: M.
+      num_slots: generated tokens that a variant may hold; 0 when nothing is generated.
+      kept_logits: generated tokens whose logits are kept.
+    """
+
+    cfg: DecoderConfig
+    memory_bytes: int
+    itemsize: int
+    num_keys: int
+    num_reads: int
+    num_groups: int
+    num_slots: int = 0
+    kept_logits: int = 0
+    edges: bool = True
+    clean_rows: int = 1
+    num_sources: int = 0
+
+    def shared_bytes(self) -> int:
+        """The clean pass and what is kept of it."""
+        cfg, size = self.cfg, self.num_keys
+        per_key = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * self.itemsize
+        kept = 2 * size * per_key + (cfg.num_layers + 1) * self.clean_rows * cfg.embed_dim * self.itemsize
+        sources = self.num_sources * cfg.num_layers * size * cfg.embed_dim * self.itemsize
+        block = min(size, BLOCK_BOUNDS[1])
+        heads = 1 if jax.default_backend() == "cpu" else cfg.num_heads
+        work = size * (6 * cfg.embed_dim + 3 * cfg.mlp_dim) * 4 + 4 * heads * block * size * 4
+        return kept + sources + work
+
+    def variant_bytes(self, num_rows: int) -> int:
+        """What one more variant of a batch takes."""
+        cfg = self.cfg
+        edit = cfg.num_layers * cfg.num_heads * self.num_groups**2 * 4 if self.edges else 0
+        keys = min(self.num_keys, BLOCK_BOUNDS[1]) if num_rows > ROW_BUCKETS[-1] else num_rows
+        heads = cfg.num_heads if num_rows <= ROW_BUCKETS[-1] or jax.default_backend() != "cpu" else 1
+        scores = 4 * 4 * heads * keys * (self.num_keys + num_rows)
+        activations = num_rows * (8 * cfg.embed_dim + 3 * cfg.mlp_dim + 4 * cfg.num_heads * cfg.head_dim) * 4
+        logits = (2 * self.num_reads + self.kept_logits + (3 if self.num_slots else 0)) * cfg.vocab_size * 4
+        per_key = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * self.itemsize
+        cache = 2 * per_key * (num_rows + self.num_slots) if self.num_slots else 0
+        return edit + scores + activations + logits + cache
+
+    def variants(self, num_rows: int, count: int) -> int:
+        """How many variants of so many rows a batch holds.
+
+        Raises:
+          ValueError: not even one fits the budget.
+        """
+        left = self.memory_bytes - self.shared_bytes()
+        fit = left // self.variant_bytes(num_rows)
+        if fit < 1:
+            need = self.shared_bytes() + self.variant_bytes(num_rows)
+            raise ValueError(
+                f"memory_bytes: expected at least {need:,} for the clean pass and one variant of {num_rows} rows, got "
+                f"{self.memory_bytes:,}; raise it, or shorten the prompt"
+            )
+        if self.num_slots:
+            return _floor(min(fit, _ceil(count)))
+        rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
+        # Several batches rather than one: each starts at its own first layer.
+        return _power_of_two(max(1, min(fit, rows // num_rows, max(8, -(-count // 4)))))
+
+
+def default_memory_bytes() -> int:
+    """Half of what the device has free."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(MEMORY_SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+
+
+def _power_of_two(count: int) -> int:
+    return 1 << (int(count).bit_length() - 1)
+
+
+def _ceil(count: int) -> int:
+    """The batch size that serves `count` variants: an eighth of the power of two below, in steps."""
+    step = max(1, (1 << (count.bit_length() - 1)) // 8)
+    return -(-count // step) * step
+
+
+def _floor(count: int) -> int:
+    step = max(1, (1 << (int(count).bit_length() - 1)) // 8)
+    return int(count) // step * step
+
+
+def longest(regions: Sequence[Region]) -> int:
+    return int(np.max([r.num_rows for r in regions]))

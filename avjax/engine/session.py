@@ -1,0 +1,277 @@
+"""One prompt under many variants: everything the executors share, prepared once.
+
+Axes: I variant, P read-out position, D embed, V vocab, L layer, N heads, Q query set, C key class, T position.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avjax.engine.lowering import folded, lower
+from avjax.engine.operations import EdgeOp
+from avjax.engine.planning import Batch, Budget, Region, batches, longest, region
+from avjax.engine.reference import bucket, logits_at, pad_inputs, reference_batch
+from avjax.engine.replay import SharedPrompt, replay
+from avjax.engine.shared import CleanPass, KeyLayout, clean_pass, key_layout, shared_keys
+from avjax.interventions import Edit
+from avjax.model import Model
+from avjax.models.attention import Compat, SharedKeys
+from avjax.models.intervention import Intervention
+from avjax.models.layers import dot
+from avjax.models.sites import Site
+from avjax.prompt import Inputs, Prompt
+from avjax.tokens import TokenGroups
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """A batch's final residuals at the read-out positions, and its attention masses."""
+
+    variants: tuple[int, ...]
+    residual: jax.Array  # I P D; I may be padded beyond `variants`
+    mass: jax.Array | None  # float32 I L N Q C
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reads:
+    """What a pass is asked for beside logits.
+
+    Attributes:
+      continuation: token ids fed after the prompt, as the model's own; read-outs predict each of them.
+      queries: position masks [T + 1] over whose mean attention is wanted.
+      keys: position masks whose attention mass is wanted.
+    """
+
+    continuation: tuple[int, ...] = ()
+    queries: tuple[np.ndarray, ...] = ()
+    keys: tuple[np.ndarray, ...] = ()
+
+
+class Session:
+    """A prompt, its variants and what is read of them; nothing is compiled before it is complete."""
+
+    def __init__(
+        self,
+        model: Model,
+        prompt: Prompt,
+        variants: Sequence[Sequence[Edit]],
+        *,
+        reads: Reads | None = None,
+        num_decoded: int | None = None,
+        allow_noop: bool = False,
+        compat: Compat | None = None,
+        memory_bytes: int,
+        num_slots: int = 0,
+        kept_logits: int = 0,
+    ):
+        self.model, self.prompt, self.compat, self.reads = model, prompt, compat, reads or Reads()
+        self.num_reads = max(1, len(self.reads.continuation))
+        fed = self.num_reads - 1
+        cfg = model.config.decoder
+        self.lowered = lower(
+            prompt,
+            cfg,
+            variants,
+            num_decoded=max(fed, num_decoded or 0),
+            allow_noop=allow_noop,
+            clean=self.clean_activations,
+            selectors=(*self.reads.queries, *self.reads.keys),
+        )
+        self.folded = folded(self.lowered)
+        self.num_positions = len(prompt) + fed
+        self.size = bucket(self.num_positions)
+        self.groups = _extended(self.lowered.groups, fed)
+        regions = self.regions()
+        self.clean_rows = longest(regions)
+        self.budget = Budget(
+            cfg=cfg,
+            memory_bytes=memory_bytes,
+            itemsize=model.dtype.itemsize,
+            num_keys=self.size,
+            num_reads=self.num_reads,
+            num_groups=self.groups.num_groups,
+            num_slots=num_slots,
+            kept_logits=kept_logits,
+            edges=self.has_edges,
+            clean_rows=self.clean_rows,
+            num_sources=sum(len(e.dense) for e in self.folded.bank.entries.values()),
+        )
+        self.planned = batches(regions, cfg, self.budget)
+
+    @property
+    def has_edges(self) -> bool:
+        return any(isinstance(op, EdgeOp) for ops in self.lowered.ops for op in ops)
+
+    def regions(self) -> list[Region]:
+        """Each variant's region of effect, and of its readings."""
+        first_read = len(self.prompt) - 1
+        for mask in self.reads.queries:
+            first_read = min(first_read, int(np.flatnonzero(mask[:-1])[0]))
+        return [
+            region(self.folded, i, num_positions=self.num_positions, first_read=first_read)
+            for i in range(len(self.folded))
+        ]
+
+    def clean_activations(self, site: Site) -> jax.Array:
+        """The site in the prompt's clean pass: [L, T, ...], or [T, D] of the embedding."""
+        return clean_site(self.model, self.prompt, site)
+
+    @functools.cached_property
+    def inputs(self) -> Inputs:
+        """The prompt and the tokens fed after it, padded to the bucket."""
+        inputs = self.model.encode(self.prompt, self.lowered.groups)
+        fed = self.reads.continuation[: self.num_reads - 1]
+        if fed:
+            after = self.prompt.next_position() + jnp.arange(len(fed))
+            tokens = self.model.network.decoder.embed(jnp.asarray(fed))
+            inputs = dataclasses.replace(
+                inputs,
+                embeddings=jnp.concatenate([inputs.embeddings, tokens]),
+                positions=jnp.concatenate([inputs.positions, jnp.broadcast_to(after, (3, len(fed)))], axis=1),
+                groups=jnp.asarray(self.groups.prompt),
+                length=jnp.int32(self.num_positions),
+            )
+        return pad_inputs(inputs, self.size)
+
+    @functools.cached_property
+    def layout(self) -> KeyLayout:
+        """Which positions edits and masses tell apart as keys."""
+        keys = {op.key.tobytes() for ops in self.lowered.ops for op in ops if isinstance(op, EdgeOp)}
+        keys |= {mask.tobytes() for mask in self.reads.keys}
+        return key_layout(self.groups, [self.lowered.members[k] for k in sorted(keys)], self.size)
+
+    @functools.cached_property
+    def shared(self) -> SharedPrompt:
+        """The clean pass, and its keys and values laid out for replays."""
+        clean = clean_pass(
+            self.model.network.decoder, self.inputs, num_rows=self.clean_rows, want_mass=bool(self.reads.queries)
+        )
+        slots, block_class = jnp.asarray(self.layout.slots), jnp.asarray(self.layout.block_class)
+        return self._with_classes(clean, shared_keys(clean, slots, block_class))
+
+    def alone(self) -> SharedPrompt:
+        """No shared keys: each variant owns its whole prompt. What the reference executor decodes over."""
+        cfg = self.model.config.decoder
+        empty = jnp.zeros((cfg.num_layers, cfg.num_kv_heads, 0, cfg.head_dim), self.model.dtype)
+        none = jnp.zeros(0, jnp.int32)
+        shared = SharedKeys(keys=empty, values=empty, positions=none, block_class=none)
+        clean = CleanPass(keys=none, values=none, residual=none, mass=None)
+        return self._with_classes(clean, shared)
+
+    def _with_classes(self, clean: CleanPass, shared: SharedKeys) -> SharedPrompt:
+        return SharedPrompt(
+            inputs=self.inputs,
+            clean=clean,
+            shared=shared,
+            group_class=jnp.asarray(self.layout.group_class),
+            class_group=jnp.asarray(self.layout.class_group),
+        )
+
+    @functools.cached_property
+    def sources(self) -> dict[Site, Any]:
+        return self.folded.bank.sources(self.size)
+
+    def stacked(self, variants: Sequence[int]) -> Intervention:
+        """Folded variants for a replay."""
+        return dataclasses.replace(self.folded.interventions(variants), sources=self.sources)
+
+    def unfolded(self, variants: Sequence[int]) -> Intervention:
+        """Variants for full forward passes."""
+        return dataclasses.replace(self.lowered.interventions(variants), sources=self.unfolded_sources)
+
+    @functools.cached_property
+    def unfolded_sources(self) -> dict[Site, Any]:
+        return self.lowered.bank.sources(self.size)
+
+    def query_weights(self, num_rows: int) -> jax.Array | None:
+        """float32 [Q, R]: the mean over each query selector's rows among the last `num_rows`."""
+        if not self.reads.queries:
+            return None
+        first = max(0, self.num_positions - num_rows)
+        weights = np.zeros((len(self.reads.queries), max(num_rows, self.num_positions - first)), np.float32)
+        for row, mask in enumerate(self.reads.queries):
+            where = np.flatnonzero(mask[:-1])
+            weights[row, where - first] = 1 / len(where)
+        return jnp.asarray(weights[:, :num_rows])
+
+    def clean_reading(self) -> Reading:
+        """The unedited run, from the clean pass itself."""
+        shared = self.shared
+        rows = self._read_rows(self.clean_rows)
+        weights = self.query_weights(self.clean_rows)
+        mass = None if weights is None else _clean_masses(shared, weights)
+        return Reading(variants=(), residual=shared.clean.residual[-1][rows][None], mass=mass)
+
+    def replayed(self) -> Iterator[Reading]:
+        """Batches of variants, each from its first dirty layer and row on."""
+        for batch in self.planned:
+            found = self.replay_batch(batch)
+            yield Reading(
+                variants=batch.variants,
+                residual=found.residual[:, self._read_rows(batch.num_rows)],
+                mass=found.mass,
+            )
+
+    def replay_batch(self, batch: Batch, *, keep_cache: bool = False) -> Any:
+        return replay(
+            self.model.network.decoder,
+            self.shared,
+            self.stacked(batch.padded()),
+            jnp.int32(batch.start_layer),
+            self.query_weights(batch.num_rows),
+            num_variants=batch.size,
+            num_rows=batch.num_rows,
+            keep_cache=keep_cache,
+            compat=self.compat,
+        )
+
+    def referenced(self) -> Iterator[Reading]:
+        """A full forward pass per variant: what replays must equal."""
+        reads = jnp.arange(len(self.prompt) - 1, len(self.prompt) - 1 + self.num_reads)
+        weights = self.query_weights(self.size)
+        for start in range(0, len(self.lowered), REFERENCE_BATCH):
+            variants = tuple(range(start, min(start + REFERENCE_BATCH, len(self.lowered))))
+            residual, mass = reference_batch(
+                self.model.network.decoder,
+                self.inputs,
+                self.unfolded(variants),
+                reads,
+                weights,
+                jnp.asarray(self.layout.group_class),
+                num_variants=len(variants),
+                num_classes=len(self.layout.class_group),
+                compat=self.compat,
+            )
+            yield Reading(variants=variants, residual=residual, mass=mass)
+
+    def _read_rows(self, num_rows: int) -> np.ndarray:
+        first = max(0, self.num_positions - num_rows)
+        return len(self.prompt) - 1 - first + np.arange(self.num_reads)
+
+
+REFERENCE_BATCH = 8
+
+
+@jax.jit
+def _clean_masses(shared: SharedPrompt, query_sets: jax.Array) -> jax.Array:
+    assert shared.clean.mass is not None
+    classes = jax.nn.one_hot(shared.group_class, shared.class_group.shape[0], dtype=jnp.float32)
+    mass = dot("lnrm,qr->lnqm", shared.clean.mass, query_sets)
+    return dot("lnqm,mc->lnqc", mass, classes)[None]
+
+
+def clean_site(model: Model, prompt: Prompt, site: Site) -> jax.Array:
+    inputs = pad_inputs(model.encode(prompt), bucket(len(prompt)))
+    _, seen = logits_at(model.network.decoder, inputs, None, jnp.zeros(1, jnp.int32), capture=(site,))
+    axis = 0 if site is Site.EMBED else 1
+    return jax.lax.slice_in_dim(seen[site], 0, len(prompt), axis=axis)
+
+
+def _extended(groups: TokenGroups, fed: int) -> TokenGroups:
+    """The partition with `fed` generated tokens after the prompt."""
+    return dataclasses.replace(groups, prompt=np.concatenate([groups.prompt, np.full(fed, groups.generated)]))

@@ -1,0 +1,114 @@
+"""What all variants of a prompt share: one clean pass, and its keys and values laid out for many queries.
+
+Axes: L layer, T position, R row (position at the end of the prompt), K kv heads, H head dim, D embed, N heads, M token
+group, C key class.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avjax.models.attention import KEY_BLOCK, SharedKeys, attend_prompt
+from avjax.models.decoder import Block, Decoder
+from avjax.prompt import Inputs
+from avjax.tokens import TokenGroups
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CleanPass:
+    """The clean run of one prompt, as far as replays need it."""
+
+    keys: jax.Array  # L T K H
+    values: jax.Array  # L T K H
+    residual: jax.Array  # L+1 R D: before each layer, and after the last, at the last R positions
+    mass: jax.Array | None  # float32 L N R M: attention of the last R positions, summed over each token group
+
+
+def first_of_last(length: jax.Array | int, num_rows: int) -> jax.Array:
+    """Where the last `num_rows` positions of a prompt begin; 0 when it has fewer."""
+    return jnp.maximum(length - num_rows, 0)
+
+
+@functools.partial(jax.jit, static_argnames=("num_rows", "want_mass"))
+def clean_pass(decoder: Decoder, inputs: Inputs, *, num_rows: int, want_mass: bool = False) -> CleanPass:
+    """One pass over a prompt; what it keeps of the residual is its last `num_rows` positions."""
+    rotary = decoder.rotary(inputs.positions, inputs.embeddings.dtype)
+    first = first_of_last(inputs.length, num_rows)
+
+    def rows(x: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, first, num_rows)
+
+    def step(x: jax.Array, block: Block) -> tuple[jax.Array, tuple]:
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple]:
+            z, weights = attend_prompt(
+                q,
+                k,
+                v,
+                length=inputs.length,
+                groups=inputs.groups,
+                factor=None,
+                want=("mass",) if want_mass else (),
+                num_groups=inputs.num_groups,
+            )
+            mass = jax.vmap(rows)(weights["mass"]) if want_mass else None
+            return z, (k, v, mass)
+
+        y, kept = block(x, rotary, attend, lambda _, x: x)
+        return y, (rows(x), *kept)
+
+    x, (residual, keys, values, mass) = jax.lax.scan(step, inputs.embeddings, decoder.layers)
+    return CleanPass(keys=keys, values=values, residual=jnp.concatenate([residual, rows(x)[None]]), mass=mass)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KeyLayout:
+    """How prompt positions are sorted into blocks of one key class.
+
+    Attributes:
+      slots: int32 [S], the position in each slot; `size` for an empty one.
+      block_class: int32 [S / KEY_BLOCK].
+      group_class: int32 [M], the class of each token group.
+      class_group: int32 [C], a group of each class.
+    """
+
+    slots: np.ndarray
+    block_class: np.ndarray
+    group_class: np.ndarray
+    class_group: np.ndarray
+
+
+def key_layout(groups: TokenGroups, keys: list[np.ndarray], size: int) -> KeyLayout:
+    """Sorts positions by which of the key selectors hold them.
+
+    Args:
+      keys: bool [M], the groups of each selector that edges or masses speak of as keys.
+      size: the padded prompt length, a multiple of `KEY_BLOCK`.
+    """
+    signature = np.stack(keys) if keys else np.zeros((0, groups.num_groups), bool)
+    _, class_group, group_class = np.unique(signature, axis=1, return_index=True, return_inverse=True)
+    group_class = group_class.reshape(-1).astype(np.int32)
+    num_classes = 1 << (len(class_group) - 1).bit_length()
+    class_group = np.resize(class_group, num_classes).astype(np.int32)
+    capacity = size + (KEY_BLOCK * num_classes if num_classes > 1 else 0)
+    slots = np.full(capacity, size, np.int32)
+    block_class = np.zeros(capacity // KEY_BLOCK, np.int32)
+    start = 0
+    for index in range(num_classes):
+        members = np.flatnonzero(group_class[groups.prompt] == index)
+        stop = start + -(-len(members) // KEY_BLOCK) * KEY_BLOCK
+        slots[start : start + len(members)] = members
+        block_class[start // KEY_BLOCK : stop // KEY_BLOCK] = index
+        start = stop
+    return KeyLayout(slots=slots, block_class=block_class, group_class=group_class, class_group=class_group)
+
+
+@jax.jit
+def shared_keys(clean: CleanPass, slots: jax.Array, block_class: jax.Array) -> SharedKeys:
+    """The clean keys and values in a key layout, [L, K, S, H]."""
+    index = jnp.minimum(slots, clean.keys.shape[1] - 1)
+    keys, values = (jnp.swapaxes(x[:, index], 1, 2) for x in (clean.keys, clean.values))
+    return SharedKeys(keys=keys, values=values, positions=slots, block_class=block_class)

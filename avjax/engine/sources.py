@@ -1,0 +1,194 @@
+"""What patches, ablations and steering put in place of activations: found, checked, and aligned with the prompt.
+
+Axes: L layer, T position of this prompt, D embed, N heads, K kv heads, H head dim.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from avjax.config import DecoderConfig
+from avjax.interventions import Ablate, Patch, Steer
+from avjax.models.sites import Site, site_shape
+from avjax.prompt import Prompt
+from avjax.tokens import select
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Source:
+    """Activations to mix in.
+
+    Attributes:
+      key: sources of one key hold the same values, so that variants share them.
+      values: [L, n, ...], n positions that `rows` points at; or [L, ...] when `rows` is None, the same everywhere.
+      rows: int [T]; which of the n positions stands in for each position of this prompt, -1 for none.
+    """
+
+    key: tuple[Any, ...]
+    values: Any
+    rows: np.ndarray | None
+
+
+def steer_source(edit: Steer, site: Site, config: DecoderConfig) -> Source:
+    vector = _finite(np.asarray(edit.vector), "vector")
+    shape = site_shape(site, config)
+    if vector.shape == shape:
+        vector = np.broadcast_to(vector, (config.num_layers, *shape))
+    if vector.shape != (config.num_layers, *shape):
+        raise ValueError(
+            f"expected a vector {list(shape)} or one per layer {[config.num_layers, *shape]} at {site}, got "
+            f"{list(vector.shape)}"
+        )
+    return Source(key=("vector", _digest(vector)), values=vector, rows=None)
+
+
+def patch_source(
+    edit: Patch,
+    site: Site,
+    where: np.ndarray,
+    prompt: Prompt,
+    config: DecoderConfig,
+    clean: Callable[[Site], Any],
+    num_decoded: int,
+) -> Source:
+    if isinstance(edit.source, str):
+        if edit.source != "mean":
+            raise ValueError(f"expected a source run, prompt, array or 'mean', got {edit.source!r}")
+        return _mean(_layered(clean(site), site), where)
+    refuse_generated(where, num_decoded)
+    positions = np.flatnonzero(where[:-1])
+    shape = site_shape(site, config)
+    captures, origin = getattr(edit.source, "captures", None), getattr(edit.source, "prompt", None)
+    if captures is None:
+        values, aligned = _array(edit.source, site, shape, positions, len(prompt), config)
+    else:
+        values = _captured(captures, site)
+        values = _layered(values, site)
+        _check_width(values, shape, site, config)
+        aligned = positions if origin is None or origin is prompt else align(edit, where, prompt, origin)
+        if len(aligned) and aligned.max() >= values.shape[1]:
+            raise ValueError(f"expected a source of at least {aligned.max() + 1} positions, got {values.shape[1]}")
+    rows = np.full(len(prompt), -1)
+    rows[positions] = aligned
+    return Source(key=("dense", id(edit.source), site), values=values, rows=rows)
+
+
+def align(edit: Patch, where: np.ndarray, prompt: Prompt, origin: Prompt) -> np.ndarray:
+    """For each selected position of `prompt`, its counterpart in `origin`: the n-th of the same modality and selector.
+
+    Raises:
+      ValueError: the two prompts have different numbers of such tokens.
+    """
+    there = select(origin, edit.where)[:-1]
+    here = where[:-1]
+    rows = np.full(len(prompt), -1)
+    for kind in np.unique(np.concatenate([prompt.kinds[here], origin.kinds[there]])):
+        mine, theirs = (np.flatnonzero(m & (p.kinds == kind)) for m, p in ((here, prompt), (there, origin)))
+        if len(mine) != len(theirs):
+            raise ValueError(
+                f"the prompts cannot be aligned: {edit.where} has {len(mine)} tokens of one modality here and "
+                f"{len(theirs)} in the source; make both prompts from clips of one length and size, or patch a "
+                "selector that has as many tokens in both"
+            )
+        rows[mine] = theirs
+    return rows[here]
+
+
+def ablation_source(edit: Ablate, site: Site, where: np.ndarray, clean: Any, num_decoded: int) -> Source:
+    values = _layered(clean, site)
+    if edit.mode == "mean":
+        return _mean(values, where)
+    refuse_generated(where, num_decoded)
+    positions = np.flatnonzero(where[:-1])
+    rng = np.random.default_rng(edit.seed)
+    rows = np.full(len(where) - 1, -1)
+    if edit.mode == "resample":
+        if len(positions) < 2:
+            raise ValueError(f"expected at least 2 tokens to resample from, got {len(positions)}")
+        # A random cycle: no token keeps its own activation.
+        order = rng.permutation(positions)
+        rows[order] = np.roll(order, 1)
+        return Source(key=("resample", site, edit.seed, where.tobytes()), values=values, rows=rows)
+    host = np.asarray(values, np.float32)
+    spread = host[:, positions].std(axis=tuple(range(1, host.ndim)), keepdims=True)
+    noise = rng.normal(size=(host.shape[0], len(positions), *host.shape[2:])).astype(np.float32)
+    rows[positions] = np.arange(len(positions))
+    key = ("noise", site, edit.seed, edit.noise, where.tobytes())
+    return Source(key=key, values=edit.noise * spread * noise, rows=rows)
+
+
+def _layered(values: Any, site: Site) -> Any:
+    """The embedding as one layer's."""
+    return values[None] if site is Site.EMBED else values
+
+
+def _mean(values: Any, where: np.ndarray) -> Source:
+    positions = np.flatnonzero(where[:-1])
+    if not len(positions):
+        raise ValueError("a mean over no prompt token does not exist; select prompt tokens")
+    mean = np.asarray(values, np.float32)[:, positions].mean(axis=1)
+    return Source(key=("vector", _digest(mean)), values=mean, rows=None)
+
+
+def refuse_generated(where: np.ndarray, num_decoded: int) -> None:
+    if where[-1] and num_decoded:
+        raise ValueError(
+            "the source has no activations for generated tokens; select prompt tokens, as 'last' or 'all - generated'"
+        )
+
+
+def _captured(captures: dict[Any, Any], site: Site) -> Any:
+    if site not in captures:
+        raise ValueError(
+            f"the source run has not captured {site} (it has {', '.join(map(str, captures)) or 'nothing'}); pass "
+            f"capture=['{site}'] to avjax.run"
+        )
+    return captures[site]
+
+
+def _array(
+    source: Any, site: Site, shape: tuple[int, ...], positions: np.ndarray, size: int, config: DecoderConfig
+) -> tuple[Any, np.ndarray]:
+    values = source if hasattr(source, "shape") else np.asarray(source)
+    _finite(np.asarray(values), "source")
+    if values.ndim == len(shape) + 1:
+        layered = values[None]
+        values = layered if site is Site.EMBED else np.broadcast_to(layered, (config.num_layers, *layered.shape[1:]))
+    if values.ndim != len(shape) + 2:
+        raise ValueError(
+            f"expected a source [L, T, ...] or [T, ...] with {list(shape)} at each position, got {list(source.shape)}"
+        )
+    _check_width(values, shape, site, config)
+    if values.shape[1] == size:
+        return values, positions
+    if values.shape[1] == len(positions):
+        return values, np.arange(len(positions))
+    raise ValueError(
+        f"expected a source of {size} positions (the prompt) or {len(positions)} (the selected ones), got "
+        f"{values.shape[1]}"
+    )
+
+
+def _check_width(values: Any, shape: tuple[int, ...], site: Site, config: DecoderConfig) -> None:
+    if tuple(values.shape[2:]) != shape:
+        raise ValueError(
+            f"expected a source with {list(shape)} at each position of {site}, got {list(values.shape[2:])}"
+        )
+    layers = 1 if site is Site.EMBED else config.num_layers
+    if values.shape[0] != layers:
+        raise ValueError(f"expected a source of {layers} layers, got {values.shape[0]}")
+
+
+def _finite(array: np.ndarray, what: str) -> np.ndarray:
+    if array.dtype.kind not in "fiu" and array.dtype.name != "bfloat16":
+        raise ValueError(f"expected a {what} of numbers, got {array.dtype}")
+    if not np.isfinite(array.astype(np.float32)).all():
+        raise ValueError(f"expected a finite {what}, got NaN or infinite values")
+    return array.astype(np.float32)
+
+
+def _digest(array: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).digest()

@@ -1,0 +1,187 @@
+"""`generate`: greedy continuations of a prompt under edits."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avjax.api import checked_compat
+from avjax.engine.decoding import decode
+from avjax.engine.planning import default_memory_bytes
+from avjax.engine.reference import OwnPrompt, reference_prompt
+from avjax.engine.session import Session
+from avjax.engine.touched import Touched
+from avjax.interventions import Edit, as_edits
+from avjax.model import Model
+from avjax.models.attention import Compat
+from avjax.prompt import Prompt
+from avjax.resolve import resolved
+
+Executor = Literal["replay", "reference"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One greedy continuation under one set of edits.
+
+    Attributes:
+      text: the tokens without control tokens; None when the checkpoint has no tokenizer.
+      tokens: int32 [n]; ends with a stop token unless the limit came first.
+      logits: float32 [n, V]; what each token was chosen from. None when they were not asked for.
+      touched: what the edits reached, counting every generated token that was fed back as a query.
+    """
+
+    text: str | None
+    tokens: np.ndarray
+    logits: np.ndarray | None
+    touched: Touched
+
+
+def generate(
+    model: Model,
+    prompt: Prompt,
+    *interventions: Edit | str,
+    max_new_tokens: int = 50,
+    compat: Compat | None = None,
+    allow_noop: bool = False,
+    repetition_penalty: float | None = None,
+) -> Generation:
+    """The greedy continuation of a prompt under edits that apply together; see `generate_variants`."""
+    return generate_variants(
+        model,
+        prompt,
+        [interventions],
+        max_new_tokens=max_new_tokens,
+        compat=compat,
+        allow_noop=allow_noop,
+        repetition_penalty=repetition_penalty,
+    )[0]
+
+
+def generate_variants(
+    model: Model,
+    prompt: Prompt,
+    variants: Sequence[Sequence[Edit | str] | Edit | str],
+    *,
+    max_new_tokens: int = 50,
+    compat: Compat | None = None,
+    allow_noop: bool = False,
+    repetition_penalty: float | None = None,
+    keep_logits: bool = True,
+    executor: Executor = "replay",
+    memory_bytes: int | None = None,
+) -> list[Generation]:
+    """Greedy continuations of one prompt under each variant's edits, decoded together.
+
+    Args:
+      variants: the edits of each variant: one edit, or several that apply together, or an empty list (clean).
+      max_new_tokens: the most tokens of a continuation, its stop token included.
+      compat: see `run`.
+      allow_noop: let an edit touch nothing.
+      repetition_penalty: None takes the checkpoint's own, as HF's `generate` does; 1.0 is none.
+      executor: "replay" computes the prompt once and each variant's region of effect; "reference" the whole prompt of
+        each variant. Both give the same.
+      memory_bytes: what the call may use beside the parameters; by default half of what the device has free.
+      keep_logits: False saves max_new_tokens x vocabulary floats per variant.
+
+    Raises:
+      ValueError: an edit does not fit the model or the prompt, or `max_new_tokens` is below 1.
+    """
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+    if isinstance(variants, str | Edit):
+        raise TypeError(f"variants: expected a list of variants, got {variants!r}; put it in a list")
+    edits = [as_edits([v] if isinstance(v, Edit | str) else v) for v in variants]
+    if not edits:
+        raise ValueError("variants: expected at least one, got none; pass [[]] for the clean model")
+    session = Session(
+        model,
+        prompt,
+        [resolved(model, e) for e in edits],
+        num_decoded=max_new_tokens - 1,
+        allow_noop=allow_noop,
+        compat=checked_compat(compat),
+        memory_bytes=default_memory_bytes() if memory_bytes is None else memory_bytes,
+        num_slots=num_slots(max_new_tokens),
+        kept_logits=num_slots(max_new_tokens) if keep_logits else 0,
+    )
+    return decoded(session, max_new_tokens, _penalty(model, prompt, repetition_penalty), executor)
+
+
+def num_slots(max_new_tokens: int) -> int:
+    """Decoded tokens that the cache has room for: a bucket, so that few executables serve all limits."""
+    return -(-max_new_tokens // 16) * 16
+
+
+def decoded(session: Session, max_new_tokens: int, penalty: float, executor: Executor) -> list[Generation]:
+    """Continuations of a session's variants, in their order."""
+    model, prompt = session.model, session.prompt
+    results: dict[int, Generation] = {}
+    for batch in session.planned:
+        if executor == "replay":
+            found = session.replay_batch(batch, keep_cache=True)
+            last = found.residual[:, min(batch.num_rows, session.num_positions) - 1]
+            own = OwnPrompt(keys=found.keys, values=found.values, last=last)
+            shared, variants = session.shared, session.stacked(batch.padded())
+        else:
+            shared, variants = session.alone(), session.unfolded(batch.padded())
+            own = reference_prompt(
+                model.network.decoder, session.inputs, variants, num_variants=batch.size, compat=session.compat
+            )
+        tokens, lengths, logits = decode(
+            model.network.decoder,
+            shared,
+            own,
+            variants,
+            jnp.asarray(_prompt_tokens(model, prompt)),
+            jnp.int32(prompt.next_position()),
+            jnp.int32(max_new_tokens),
+            jnp.asarray(model.generation.stop_tokens or (-1,), jnp.int32),
+            jnp.float32(penalty),
+            num_slots=num_slots(max_new_tokens),
+            keep_logits=session.budget.kept_logits > 0,
+            compat=session.compat,
+        )
+        results |= _generations(session, batch.variants, np.asarray(tokens), np.asarray(lengths), logits)
+    return [results[i] for i in range(len(session.lowered))]
+
+
+def _generations(
+    session: Session, variants: Sequence[int], tokens: np.ndarray, lengths: np.ndarray, logits: jax.Array | None
+) -> dict[int, Generation]:
+    rows = None if logits is None else np.asarray(logits)  # slicing on the device would compile once per length
+    return {
+        variant: Generation(
+            text=session.model.decode_text(tokens[i, :n]),
+            tokens=tokens[i, :n],
+            logits=None if rows is None else rows[i, :n],
+            touched=session.lowered.touched(variant, int(n) - 1),
+        )
+        for i, (variant, n) in enumerate(zip(variants, lengths.tolist(), strict=False))
+    }
+
+
+def _penalty(model: Model, prompt: Prompt, asked: float | None) -> float:
+    unsupported = model.generation.unsupported
+    if unsupported:
+        raise ValueError(
+            f"{model.host.source}: its generation config sets {', '.join(unsupported)}, which is not implemented; "
+            "remove it from generation_config.json to decode without"
+        )
+    penalty = model.generation.repetition_penalty if asked is None else asked
+    if not 0 < penalty < float("inf"):
+        raise ValueError(f"repetition_penalty: expected a finite number above 0, got {penalty}")
+    if penalty != 1 and prompt.embeddings is not None:
+        raise ValueError(
+            f"repetition_penalty={penalty}: a prompt made from embeddings has no tokens to penalise; pass 1.0"
+        )
+    return penalty
+
+
+def _prompt_tokens(model: Model, prompt: Prompt) -> np.ndarray:
+    present = np.zeros(model.config.decoder.vocab_size, bool)
+    present[prompt.token_ids[prompt.token_ids >= 0]] = True
+    return present
