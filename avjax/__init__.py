@@ -4,8 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from avjax import metrics
     from avjax.api import Run, forward, lower_edits, run
     from avjax.generation import Generation, generate, generate_variants
+    from avjax.grids import Grid, axis, each_group, each_head, each_layer, grid, windows
     from avjax.interventions import Ablate, Knockout, Patch, Scale, ScaleAttention, Steer, parse_rules
     from avjax.loading import load
     from avjax.media.decode import MediaError
@@ -13,11 +15,13 @@ if TYPE_CHECKING:
     from avjax.models.intervention import VARIANTS, Intervention
     from avjax.models.sites import Site
     from avjax.prompt import Inputs, Prompt
+    from avjax.sweeping import sweep
 
 # Names load when first used: `avjax --help` and `import avjax` stay instant.
 _HOMES = {
     "avjax.api": ("Run", "forward", "lower_edits", "run"),
     "avjax.generation": ("Generation", "generate", "generate_variants"),
+    "avjax.grids": ("Grid", "axis", "each_group", "each_head", "each_layer", "grid", "windows"),
     "avjax.interventions": ("Ablate", "Knockout", "Patch", "Scale", "ScaleAttention", "Steer", "parse_rules"),
     "avjax.loading": ("load",),
     "avjax.media.decode": ("MediaError",),
@@ -25,13 +29,16 @@ _HOMES = {
     "avjax.models.intervention": ("VARIANTS", "Intervention"),
     "avjax.models.sites": ("Site",),
     "avjax.prompt": ("Inputs", "Prompt"),
+    "avjax.sweeping": ("sweep",),
 }
+_MODULES = ("metrics",)
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "VARIANTS",
     "Ablate",
     "Generation",
+    "Grid",
     "Inputs",
     "Intervention",
     "Knockout",
@@ -44,17 +51,27 @@ __all__ = [
     "ScaleAttention",
     "Site",
     "Steer",
+    "axis",
+    "each_group",
+    "each_head",
+    "each_layer",
     "forward",
     "generate",
     "generate_variants",
+    "grid",
     "load",
     "lower_edits",
+    "metrics",
     "parse_rules",
     "run",
+    "sweep",
+    "windows",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"avjax.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'avjax' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -108,7 +108,7 @@ def generate_variants(
         num_slots=num_slots(max_new_tokens),
         kept_logits=num_slots(max_new_tokens) if keep_logits else 0,
     )
-    return decoded(session, max_new_tokens, _penalty(model, prompt, repetition_penalty), executor)
+    return decoded(session, max_new_tokens, generation_penalty(model, prompt, repetition_penalty), executor)
 
 
 def num_slots(max_new_tokens: int) -> int:
@@ -164,7 +164,7 @@ def _generations(
     }
 
 
-def _penalty(model: Model, prompt: Prompt, asked: float | None) -> float:
+def generation_penalty(model: Model, prompt: Prompt, asked: float | None) -> float:
     unsupported = model.generation.unsupported
     if unsupported:
         raise ValueError(

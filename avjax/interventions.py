@@ -378,6 +378,16 @@ def name_of(edits: Sequence[Edit]) -> str:
     return "; ".join(map(str, edits)) or "clean"
 
 
+def numbered(names: Sequence[str]) -> list[str]:
+    """The names, with a number after those that occur more than once."""
+    seen: dict[str, int] = {}
+    result = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        result.append(name if names.count(name) == 1 else f"{name} ({seen[name]})")
+    return result
+
+
 def _shown(selector: Selector | Axis) -> str:
     if isinstance(selector, Axis):
         return str(selector)

@@ -19,6 +19,7 @@ from avjax.models.layers import dot, rounded, scaled
 
 Compat = Literal["published"]
 Weights = Literal["pattern", "mass"]
+HeadResult = tuple[Array, dict[str, Array]]
 
 BLOCKS = 8  # of queries per prompt: each block reads the keys up to its own end only
 BLOCK_BOUNDS = (128, 512)
@@ -90,10 +91,10 @@ def attend_prompt(
         _attend_head, first_row=first_row, length=length, groups=groups, compat=compat, want=want, num_groups=num_groups
     )
 
-    def one_kv_head(over: Callable, q_GRH: Array, k_SH: Array, v_SH: Array, factor_GMM: Array | None) -> Array:
+    def one_kv_head(over: Callable, q_GRH: Array, k_SH: Array, v_SH: Array, factor_GMM: Array | None) -> HeadResult:
         return over(lambda x: one(x[0], k_SH, v_SH, x[1]), (q_GRH, factor_GMM))
 
-    def all_heads(over: Callable, *operands: Array | None) -> Array:
+    def all_heads(over: Callable, *operands: Array | None) -> HeadResult:
         return over(lambda x: one_kv_head(over, *x), operands)
 
     # Heads one after the other keep a CPU's caches warm: half the time of one batched product at 2,048 tokens.

@@ -45,8 +45,16 @@ class Intervention:
         return None
 
 
+def _axes(**axes: int | None) -> Intervention:
+    """Axes of a vmap in the place of arrays, which the constructor would refuse."""
+    made = object.__new__(Intervention)
+    for name, value in axes.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
 # `in_axes` of a vmap over stacked variants that share their sources.
-VARIANTS = Intervention(attention_factor=0, sites=0, sources=None)  # pyright: ignore[reportArgumentType]
+VARIANTS = _axes(attention_factor=0, sites=0, sources=None)
 
 
 def edited(

@@ -64,10 +64,22 @@ def test_run_compiles_once_for_twenty_rule_sets(omni_model: avjax.Model):
 
 def test_generation_compiles_once_for_twenty_rule_sets(omni_model: avjax.Model):
     prompt = prompt_of(omni_model)
-    avjax.generate(omni_model, prompt, RULE_SETS[0], max_new_tokens=3, allow_noop=True)
+    avjax.generate(omni_model, prompt, RULE_SETS[0], max_new_tokens=3, allow_noop=True, executor="reference")
     with count_compilations() as seen:
         for i, rule in enumerate(RULE_SETS):
-            avjax.generate(omni_model, prompt, rule, max_new_tokens=2 + i % 3, allow_noop=True)
+            tokens = 2 + i % 3
+            avjax.generate(omni_model, prompt, rule, max_new_tokens=tokens, allow_noop=True, executor="reference")
+    assert seen == []
+
+
+def test_a_replay_compiles_once_per_shape(omni_model: avjax.Model):
+    """A region of 1, 8, 32 ... rows is a shape; layers, heads, factors and order are not."""
+    prompt = prompt_of(omni_model)
+    rules = [f"answer->{key}@{i}:{i + 2}#h{i % 4}" for i in range(6) for key in ("video", "audio")]
+    avjax.generate(omni_model, prompt, "last->audio*3", max_new_tokens=3)
+    with count_compilations() as seen:
+        for rule in rules:
+            avjax.generate(omni_model, prompt, rule, max_new_tokens=3)
     assert seen == []
 
 
@@ -79,5 +91,5 @@ def test_forward_is_traced_once(omni_model: avjax.Model):
     lowered = lower(prompt, omni_model.config.decoder, variants, num_decoded=0, allow_noop=True)
     inputs = omni_model.encode(prompt, lowered.groups)
     for i in range(20):
-        edit = jax.tree.map(lambda leaf, i=i: leaf[i], lowered.interventions)
+        edit = lowered.intervention(i, len(prompt))
         forward(omni_model, inputs, edit)

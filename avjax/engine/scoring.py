@@ -1,0 +1,144 @@
+"""Metrics on the device: from a batch's residuals to one value per variant; logits are never kept.
+
+Axes: I variant, P read-out position, D embed, V vocab, L layer, N heads, Q query set, C key class.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avjax.metrics import Metric, View
+from avjax.models.decoder import Decoder
+from avjax.models.layers import dot
+
+LOGIT_BYTES = 64 * 2**20  # logits of the variants that are scored at once
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Attended:
+    """Where a metric's attention mass is found."""
+
+    query_set: jax.Array  # int32 []
+    classes: jax.Array  # float32 C: 1 for the key classes that belong to its keys
+    key_share: jax.Array  # float32 []
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CleanScores:
+    """The clean run's read-outs, which every metric may compare with."""
+
+    logits: jax.Array  # float32 V
+    logprobs: jax.Array  # float32 n
+    mass: jax.Array | None  # float32 L N Q C
+
+
+@functools.partial(jax.jit, static_argnames=("metrics",))
+def score(
+    decoder: Decoder,
+    residual: jax.Array,
+    mass: jax.Array | None,
+    clean: CleanScores,
+    continuation: jax.Array,
+    prepared: Sequence[Any],
+    attended: Sequence[Attended | None],
+    *,
+    metrics: tuple[Metric, ...],
+) -> list[Any]:
+    """Each metric's values, leading with I.
+
+    Args:
+      residual: [I, P, D], final residuals.
+      mass: float32 [I, L, N, Q, C].
+      continuation: int32 [n], empty or as long as P.
+      prepared, attended: for each metric.
+    """
+    num_reads, vocab = residual.shape[1], decoder.cfg.vocab_size
+    together = max(1, LOGIT_BYTES // (4 * num_reads * vocab))
+
+    def one(variant: tuple[jax.Array, jax.Array | None]) -> list[Any]:
+        residual_PD, mass_LNQC = variant
+        logits, logprobs = read_out(decoder, residual_PD, continuation)
+        return [
+            metric(
+                View(
+                    logits=logits,
+                    clean_logits=clean.logits,
+                    logprobs=logprobs,
+                    clean_logprobs=clean.logprobs,
+                    mass=_mass(mass_LNQC, place),
+                    clean_mass=_mass(clean.mass, place),
+                    key_share=None if place is None else place.key_share,
+                    prepared=ready,
+                )
+            )
+            for metric, ready, place in zip(metrics, prepared, attended, strict=True)
+        ]
+
+    return jax.lax.map(one, (residual, mass), batch_size=min(together, residual.shape[0]))
+
+
+@jax.jit
+def clean_scores(
+    decoder: Decoder, residual_PD: jax.Array, mass: jax.Array | None, continuation: jax.Array
+) -> CleanScores:
+    logits, logprobs = read_out(decoder, residual_PD, continuation)
+    return CleanScores(logits=logits, logprobs=logprobs, mass=mass)
+
+
+def read_out(decoder: Decoder, residual_PD: jax.Array, continuation: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Logits [V] at the last prompt position, and the log-probability of each token of the continuation."""
+    logits_PV = decoder.logits(residual_PD)
+    if not continuation.shape[0]:
+        return logits_PV[0], jnp.zeros(0, jnp.float32)
+    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits_PV), continuation[:, None], axis=-1)
+    return logits_PV[0], logprobs[:, 0]
+
+
+def _mass(mass_LNQC: jax.Array | None, place: Attended | None) -> jax.Array | None:
+    if mass_LNQC is None or place is None:
+        return None
+    return dot("lnc,c->ln", mass_LNQC[:, :, place.query_set], place.classes)
+
+
+def check_values(
+    metric: Metric,
+    prepared: Any,
+    *,
+    vocab: int,
+    continuation: int,
+    attention: tuple[int, int] | None,
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """What a metric returns, by suffix, found without computing anything.
+
+    Raises:
+      ValueError: it is no array of the dimensions that the metric declares.
+    """
+
+    def of(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    masses = None if attention is None else of(*attention)
+    ready = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.asarray(x).dtype), prepared)
+    arrays = {"logits": of(vocab), "clean_logits": of(vocab)}
+    arrays |= {"logprobs": of(continuation), "clean_logprobs": of(continuation)}
+    attended = {"mass": masses, "clean_mass": masses, "key_share": None if attention is None else of()}
+    try:
+        found = jax.eval_shape(lambda xs: metric(View(**xs)), arrays | attended | {"prepared": ready})
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        raise ValueError(f"metric {metric.name!r}: it cannot be computed: {error}") from error
+    values = dict(found) if isinstance(found, Mapping) else {"": found}
+    for suffix, value in values.items():
+        shape = getattr(value, "shape", None)
+        if shape is None or len(shape) != len(metric.dims):
+            raise ValueError(
+                f"metric {metric.name!r}{f' ({suffix})' if suffix else ''}: expected an array with the dimensions "
+                f"{list(metric.dims)} for one cell, got {'no array' if shape is None else f'shape {list(shape)}'}"
+            )
+    return values

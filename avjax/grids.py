@@ -1,0 +1,263 @@
+"""Grids of edits: axes in place of an edit's fields, and the cells that they span.
+
+grid = avjax.grid(avjax.Knockout(query="answer", key=avjax.axis("key", ["audio", "video"]), layers=avjax.windows(8)))
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from avjax.config import DecoderConfig
+from avjax.interventions import Axis, Edit, as_edits, name_of, numbered
+from avjax.models.sites import Site, num_site_heads
+from avjax.tokens import Selector
+
+Placement = Literal["trailing", "leading", "centred"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Points:
+    """An axis of one model: the values that a field takes, how they are called, and what else is known of each."""
+
+    values: tuple[Any, ...]
+    coordinates: tuple[Any, ...]
+    notes: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Values(Axis):
+    """Given values."""
+
+    name: str
+    values: tuple[Any, ...]
+    labels: tuple[Any, ...]
+
+    def points(self, edit: Edit, config: DecoderConfig) -> Points:
+        return Points(self.values, self.labels)
+
+    def __str__(self) -> str:
+        return f"<{self.name}>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Windows(Axis):
+    """Windows of layers."""
+
+    width: int
+    stride: int
+    placement: Placement
+    name: str
+
+    def points(self, edit: Edit, config: DecoderConfig) -> Points:
+        count, before = config.num_layers, _before(self.width, self.placement)
+        anchors = range(0, count, self.stride)
+        spans = [range(max(0, a - before), min(count, a - before + self.width)) for a in anchors]
+        shown = tuple(f"{s.start}:{s.stop}" for s in spans)
+        return Points(tuple(tuple(s) for s in spans), tuple(anchors), {f"{self.name}_window": shown})
+
+    def __str__(self) -> str:
+        return f"<{self.name}>"
+
+
+@dataclasses.dataclass(frozen=True)
+class Each(Axis):
+    """Every layer or head of the model, one at a time."""
+
+    what: Literal["layers", "heads"]
+    name: str
+
+    def points(self, edit: Edit, config: DecoderConfig) -> Points:
+        count = config.num_layers
+        if self.what == "heads":
+            site = getattr(edit, "site", None)
+            count = config.num_heads if site is None else num_site_heads(Site(site), config) or 0
+        return Points(tuple((i,) for i in range(count)), tuple(range(count)))
+
+    def __str__(self) -> str:
+        return f"<{self.name}>"
+
+
+def axis(name: str, values: Sequence[Any], labels: Sequence[Any] | None = None) -> Any:
+    """An axis over given values of a field.
+
+    Args:
+      name: of the dataset's dimension.
+      values: what the field takes in turn.
+      labels: the dimension's coordinates; by default the values, or their text when they are no plain values.
+
+    Raises:
+      ValueError: there are no values, or not as many labels.
+    """
+    values = tuple(values)
+    if not values:
+        raise ValueError(f"axis {name!r}: expected at least one value, got none")
+    if labels is None:
+        plain = all(isinstance(v, str | int | float | np.number) for v in values)
+        labels = values if plain else [_label(v) for v in values]
+    if len(labels) != len(values) or len(set(labels)) != len(labels):
+        raise ValueError(f"axis {name!r}: expected {len(values)} different labels, got {list(labels)}")
+    return Values(name, values, tuple(labels))
+
+
+def windows(width: int, *, stride: int = 1, placement: Placement = "centred", name: str = "layers") -> Any:
+    """An axis over windows of layers, one per `stride` layers, cut where the model begins and ends.
+
+    Args:
+      width: layers in a window.
+      placement: where the window of layer l lies: "centred", `l - width // 2` to `l - width // 2 + width`; "leading",
+        `l` to `l + width`; "trailing", `l - width + 1` to `l + 1`. Ends are exclusive.
+
+    Returns:
+      An axis whose coordinate is the layer, and whose windows stand beside it as `NAME_window`.
+    """
+    if width < 1 or stride < 1:
+        raise ValueError(f"windows: expected a width and stride of at least 1, got {width} and {stride}")
+    if placement not in ("trailing", "leading", "centred"):
+        raise ValueError(f"windows: expected a placement of trailing, leading or centred, got {placement!r}")
+    return Windows(width, stride, placement, name)
+
+
+def each_layer(name: str = "layers") -> Any:
+    """An axis over the model's layers, one at a time."""
+    return Each("layers", name)
+
+
+def each_head(name: str = "heads") -> Any:
+    """An axis over heads, one at a time: key-value heads for an edit at `value`, else query heads."""
+    return Each("heads", name)
+
+
+def each_group(selectors: Sequence[Selector], name: str = "group") -> Any:
+    """An axis over token groups."""
+    return axis(name, selectors, [s if isinstance(s, str) else str(list(s)) for s in selectors])
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One point of a grid: where it lies, and the edits that apply there together."""
+
+    index: tuple[int, ...]
+    edits: tuple[Edit, ...]
+
+    @property
+    def name(self) -> str:
+        return name_of(self.edits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cells:
+    """A grid on one model.
+
+    Attributes:
+      dims: the axes' names, in the order in which they were written.
+      coordinates: of each axis.
+      notes: what else is known of an axis's points, by coordinate name: the axis and the values.
+    """
+
+    dims: tuple[str, ...]
+    coordinates: dict[str, tuple[Any, ...]]
+    notes: dict[str, tuple[str, tuple[Any, ...]]]
+    cells: tuple[Cell, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(len(self.coordinates[d]) for d in self.dims)
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Edits that apply together, with axes for some of their fields; every combination is a cell."""
+
+    edits: tuple[Edit, ...]
+
+    def axes(self) -> list[tuple[int, str, Any]]:
+        """Which edit's field each axis stands for."""
+        return [
+            (i, field.name, value)
+            for i, edit in enumerate(self.edits)
+            for field in dataclasses.fields(edit)  # pyright: ignore[reportArgumentType]
+            if isinstance(value := getattr(edit, field.name), Axis)
+        ]
+
+    def cells(self, config: DecoderConfig) -> Cells:
+        """Every combination, in row-major order of the axes.
+
+        Raises:
+          ValueError: an axis has no points on this model, or a combination is no edit.
+        """
+        axes = self.axes()
+        points = {axis.name: axis.points(self.edits[i], config) for i, _, axis in axes}
+        empty = [name for name, p in points.items() if not p.values]
+        if empty:
+            raise ValueError(f"grid: the axis {empty[0]!r} has no points on this model; check the edit's site")
+        cells = []
+        for index in itertools.product(*(range(len(p.values)) for p in points.values())):
+            changes: list[dict[str, Any]] = [{} for _ in self.edits]
+            for (i, field, axis), at in zip(axes, index, strict=True):
+                changes[i][field] = points[axis.name].values[at]
+            edits = tuple(e.replaced(**c) if c else e for e, c in zip(self.edits, changes, strict=True))
+            cells.append(Cell(index, edits))
+        notes = {note: (name, values) for name, p in points.items() for note, values in p.notes.items()}
+        return Cells(tuple(points), {name: p.coordinates for name, p in points.items()}, notes, tuple(cells))
+
+
+def grid(*edits: Edit | str) -> Grid:
+    """A grid of edits: each cell applies all of them, with one value of every axis.
+
+    Raises:
+      ValueError: there is no edit, or two axes have one name.
+    """
+    flat = as_edits(edits)
+    if not flat:
+        raise ValueError("grid: expected at least one edit, got none")
+    made = Grid(flat)
+    names = [axis.name for *_, axis in made.axes()]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise ValueError(f"grid: the axis {twice[0]!r} is used twice; give one of them another name=")
+    reserved = sorted({"sample", "layer", "head", "top"} & set(names))
+    if reserved:
+        raise ValueError(f"grid: {reserved[0]!r} is a dimension of its own; give the axis another name=")
+    return made
+
+
+def as_cells(grid: Any, config: DecoderConfig) -> Cells:
+    """A grid, an edit, a rule string, or a list of variants (whose dimension is `variant`), on one model.
+
+    Raises:
+      ValueError: there is no cell.
+    """
+    if isinstance(grid, Grid):
+        return grid.cells(config)
+    if isinstance(grid, Edit | str):
+        return globals()["grid"](grid).cells(config)
+    variants = [as_edits([v] if isinstance(v, Edit | str) else v) for v in grid]
+    if not variants:
+        raise ValueError("grid: expected at least one variant, got none")
+    for edits in variants:
+        if Grid(edits).axes():
+            raise ValueError("grid: a list of variants holds no axes; use avjax.grid for those")
+    cells = tuple(Cell((i,), edits) for i, edits in enumerate(variants))
+    names = numbered([cell.name for cell in cells])
+    return Cells(("variant",), {"variant": tuple(names)}, {}, cells)
+
+
+def _before(width: int, placement: Placement) -> int:
+    """Layers of a window before its own layer."""
+    match placement:
+        case "leading":
+            return 0
+        case "trailing":
+            return width - 1
+        case _:
+            return width // 2
+
+
+def _label(value: Any) -> str:
+    if isinstance(value, range):
+        return f"{value.start}:{value.stop}"
+    shape = getattr(value, "shape", None)
+    return str(value) if shape is None else f"array[{', '.join(map(str, shape))}]"

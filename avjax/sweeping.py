@@ -1,0 +1,350 @@
+"""`sweep`: every cell of a grid on every prompt, reduced to metrics, as one labelled dataset."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from avjax.api import checked_compat
+from avjax.engine.planning import default_memory_bytes
+from avjax.engine.scoring import Attended, check_values, clean_scores, score
+from avjax.engine.session import Reading, Reads, Session
+from avjax.generation import Executor, decoded, generation_penalty, num_slots
+from avjax.grids import Cells, Grid, as_cells
+from avjax.interventions import Edit
+from avjax.metrics import Caption, Metric
+from avjax.model import Model
+from avjax.models.attention import Compat
+from avjax.prompt import Prompt
+from avjax.provenance import provenance
+from avjax.report.progress import Progress
+from avjax.resolve import resolved
+from avjax.tokens import select
+
+CELL = "cell"  # the coordinate that says in words what a cell does
+COUNTS = ("edges", "positions", "blocked_queries")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pass:
+    """Metrics that one pass over a prompt can serve."""
+
+    continuation: tuple[int, ...]
+    metrics: tuple[Metric, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A sweep whose parts all fit together; nothing has been compiled yet."""
+
+    model: Model
+    prompts: dict[Any, Prompt]
+    cells: Cells
+    passes: tuple[Pass, ...]
+    captions: tuple[Caption, ...]
+    compat: Compat | None
+    allow_noop: bool
+    memory_bytes: int
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        return (*(m for p in self.passes for m in p.metrics), *self.captions)
+
+    def variants(self) -> list[tuple[Edit, ...]]:
+        return [resolved(self.model, cell.edits) for cell in self.cells.cells]
+
+    def num_decoded(self) -> int:
+        """The most generated tokens that any metric feeds back."""
+        fed = [len(p.continuation) - 1 for p in self.passes] + [c.max_new_tokens - 1 for c in self.captions]
+        return max(0, *fed)
+
+    def session(self, prompt: Prompt, one: Pass | Caption, variants: Sequence[Sequence[Edit]]) -> Session:
+        """One prompt for one pass or caption.
+
+        Raises:
+          ValueError: an edit does not fit the prompt, or the memory does not suffice.
+        """
+        slots = num_slots(one.max_new_tokens) if isinstance(one, Caption) else 0
+        return Session(
+            self.model,
+            prompt,
+            variants,
+            reads=Reads() if isinstance(one, Caption) else _reads(prompt, one),
+            num_decoded=self.num_decoded(),
+            allow_noop=self.allow_noop,
+            compat=self.compat,
+            memory_bytes=self.memory_bytes,
+            num_slots=slots,
+        )
+
+
+def sweep(
+    model: Model,
+    prompts: Prompt | Sequence[Prompt] | Mapping[str, Prompt],
+    grid: Grid | Edit | str | Sequence[Any],
+    metrics: Metric | Sequence[Metric],
+    *,
+    store: None = None,
+    executor: Executor = "replay",
+    memory_bytes: int | None = None,
+    compat: Compat | None = None,
+    allow_noop: bool = False,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Every cell of a grid on every prompt.
+
+    Args:
+      prompts: one, several, or several by name.
+      grid: `avjax.grid(...)`; or an edit, a rule string, or a list of variants, whose dimension is then `variant`.
+      metrics: of `avjax.metrics`, or your own.
+      store: reserved for runs on disk.
+      executor: "replay" computes only what each cell changes; "reference" runs a full forward pass per cell. Both
+        give the same to rounding.
+      memory_bytes: what the sweep may use beside the parameters; by default half of what the device has free.
+      compat, allow_noop: see `avjax.run`.
+      progress: show a bar with rate and time left when it takes long.
+
+    Returns:
+      A dataset whose dimensions are the grid's axes and `sample`, with a variable per metric; beside each the unedited
+      run's as `NAME_clean`. `edges`, `positions` and `blocked_queries` say what each cell touched, `cell` what it does.
+
+    Raises:
+      ValueError: something does not fit; all of it is found before anything is compiled.
+    """
+    if store is not None:
+        raise ValueError("store: expected None; write the dataset with its own methods")
+    planned = prepare(model, prompts, grid, metrics, memory_bytes=memory_bytes, compat=compat, allow_noop=allow_noop)
+    if executor not in ("replay", "reference"):
+        raise ValueError(f"executor: expected 'replay' or 'reference', got {executor!r}")
+    columns = Columns(planned)
+    steps = len(planned.prompts) * (len(planned.passes) + len(planned.captions)) * len(planned.cells.cells)
+    with Progress("sweep", steps, "cells", enabled=progress) as bar:
+        for sample, prompt in enumerate(planned.prompts.values()):
+            variants = planned.variants()
+            for one in planned.passes:
+                session = planned.session(prompt, one, variants)
+                for reading, values in _scored(session, one, executor):
+                    columns.add(sample, one, reading.variants, values)
+                    bar.advance(len(reading.variants))
+                columns.add_touched(sample, session, [max(0, planned.num_decoded())] * len(variants))
+            for caption in planned.captions:
+                session = planned.session(prompt, caption, [(), *variants])
+                penalty = generation_penalty(model, prompt, None)
+                found = decoded(session, caption.max_new_tokens, penalty, executor)
+                columns.add_captions(sample, caption, found)
+                bar.advance(len(variants))
+    return columns.dataset(provenance(model, executor=executor, compat=compat))
+
+
+def prepare(
+    model: Model,
+    prompts: Prompt | Sequence[Prompt] | Mapping[str, Prompt],
+    grid: Grid | Edit | str | Sequence[Any],
+    metrics: Metric | Sequence[Metric],
+    *,
+    memory_bytes: int | None = None,
+    compat: Compat | None = None,
+    allow_noop: bool = False,
+) -> Sweep:
+    """Checks that everything fits together.
+
+    Raises:
+      ValueError: it does not; the message says what was expected, what came, and what to do.
+    """
+    named = _named_prompts(prompts)
+    cells = as_cells(grid, model.config.decoder)
+    several = [metrics] if isinstance(metrics, Metric) else list(metrics)
+    if not several:
+        raise ValueError("metrics: expected at least one, got none")
+    for metric in several:
+        if not isinstance(metric, Metric):
+            raise TypeError(f"metrics: expected a Metric, got {type(metric).__name__}: {metric!r}")
+    names = [m.name for m in several]
+    twice = sorted({n for n in names if names.count(n) > 1})
+    if twice:
+        raise ValueError(f"metrics: {twice[0]!r} occurs twice; give one of them another name=")
+    captions = tuple(m for m in several if isinstance(m, Caption))
+    read = [m for m in several if not isinstance(m, Caption)]
+    planned = Sweep(
+        model=model,
+        prompts=named,
+        cells=cells,
+        passes=_passes(model, read),
+        captions=captions,
+        compat=checked_compat(compat),
+        allow_noop=allow_noop,
+        memory_bytes=default_memory_bytes() if memory_bytes is None else memory_bytes,
+    )
+    _check(planned)
+    return planned
+
+
+def _check(planned: Sweep) -> None:
+    model, cfg = planned.model, planned.model.config.decoder
+    if planned.compat == "published" and any(p.continuation for p in planned.passes):
+        raise ValueError(
+            "compat='published' with a teacher-forced continuation: a blocked query would read the continuation; use "
+            "Caption, or a metric of the next token"
+        )
+    for prompt in planned.prompts.values():
+        for one in planned.passes:
+            for metric in one.metrics:
+                attention = None if metric.attention() is None else (cfg.num_layers, cfg.num_heads)
+                check_values(
+                    metric,
+                    metric.prepare(model, prompt),
+                    vocab=cfg.vocab_size,
+                    continuation=len(one.continuation),
+                    attention=attention,
+                )
+        variants = planned.variants()
+        for one in (*planned.passes, *planned.captions):
+            planned.session(prompt, one, variants if isinstance(one, Pass) else [(), *variants])
+
+
+def _passes(model: Model, metrics: Sequence[Metric]) -> tuple[Pass, ...]:
+    """Metrics by continuation; those of the next token alone join the first pass there is."""
+    by_continuation: dict[tuple[int, ...], list[Metric]] = {}
+    for metric in metrics:
+        by_continuation.setdefault(metric.continuation(model), []).append(metric)
+    plain = by_continuation.pop((), [])
+    if plain and not by_continuation:
+        return (Pass(continuation=(), metrics=tuple(plain)),)
+    passes = [Pass(continuation=c, metrics=tuple(ms)) for c, ms in by_continuation.items()]
+    if plain:
+        passes[0] = dataclasses.replace(passes[0], metrics=(*plain, *passes[0].metrics))
+    return tuple(passes)
+
+
+def _reads(prompt: Prompt, one: Pass) -> Reads:
+    queries, keys = [], []
+    for metric in one.metrics:
+        if (asked := metric.attention()) is not None:
+            query, key = (select(prompt, s) for s in asked)
+            if not query[:-1].any():
+                raise ValueError(f"metric {metric.name!r}: the prompt has no {asked[0]} tokens to ask for attention")
+            if not key[:-1].any():
+                raise ValueError(f"metric {metric.name!r}: the prompt has no {asked[1]} tokens (key)")
+            queries.append(query)
+            keys.append(key)
+    return Reads(continuation=one.continuation, queries=tuple(queries), keys=tuple(keys))
+
+
+def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[Reading, list[Any]]]:
+    """The clean reading first, then every batch, each with the metrics' values."""
+    model, prompt = session.model, session.prompt
+    decoder = model.network.decoder
+    continuation = jnp.asarray(one.continuation, jnp.int32)
+    prepared = [metric.prepare(model, prompt) for metric in one.metrics]
+    attended = _attended(session, one)
+    clean_reading = session.clean_reading()
+    masses = None if clean_reading.mass is None else clean_reading.mass[0]
+    clean = clean_scores(decoder, clean_reading.residual[0], masses, continuation)
+
+    def scored(reading: Reading) -> list[Any]:
+        args = (decoder, reading.residual, reading.mass, clean, continuation, prepared, attended)
+        return score(*args, metrics=one.metrics)
+
+    yield clean_reading, scored(clean_reading)
+    readings = session.replayed() if executor == "replay" else session.referenced()
+    for reading in readings:
+        yield reading, scored(reading)
+
+
+def _attended(session: Session, one: Pass) -> list[Attended | None]:
+    """Where each metric's mass lies among query sets and key classes, and its keys' share of what is visible."""
+    places: list[Attended | None] = []
+    index = 0
+    for metric in one.metrics:
+        if metric.attention() is None:
+            places.append(None)
+            continue
+        query, key = session.reads.queries[index][:-1], session.reads.keys[index]
+        members = session.lowered.members[key.tobytes()]
+        classes = members[session.layout.class_group].astype(np.float32)
+        rows = np.flatnonzero(query)
+        share = np.mean(np.cumsum(key[:-1])[rows] / (rows + 1))
+        places.append(Attended(query_set=jnp.int32(index), classes=jnp.asarray(classes), key_share=jnp.float32(share)))
+        index += 1
+    return places
+
+
+def _named_prompts(prompts: Any) -> dict[Any, Prompt]:
+    if isinstance(prompts, Prompt):
+        prompts = [prompts]
+    named = dict(prompts) if isinstance(prompts, Mapping) else dict(enumerate(prompts))
+    if not named:
+        raise ValueError("prompts: expected at least one, got none")
+    for name, prompt in named.items():
+        if not isinstance(prompt, Prompt):
+            raise TypeError(f"prompts: expected prompts (model.prompt(...)), got {type(prompt).__name__} for {name!r}")
+    return named
+
+
+class Columns:
+    """Values as they come in, and the dataset that they make up."""
+
+    def __init__(self, planned: Sweep):
+        self.planned = planned
+        self.size = (len(planned.cells.cells), len(planned.prompts))
+        self.values: dict[str, np.ndarray] = {}
+        self.clean: dict[str, np.ndarray] = {}
+        self.metric: dict[str, Metric] = {}
+        self.touched = {name: np.zeros(self.size, np.int64) for name in COUNTS}
+
+    def add(self, sample: int, one: Pass, variants: Sequence[int], values: Sequence[Any]) -> None:
+        """One batch's values of each metric; no variants means the clean run."""
+        for metric, found in zip(one.metrics, values, strict=True):
+            by_suffix = found if isinstance(found, Mapping) else {"": found}
+            for suffix, array in by_suffix.items():
+                name = f"{metric.name}_{suffix}" if suffix else metric.name
+                self._put(name, metric, sample, variants, np.asarray(array))
+
+    def _put(self, name: str, metric: Metric, sample: int, variants: Sequence[int], array: np.ndarray) -> None:
+        self.metric.setdefault(name, metric)
+        shape = array.shape[1:]
+        if name not in self.clean:
+            self.clean[name] = np.zeros((self.size[1], *shape), array.dtype)
+            self.values[name] = np.zeros((*self.size, *shape), array.dtype)
+        if variants:
+            self.values[name][list(variants), sample] = array[: len(variants)]
+        else:
+            self.clean[name][sample] = array[0]
+
+    def add_captions(self, sample: int, caption: Caption, found: Sequence[Any]) -> None:
+        """Continuations of the clean run and of every cell."""
+        texts = [g.text if g.text is not None else " ".join(map(str, g.tokens)) for g in found]
+        columns = {"": np.array(texts, object), "tokens": np.array([len(g.tokens) for g in found])}
+        for suffix, column in columns.items():
+            name = f"{caption.name}_{suffix}" if suffix else caption.name
+            self._put(name, caption, sample, (), column[:1])
+            self._put(name, caption, sample, range(len(found) - 1), column[1:])
+        for name in COUNTS:
+            self.touched[name][:, sample] = [getattr(g.touched, name) for g in found[1:]]
+
+    def add_touched(self, sample: int, session: Session, num_decoded: Sequence[int]) -> None:
+        for variant, n in enumerate(num_decoded):
+            touched = session.lowered.touched(variant, n)
+            for name in COUNTS:
+                self.touched[name][variant, sample] = getattr(touched, name)
+
+    def dataset(self, attributes: Mapping[str, Any]) -> xr.Dataset:
+        cells = self.planned.cells
+        dims = (*cells.dims, "sample")
+        variables: dict[str, Any] = {}
+        for name, metric in self.metric.items():
+            about = {"units": metric.unit, "averages": int(metric.averages)}
+            about |= {k: str(v) for k, v in metric.attributes(self.planned.model).items()}
+            values = self.values[name].reshape(*cells.shape, *self.values[name].shape[1:])
+            variables[name] = ((*dims, *metric.dims), values, about)
+            variables[f"{name}_clean"] = (("sample", *metric.dims), self.clean[name], about | {"cell": "clean"})
+        for name in COUNTS:
+            variables[name] = (dims, self.touched[name].reshape(*cells.shape, -1), {"units": "count", "averages": 0})
+        coordinates: dict[str, Any] = {name: list(cells.coordinates[name]) for name in cells.dims}
+        coordinates["sample"] = list(self.planned.prompts)
+        coordinates[CELL] = (cells.dims, np.array([c.name for c in cells.cells], object).reshape(cells.shape))
+        coordinates |= {note: (dim, list(values)) for note, (dim, values) in cells.notes.items()}
+        return xr.Dataset(variables, coordinates, dict(attributes))
