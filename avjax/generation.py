@@ -48,6 +48,7 @@ def generate(
     compat: Compat | None = None,
     allow_noop: bool = False,
     repetition_penalty: float | None = None,
+    executor: Executor = "replay",
 ) -> Generation:
     """The greedy continuation of a prompt under edits that apply together; see `generate_variants`."""
     return generate_variants(
@@ -58,6 +59,7 @@ def generate(
         compat=compat,
         allow_noop=allow_noop,
         repetition_penalty=repetition_penalty,
+        executor=executor,
     )[0]
 
 
