@@ -125,8 +125,7 @@ def decoded(session: Session, max_new_tokens: int, penalty: float, executor: Exe
     for batch in session.planned:
         if executor == "replay":
             found = session.replay_batch(batch, keep_cache=True)
-            last = found.residual[:, min(batch.num_rows, session.num_positions) - 1]
-            own = OwnPrompt(keys=found.keys, values=found.values, last=last)
+            own = OwnPrompt(keys=found.keys, values=found.values, last=found.residual[:, 0])
             shared, variants = session.shared, session.stacked(batch.padded())
         else:
             shared, variants = session.alone(), session.unfolded(batch.padded())

@@ -1,5 +1,6 @@
 """`sweep`: every cell of a grid on every prompt, reduced to metrics, as one labelled dataset."""
 
+import collections
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -48,6 +49,12 @@ class Sweep:
     compat: Compat | None
     allow_noop: bool
     memory_bytes: int
+    sessions: dict[tuple[Any, int], Session] = dataclasses.field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[Pass | Caption, ...]:
+        """What each prompt is run for."""
+        return (*self.passes, *self.captions)
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -122,20 +129,18 @@ def sweep(
     columns = Columns(planned)
     steps = len(planned.prompts) * (len(planned.passes) + len(planned.captions)) * len(planned.cells.cells)
     with Progress("sweep", steps, "cells", enabled=progress) as bar:
-        for sample, prompt in enumerate(planned.prompts.values()):
-            variants = planned.variants()
-            for one in planned.passes:
-                session = planned.session(prompt, one, variants)
-                for reading, values in _scored(session, one, executor):
+        for sample, name in enumerate(planned.prompts):
+            for place, one in enumerate(planned.parts):
+                session = planned.sessions.pop((name, place))  # and with it, what it keeps on the device
+                if isinstance(one, Caption):
+                    penalty = generation_penalty(model, session.prompt, None)
+                    columns.add_captions(sample, one, decoded(session, one.max_new_tokens, penalty, executor))
+                    bar.advance(len(planned.cells.cells))
+                    continue
+                for reading, values in _ahead(_scored(session, one, executor)):
                     columns.add(sample, one, reading.variants, values)
                     bar.advance(len(reading.variants))
-                columns.add_touched(sample, session, [max(0, planned.num_decoded())] * len(variants))
-            for caption in planned.captions:
-                session = planned.session(prompt, caption, [(), *variants])
-                penalty = generation_penalty(model, prompt, None)
-                found = decoded(session, caption.max_new_tokens, penalty, executor)
-                columns.add_captions(sample, caption, found)
-                bar.advance(len(variants))
+                columns.add_touched(sample, session, planned.num_decoded())
     return columns.dataset(provenance(model, executor=executor, compat=compat))
 
 
@@ -178,18 +183,19 @@ def prepare(
         allow_noop=allow_noop,
         memory_bytes=default_memory_bytes() if memory_bytes is None else memory_bytes,
     )
-    _check(planned)
-    return planned
+    return dataclasses.replace(planned, sessions=_check(planned))
 
 
-def _check(planned: Sweep) -> None:
+def _check(planned: Sweep) -> dict[tuple[Any, int], Session]:
+    """Every session of the sweep, by sample and place among passes and captions; none has computed anything."""
     model, cfg = planned.model, planned.model.config.decoder
     if planned.compat == "published" and any(p.continuation for p in planned.passes):
         raise ValueError(
             "compat='published' with a teacher-forced continuation: a blocked query would read the continuation; use "
             "Caption, or a metric of the next token"
         )
-    for prompt in planned.prompts.values():
+    sessions: dict[tuple[Any, int], Session] = {}
+    for name, prompt in planned.prompts.items():
         for one in planned.passes:
             for metric in one.metrics:
                 attention = None if metric.attention() is None else (cfg.num_layers, cfg.num_heads)
@@ -201,8 +207,10 @@ def _check(planned: Sweep) -> None:
                     attention=attention,
                 )
         variants = planned.variants()
-        for one in (*planned.passes, *planned.captions):
-            planned.session(prompt, one, variants if isinstance(one, Pass) else [(), *variants])
+        for place, one in enumerate(planned.parts):
+            made = variants if isinstance(one, Pass) else [(), *variants]
+            sessions[name, place] = planned.session(prompt, one, made)
+    return sessions
 
 
 def _passes(model: Model, metrics: Sequence[Metric]) -> tuple[Pass, ...]:
@@ -252,6 +260,16 @@ def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[R
     readings = session.replayed() if executor == "replay" else session.referenced()
     for reading in readings:
         yield reading, scored(reading)
+
+
+def _ahead(results: Iterator[Any], count: int = 2) -> Iterator[Any]:
+    """The same, begun `count` results ahead: the host prepares a batch while the device computes the one before."""
+    waiting: collections.deque[Any] = collections.deque()
+    for result in results:
+        waiting.append(result)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _attended(session: Session, one: Pass) -> list[Attended | None]:
@@ -325,9 +343,10 @@ class Columns:
         for name in COUNTS:
             self.touched[name][:, sample] = [getattr(g.touched, name) for g in found[1:]]
 
-    def add_touched(self, sample: int, session: Session, num_decoded: Sequence[int]) -> None:
-        for variant, n in enumerate(num_decoded):
-            touched = session.lowered.touched(variant, n)
+    def add_touched(self, sample: int, session: Session, num_decoded: int) -> None:
+        """What each cell reaches when so many generated tokens are fed back."""
+        for variant in range(self.size[0]):
+            touched = session.lowered.touched(variant, num_decoded)
             for name in COUNTS:
                 self.touched[name][variant, sample] = getattr(touched, name)
 

@@ -8,7 +8,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from jaxtyping import install_import_hook
 
-install_import_hook(["avjax.models", "avjax.engine", "avjax.api", "avjax.generation", "avjax.sweeping", "avjax.metrics"], "beartype.beartype")
+install_import_hook(
+    ["avjax.models", "avjax.engine", "avjax.api", "avjax.generation", "avjax.sweeping", "avjax.metrics"],
+    "beartype.beartype",
+)
 
 from pathlib import Path  # noqa: E402
 

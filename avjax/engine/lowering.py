@@ -39,6 +39,7 @@ class Lowered:
     groups: TokenGroups
     members: dict[bytes, np.ndarray]
     bank: "Bank"
+    counted: dict[Any, tuple[int, int]] = dataclasses.field(default_factory=dict)  # edges by pattern, once each
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -65,6 +66,14 @@ class Lowered:
             if isinstance(op, EdgeOp):
                 query, key = (np.flatnonzero(self.members[m.tobytes()]).tolist() for m in (op.query, op.key))
                 factor[np.ix_(op.layers, op.heads, query, key)] *= np.float32(op.factor)
+        return factor
+
+    def pattern(self, ops: Sequence[EdgeOp]) -> np.ndarray:
+        """float32 [M, M] of a head and layer in which these edits apply."""
+        factor = np.ones((self.groups.num_groups,) * 2, np.float32)
+        for op in ops:
+            query, key = (np.flatnonzero(self.members[m.tobytes()]).tolist() for m in (op.query, op.key))
+            factor[np.ix_(query, key)] *= np.float32(op.factor)
         return factor
 
     def touched(self, variant: int, num_decoded: int) -> Touched:

@@ -8,6 +8,7 @@ Axes: I variant, R dirty row, L layer, K kv heads, H head dim, D embed, N heads,
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ class SharedPrompt:
     shared: SharedKeys
     group_class: jax.Array  # int32 M
     class_group: jax.Array  # int32 C
+    first_read: jax.Array  # int32: the first position whose final residual is wanted
 
 
 @jax.tree_util.register_dataclass
@@ -41,7 +43,7 @@ class SharedPrompt:
 class Replayed:
     """What a batch of variants computed."""
 
-    residual: jax.Array  # I R D, after the last layer
+    residual: jax.Array  # I P D: after the last layer, at the read-out positions
     keys: jax.Array | None  # L I R K H of the dirty rows
     values: jax.Array | None
     mass: jax.Array | None  # float32 I L N Q C: mean attention of each query set, summed over each key class
@@ -71,30 +73,34 @@ def replay(
       num_rows: R; no variant changes an earlier position.
       keep_cache: return the rows' keys and values, for decoding.
     """
-    inputs, clean, num_layers = prompt.inputs, prompt.clean, decoder.cfg.num_layers
-    first = first_of_last(inputs.length, num_rows)
-    kept_first = first_of_last(inputs.length, clean.residual.shape[1])
+    inputs, clean, last = prompt.inputs, prompt.clean, decoder.cfg.num_layers - 1
+    first, num_reads = first_of_last(inputs.length, num_rows), clean.final.shape[0]
+    first_read = prompt.first_read
+    all_rows = Rows(prompt, first, num_rows)
+    read_rows = Rows(prompt, first_read, num_reads)
     positions = jax.lax.dynamic_slice_in_dim(inputs.positions, first, num_rows, axis=1)
-    groups = jax.lax.dynamic_slice_in_dim(inputs.groups, first, num_rows)
     rotary = decoder.rotary(positions, inputs.embeddings.dtype)
     variants, last_edit = split_last(variants)
+    prune = query_sets is None and num_reads < num_rows  # in the last layer, only what is read out is computed
 
-    def edit_all(site: Site, x_IR: Array, edit: Intervention) -> Array:
-        if site not in edit.sites:
-            return x_IR
-        return jax.vmap(lambda x, e: edited(site, x, e, groups, first), in_axes=(0, VARIANTS))(x_IR, edit)
+    def reads(x: Array, axis: int) -> Array:
+        return jax.lax.dynamic_slice_in_dim(x, first_read - first, num_reads, axis=axis)
 
-    def layer(index: Array, carry: tuple) -> tuple:
-        x_IRD, cache, mass = carry
+    def layer(index: Array | int, carry: tuple, keep: Callable | None = None) -> tuple:
+        x, cache, mass = carry
         block = jax.tree.map(lambda leaf: leaf[index], decoder.layers)
         edit = layer_of(variants, index)
+        later = all_rows if keep is None else read_rows
 
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
             over = _attend_narrow if num_rows <= NARROW else _attend_wide
-            z, found = over(prompt, index, first, groups, q, k, v, edit.attention_factor, compat, query_sets)
+            z, found = over(prompt, index, all_rows, later, q, k, v, edit.attention_factor, compat, query_sets)
             return z, (k, v, found)
 
-        x_IRD, (k, v, found) = block(x_IRD, rotary, attend, lambda site, x: edit_all(site, x, edit))
+        def at(site: Site, x: Array) -> Array:
+            return (all_rows if site in (Site.RESID_PRE, Site.VALUE) else later).edited(site, x, edit)
+
+        x, (k, v, found) = block(x, rotary, attend, at, keep)
         if keep_cache:
             cache = tuple(
                 jax.lax.dynamic_update_index_in_dim(all_layers, new, index, 0)
@@ -102,10 +108,10 @@ def replay(
             )
         if query_sets is not None:
             mass = jax.lax.dynamic_update_index_in_dim(mass, found, index, 1)
-        return x_IRD, cache, mass
+        return x, cache, mass
 
-    x_RD = jax.lax.dynamic_slice_in_dim(clean.residual[start_layer], first - kept_first, num_rows)
-    x_IRD = jnp.broadcast_to(x_RD, (num_variants, *x_RD.shape))
+    kept_first = first_of_last(inputs.length, clean.residual.shape[1])
+    x_RD = jax.lax.dynamic_slice_in_dim(clean.residual[jnp.minimum(start_layer, last)], first - kept_first, num_rows)
     cache = ()
     if keep_cache:
         cache = tuple(
@@ -113,11 +119,39 @@ def replay(
             for x in (clean.keys, clean.values)
         )
     mass = None if query_sets is None else _clean_mass(prompt, first - kept_first, query_sets, num_variants)
-    x_IRD, cache, mass = jax.lax.fori_loop(start_layer, num_layers, layer, (x_IRD, cache, mass))
+    carry = (jnp.broadcast_to(x_RD, (num_variants, *x_RD.shape)), cache, mass)
+    carry = jax.lax.fori_loop(start_layer, last, layer, carry)
+
+    def last_layer(carry: tuple) -> tuple:
+        if prune:
+            return layer(last, carry, reads)
+        x, cache, mass = layer(last, carry)
+        return reads(x, -2), cache, mass
+
+    def untouched(carry: tuple) -> tuple:
+        return jnp.broadcast_to(clean.final, (num_variants, *clean.final.shape)), *carry[1:]
+
+    x_IPD, cache, mass = jax.lax.cond(start_layer <= last, last_layer, untouched, carry)
     if last_edit is not None:
-        x_IRD = edit_all(Site.RESID_POST, x_IRD, layer_of(last_edit, 0))
+        x_IPD = read_rows.edited(Site.RESID_POST, x_IPD, layer_of(last_edit, 0))
     keys, values = cache if keep_cache else (None, None)
-    return Replayed(residual=x_IRD, keys=keys, values=values, mass=mass)
+    return Replayed(residual=x_IPD, keys=keys, values=values, mass=mass)
+
+
+class Rows:
+    """Consecutive positions of a prompt, as variants compute them."""
+
+    def __init__(self, prompt: SharedPrompt, first: Array, count: int):
+        self.first, self.count = first, count
+        self.groups = jax.lax.dynamic_slice_in_dim(prompt.inputs.groups, first, count)
+        self.positions = first + jnp.arange(count)
+
+    def edited(self, site: Site, x_IR: Array, edit: Intervention) -> Array:
+        """Every variant's rows after its edit of one layer."""
+        if site not in edit.sites:
+            return x_IR
+        one = jax.vmap(lambda x, e: edited(site, x, e, self.groups, self.first), in_axes=(0, VARIANTS))
+        return one(x_IR, edit)
 
 
 def class_factors(
@@ -127,15 +161,15 @@ def class_factors(
     return factor[:, :, query_groups][..., prompt.class_group]
 
 
-def layer_keys(shared: SharedKeys, index: Array) -> SharedKeys:
+def layer_keys(shared: SharedKeys, index: Array | int) -> SharedKeys:
     return dataclasses.replace(shared, keys=shared.keys[index], values=shared.values[index])
 
 
 def _attend_narrow(
     prompt: SharedPrompt,
-    index: Array,
-    first: Array,
-    groups: Array,
+    index: Array | int,
+    rows: Rows,
+    queries: Rows,
     q: Array,
     k: Array,
     v: Array,
@@ -143,32 +177,35 @@ def _attend_narrow(
     compat: Compat | None,
     query_sets: Array | None,
 ) -> tuple[Array, Array | None]:
-    num_rows = q.shape[1]
-    row = jnp.arange(num_rows)
     own = OwnKeys(
         keys=k,
         values=v,
-        visible=row <= row[:, None],
-        exists=first + row < prompt.inputs.length,
-        classes=prompt.group_class[groups],
+        visible=rows.positions <= queries.positions[:, None],
+        exists=rows.positions < prompt.inputs.length,
+        classes=prompt.group_class[rows.groups],
     )
     num_classes = prompt.class_group.shape[0]
     if factor is None and query_sets is not None:  # masses need classes
-        gates = jnp.ones((q.shape[0], q.shape[2], num_rows, num_classes), jnp.float32)
+        gates = jnp.ones((q.shape[0], q.shape[2], queries.count, num_classes), jnp.float32)
     else:
-        gates = None if factor is None else class_factors(prompt, factor, groups)
-    shared = layer_keys(prompt.shared, index)
+        gates = None if factor is None else class_factors(prompt, factor, queries.groups)
     z, mass = attend_rows(
-        q, shared, [own], num_shared=first, factor=gates, compat=compat, want_mass=query_sets is not None
+        q,
+        layer_keys(prompt.shared, index),
+        [own],
+        num_shared=rows.first,
+        factor=gates,
+        compat=compat,
+        want_mass=query_sets is not None,
     )
     return z, None if mass is None or query_sets is None else dot("inrc,qr->inqc", mass, query_sets)
 
 
 def _attend_wide(
     prompt: SharedPrompt,
-    index: Array,
-    first: Array,
-    groups: Array,
+    index: Array | int,
+    rows: Rows,
+    queries: Rows,
     q: Array,
     k: Array,
     v: Array,
@@ -181,14 +218,14 @@ def _attend_wide(
     def one(variant: tuple[Array, Array, Array, Array | None]) -> tuple[Array, Array | None]:
         q, k, v, factor = variant
         keys, values = (
-            jax.lax.dynamic_update_slice_in_dim(clean[index], rows, first, axis=0)
-            for clean, rows in ((prompt.clean.keys, k), (prompt.clean.values, v))
+            jax.lax.dynamic_update_slice_in_dim(clean[index], new, rows.first, axis=0)
+            for clean, new in ((prompt.clean.keys, k), (prompt.clean.values, v))
         )
         z, weights = attend_prompt(
             q,
             keys,
             values,
-            first_row=first,
+            first_row=queries.first,
             length=inputs.length,
             groups=inputs.groups,
             factor=factor,

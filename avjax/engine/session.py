@@ -149,10 +149,14 @@ class Session:
     def shared(self) -> SharedPrompt:
         """The clean pass, and its keys and values laid out for replays."""
         clean = clean_pass(
-            self.model.network.decoder, self.inputs, num_rows=self.clean_rows, want_mass=bool(self.reads.queries)
+            self.model.network.decoder,
+            self.inputs,
+            np.int32(len(self.prompt) - 1),
+            num_rows=self.clean_rows,
+            num_reads=self.num_reads,
+            want_mass=bool(self.reads.queries),
         )
-        slots, block_class = jnp.asarray(self.layout.slots), jnp.asarray(self.layout.block_class)
-        return self._with_classes(clean, shared_keys(clean, slots, block_class))
+        return self._with_classes(clean, shared_keys(clean, self.layout.slots, self.layout.block_class))
 
     def alone(self) -> SharedPrompt:
         """No shared keys: each variant owns its whole prompt. What the reference executor decodes over."""
@@ -160,7 +164,7 @@ class Session:
         empty = jnp.zeros((cfg.num_layers, cfg.num_kv_heads, 0, cfg.head_dim), self.model.dtype)
         none = jnp.zeros(0, jnp.int32)
         shared = SharedKeys(keys=empty, values=empty, positions=none, block_class=none)
-        clean = CleanPass(keys=none, values=none, residual=none, mass=None)
+        clean = CleanPass(keys=none, values=none, residual=none, final=none, mass=None)
         return self._with_classes(clean, shared)
 
     def _with_classes(self, clean: CleanPass, shared: SharedKeys) -> SharedPrompt:
@@ -170,6 +174,7 @@ class Session:
             shared=shared,
             group_class=jnp.asarray(self.layout.group_class),
             class_group=jnp.asarray(self.layout.class_group),
+            first_read=jnp.int32(len(self.prompt) - 1),
         )
 
     @functools.cached_property
@@ -201,28 +206,22 @@ class Session:
 
     def clean_reading(self) -> Reading:
         """The unedited run, from the clean pass itself."""
-        shared = self.shared
-        rows = self._read_rows(self.clean_rows)
         weights = self.query_weights(self.clean_rows)
-        mass = None if weights is None else _clean_masses(shared, weights)
-        return Reading(variants=(), residual=shared.clean.residual[-1][rows][None], mass=mass)
+        mass = None if weights is None else _clean_masses(self.shared, weights)
+        return Reading(variants=(), residual=self.shared.clean.final[None], mass=mass)
 
     def replayed(self) -> Iterator[Reading]:
         """Batches of variants, each from its first dirty layer and row on."""
         for batch in self.planned:
             found = self.replay_batch(batch)
-            yield Reading(
-                variants=batch.variants,
-                residual=found.residual[:, self._read_rows(batch.num_rows)],
-                mass=found.mass,
-            )
+            yield Reading(variants=batch.variants, residual=found.residual, mass=found.mass)
 
     def replay_batch(self, batch: Batch, *, keep_cache: bool = False) -> Any:
         return replay(
             self.model.network.decoder,
             self.shared,
             self.stacked(batch.padded()),
-            jnp.int32(batch.start_layer),
+            np.int32(batch.start_layer),
             self.query_weights(batch.num_rows),
             num_variants=batch.size,
             num_rows=batch.num_rows,
@@ -248,10 +247,6 @@ class Session:
                 compat=self.compat,
             )
             yield Reading(variants=variants, residual=residual, mass=mass)
-
-    def _read_rows(self, num_rows: int) -> np.ndarray:
-        first = max(0, self.num_positions - num_rows)
-        return len(self.prompt) - 1 - first + np.arange(self.num_reads)
 
 
 REFERENCE_BATCH = 8

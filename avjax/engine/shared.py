@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avjax.models.attention import KEY_BLOCK, SharedKeys, attend_prompt
-from avjax.models.decoder import Block, Decoder
+from avjax.models.decoder import Decoder
 from avjax.prompt import Inputs
 from avjax.tokens import TokenGroups
 
@@ -24,7 +24,8 @@ class CleanPass:
 
     keys: jax.Array  # L T K H
     values: jax.Array  # L T K H
-    residual: jax.Array  # L+1 R D: before each layer, and after the last, at the last R positions
+    residual: jax.Array  # L R D: before each layer, at the last R positions
+    final: jax.Array  # P D: after the last layer, at the read-out positions
     mass: jax.Array | None  # float32 L N R M: attention of the last R positions, summed over each token group
 
 
@@ -33,21 +34,36 @@ def first_of_last(length: jax.Array | int, num_rows: int) -> jax.Array:
     return jnp.maximum(length - num_rows, 0)
 
 
-@functools.partial(jax.jit, static_argnames=("num_rows", "want_mass"))
-def clean_pass(decoder: Decoder, inputs: Inputs, *, num_rows: int, want_mass: bool = False) -> CleanPass:
-    """One pass over a prompt; what it keeps of the residual is its last `num_rows` positions."""
+@functools.partial(jax.jit, static_argnames=("num_rows", "num_reads", "want_mass"))
+def clean_pass(
+    decoder: Decoder, inputs: Inputs, first_read: jax.Array, *, num_rows: int, num_reads: int, want_mass: bool = False
+) -> CleanPass:
+    """One pass over a prompt.
+
+    Args:
+      first_read, num_reads: where the positions begin whose final residual is wanted, and how many they are; in the
+        last layer the others give their keys and values alone.
+      num_rows: how many positions, the last ones, are kept of the residual before each layer.
+      want_mass: keep the attention masses of those positions, which takes the whole last layer.
+    """
     rotary = decoder.rotary(inputs.positions, inputs.embeddings.dtype)
     first = first_of_last(inputs.length, num_rows)
 
     def rows(x: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(x, first, num_rows)
 
-    def step(x: jax.Array, block: Block) -> tuple[jax.Array, tuple]:
+    def reads(x: jax.Array, axis: int) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, first_read, num_reads, axis=axis)
+
+    def layer(x: jax.Array, index: jax.Array | int, last: bool = False) -> tuple[jax.Array, tuple]:
+        block = jax.tree.map(lambda leaf: leaf[index], decoder.layers)
+
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple]:
             z, weights = attend_prompt(
                 q,
                 k,
                 v,
+                first_row=first_read if last else 0,
                 length=inputs.length,
                 groups=inputs.groups,
                 factor=None,
@@ -57,11 +73,17 @@ def clean_pass(decoder: Decoder, inputs: Inputs, *, num_rows: int, want_mass: bo
             mass = jax.vmap(rows)(weights["mass"]) if want_mass else None
             return z, (k, v, mass)
 
-        y, kept = block(x, rotary, attend, lambda _, x: x)
+        y, kept = block(x, rotary, attend, lambda _, x: x, reads if last else None)
         return y, (rows(x), *kept)
 
-    x, (residual, keys, values, mass) = jax.lax.scan(step, inputs.embeddings, decoder.layers)
-    return CleanPass(keys=keys, values=values, residual=jnp.concatenate([residual, rows(x)[None]]), mass=mass)
+    if want_mass:
+        x, (residual, keys, values, mass) = jax.lax.scan(layer, inputs.embeddings, jnp.arange(decoder.cfg.num_layers))
+        return CleanPass(keys=keys, values=values, residual=residual, final=reads(x, 0), mass=mass)
+    # Layers are picked by index: a slice of all but the last would copy the parameters.
+    x, kept = jax.lax.scan(layer, inputs.embeddings, jnp.arange(decoder.cfg.num_layers - 1))
+    final, kept_last = layer(x, decoder.cfg.num_layers - 1, last=True)
+    residual, keys, values = (jnp.concatenate([a, b[None]]) for a, b in zip(kept[:3], kept_last[:3], strict=True))
+    return CleanPass(keys=keys, values=values, residual=residual, final=final, mass=None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

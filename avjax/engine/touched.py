@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from avjax.engine.operations import SiteOp, count_edges
+from avjax.engine.operations import EdgeOp, SiteOp, count_edges
 from avjax.tokens import TokenGroups
 
 if TYPE_CHECKING:
@@ -36,30 +36,43 @@ def count_touched(lowered: "Lowered", variant: int, num_decoded: int) -> Touched
         for op in ops
         if isinstance(op, SiteOp)
     )
-    if all(isinstance(op, SiteOp) for op in ops):
+    edge_ops = [op for op in ops if isinstance(op, EdgeOp)]
+    if not edge_ops:
         return Touched(positions=positions)
-    edges, blocked = _count_edges(lowered.factor(variant), lowered.groups, num_decoded)
+    # Layers and heads under the same edits count alike; few such sets occur.
+    active = np.zeros((lowered.config.num_layers, lowered.config.num_heads, len(edge_ops)), bool)
+    for i, op in enumerate(edge_ops):
+        active[np.ix_(op.layers, op.heads, [i])] = True
+    edges = blocked = 0
+    places, counts = np.unique(active.reshape(-1, len(edge_ops)), axis=0, return_counts=True)
+    for place, count in zip(places, counts.tolist(), strict=True):
+        here = [op for op, on in zip(edge_ops, place, strict=True) if on]
+        key = (num_decoded, *((op.query.tobytes(), op.key.tobytes(), op.factor) for op in here))
+        if key not in lowered.counted:
+            lowered.counted[key] = _count_edges(lowered.pattern(here), lowered.groups, num_decoded)
+        edges += count * lowered.counted[key][0]
+        blocked += count * lowered.counted[key][1]
     return Touched(edges=edges, blocked_queries=blocked, positions=positions)
 
 
-def _count_edges(factor: np.ndarray, groups: TokenGroups, num_decoded: int) -> tuple[int, int]:
+def _count_edges(pattern: np.ndarray, groups: TokenGroups, num_decoded: int) -> tuple[int, int]:
+    """Changed edges and blocked queries of one head and layer under the factors [M, M]."""
     edges = blocked_queries = 0
-    # Heads and layers repeat few distinct patterns; count each pattern once.
-    patterns, counts = np.unique(factor.reshape(-1, *factor.shape[2:]), axis=0, return_counts=True)
-    members = [np.append(groups.prompt == m, groups.generated == m) for m in range(factor.shape[-1])]
+    if (pattern == 1).all():
+        return 0, 0
+    members = [np.append(groups.prompt == m, groups.generated == m) for m in range(len(pattern))]
     nothing = np.zeros(len(groups.prompt) + 1, bool)
-    for pattern, count in zip(patterns, counts, strict=True):
-        for m, query in enumerate(members):
-            if not query.any() or (pattern[m] == 1).all():
-                continue
-            changed = np.any([nothing, *(members[k] for k in np.flatnonzero(pattern[m] != 1))], axis=0)
-            blocked = np.any([nothing, *(members[k] for k in np.flatnonzero(pattern[m] == 0))], axis=0)
-            edges += int(count) * count_edges(query, changed, num_decoded)
-            if not blocked.any():
-                continue
-            open_keys = np.flatnonzero(~blocked[:-1])
-            first_open = open_keys[0] if len(open_keys) else len(blocked)
-            blocked_queries += int(count) * int(np.sum(np.flatnonzero(query[:-1]) < first_open))
-            if query[-1] and not len(open_keys) and blocked[-1]:
-                blocked_queries += int(count) * num_decoded
+    for m, query in enumerate(members):
+        if not query.any() or (pattern[m] == 1).all():
+            continue
+        changed = np.any([nothing, *(members[k] for k in np.flatnonzero(pattern[m] != 1))], axis=0)
+        blocked = np.any([nothing, *(members[k] for k in np.flatnonzero(pattern[m] == 0))], axis=0)
+        edges += count_edges(query, changed, num_decoded)
+        if not blocked.any():
+            continue
+        open_keys = np.flatnonzero(~blocked[:-1])
+        first_open = open_keys[0] if len(open_keys) else len(blocked)
+        blocked_queries += int(np.sum(np.flatnonzero(query[:-1]) < first_open))
+        if query[-1] and not len(open_keys) and blocked[-1]:
+            blocked_queries += num_decoded
     return edges, blocked_queries

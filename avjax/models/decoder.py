@@ -20,6 +20,7 @@ from avjax.models.sites import Site
 
 Attend = Callable[[Array, Array, Array], tuple[Array, Any]]
 At = Callable[[Site, Array], Array]
+Rotary = tuple[Array, Array]
 
 
 class Attention(nnx.Module):
@@ -30,9 +31,13 @@ class Attention(nnx.Module):
         self.v = Linear([cfg.embed_dim], kv, stack=stack, bias=True)
         self.o = Linear(heads, [cfg.embed_dim], stack=stack)
 
-    def project(self, x: Float[Array, "... D"], cos: Array, sin: Array) -> tuple[Array, Array, Array]:
-        """Rotated queries and keys, and values."""
-        return rotate(self.q(x), cos, sin), rotate(self.k(x), cos, sin), self.v(x)
+    def queries(self, x: Float[Array, "... D"], rotary: Rotary) -> Array:
+        """Rotated."""
+        return rotate(self.q(x), *rotary)
+
+    def keys_values(self, x: Float[Array, "... D"], rotary: Rotary) -> tuple[Array, Array]:
+        """Rotated keys, and values."""
+        return rotate(self.k(x), *rotary), self.v(x)
 
 
 class Block(nnx.Module):
@@ -43,7 +48,12 @@ class Block(nnx.Module):
         self.mlp = GatedMLP(cfg.embed_dim, cfg.mlp_dim, stack=stack)
 
     def __call__(
-        self, x: Float[Array, "... D"], rotary: tuple[Array, Array], attend: Attend, at: At
+        self,
+        x: Float[Array, "... D"],
+        rotary: Rotary,
+        attend: Attend,
+        at: At,
+        keep: Callable[[Array, int], Array] | None = None,
     ) -> tuple[Array, Any]:
         """One layer over any rows.
 
@@ -51,13 +61,18 @@ class Block(nnx.Module):
           attend: takes rotated queries [..., N, H], keys and values [..., K, H]; returns z [..., N, H] and whatever the
             caller wants to keep.
           at: called with each site and its activations; what it returns flows on.
+          keep: takes an array and the axis of its rows; returns the rows whose residual is wanted, when the others give
+            their keys and values only. `at` then meets those rows from `z` on.
 
         Returns:
           The residual after the layer, and what `attend` kept.
         """
         x = at(Site.RESID_PRE, x)
-        q, k, v = self.attn.project(self.attn_norm(x), *rotary)
-        z, kept = attend(q, k, at(Site.VALUE, v))
+        h = self.attn_norm(x)
+        k, v = self.attn.keys_values(h, rotary)
+        if keep is not None:
+            x, h, rotary = keep(x, -2), keep(h, -2), (keep(rotary[0], -2), keep(rotary[1], -2))
+        z, kept = attend(self.attn.queries(h, rotary), k, at(Site.VALUE, v))
         attn_out = at(Site.ATTN_OUT, self.attn.o(at(Site.Z, z)))
         x = at(Site.RESID_MID, add(x, attn_out))
         mlp_out = at(Site.MLP_OUT, self.mlp(self.mlp_norm(x)))
