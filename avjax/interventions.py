@@ -208,7 +208,7 @@ class Patch(PositionEdit):
       where: token selector; a source of another prompt is aligned by it: its n-th token there replaces the n-th here.
       source: an `avjax.run` result that captured the site; a `Prompt`, which is run clean; an array [L, T, ...],
         [T, ...] (one layer), or with the number of selected tokens in place of T; or "mean", the mean over the selected
-        tokens in this prompt's own clean pass.
+        tokens in this prompt's own clean pass. In a sweep over several prompts, a mapping gives each sample its own.
       site, layers, heads: as in `Scale`.
 
     Source: Vig et al. 2020 (causal mediation), Meng et al. 2022 (causal tracing).

@@ -60,8 +60,9 @@ class Sweep:
     def metrics(self) -> tuple[Metric, ...]:
         return (*(m for p in self.passes for m in p.metrics), *self.captions)
 
-    def variants(self) -> list[tuple[Edit, ...]]:
-        return [resolved(self.model, cell.edits) for cell in self.cells.cells]
+    def variants(self, sample: Any) -> list[tuple[Edit, ...]]:
+        """Each cell's edits on one sample."""
+        return [resolved(self.model, cell.edits, sample) for cell in self.cells.cells]
 
     def num_decoded(self) -> int:
         """The most generated tokens that any metric feeds back."""
@@ -206,7 +207,7 @@ def _check(planned: Sweep) -> dict[tuple[Any, int], Session]:
                     continuation=len(one.continuation),
                     attention=attention,
                 )
-        variants = planned.variants()
+        variants = planned.variants(name)
         for place, one in enumerate(planned.parts):
             made = variants if isinstance(one, Pass) else [(), *variants]
             sessions[name, place] = planned.session(prompt, one, made)

@@ -156,7 +156,9 @@ class Session:
             num_reads=self.num_reads,
             want_mass=bool(self.reads.queries),
         )
-        return self._with_classes(clean, shared_keys(clean, self.layout.slots, self.layout.block_class))
+        layout = self.layout
+        shared = shared_keys(clean, layout.slots, layout.block_class)
+        return self._with_classes(clean, shared, layout.group_class, layout.class_group)
 
     def alone(self) -> SharedPrompt:
         """No shared keys: each variant owns its whole prompt. What the reference executor decodes over."""
@@ -165,15 +167,18 @@ class Session:
         none = jnp.zeros(0, jnp.int32)
         shared = SharedKeys(keys=empty, values=empty, positions=none, block_class=none)
         clean = CleanPass(keys=none, values=none, residual=none, final=none, mass=None)
-        return self._with_classes(clean, shared)
+        each = np.arange(self.groups.num_groups, dtype=np.int32)  # every group is a class of its own
+        return self._with_classes(clean, shared, each, each)
 
-    def _with_classes(self, clean: CleanPass, shared: SharedKeys) -> SharedPrompt:
+    def _with_classes(
+        self, clean: CleanPass, shared: SharedKeys, group_class: np.ndarray, class_group: np.ndarray
+    ) -> SharedPrompt:
         return SharedPrompt(
             inputs=self.inputs,
             clean=clean,
             shared=shared,
-            group_class=jnp.asarray(self.layout.group_class),
-            class_group=jnp.asarray(self.layout.class_group),
+            group_class=jnp.asarray(group_class),
+            class_group=jnp.asarray(class_group),
             first_read=jnp.int32(len(self.prompt) - 1),
         )
 

@@ -1,0 +1,87 @@
+"""Edits and grids as JSON, and back: plain values, with arrays as base64 of their bytes.
+
+A prompt that a patch comes from is written with everything that decides what the decoder sees of it.
+"""
+
+import base64
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+TYPE, ARRAY = "type", "array"
+
+
+@functools.cache
+def _types() -> dict[str, type]:
+    from avjax import config, grids, interventions, prompt
+
+    edits = ("Knockout", "ScaleAttention", "Scale", "Patch", "Ablate", "Steer")
+    prompts = ("Prompt", "AudioFeatures", "VisionFeatures")
+    known = [getattr(interventions, n) for n in edits] + [getattr(prompt, n) for n in prompts]
+    known += [grids.Grid, grids.Values, grids.Windows, grids.Each]
+    known += [v for v in vars(config).values() if isinstance(v, type) and v.__module__ == config.__name__]
+    return {cls.__name__: cls for cls in known if dataclasses.is_dataclass(cls)}
+
+
+def to_json(value: Any) -> Any:
+    """Plain JSON values from an edit, a grid, or a list of them.
+
+    Raises:
+      TypeError: something in it has no JSON form; a patch from a run takes the run's array instead.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, np.bool_ | np.integer | np.floating):
+        return value.item()
+    if isinstance(value, range | list | tuple):
+        return [to_json(item) for item in value]
+    if dataclasses.is_dataclass(value) and type(value).__name__ in _types():
+        fields = {f.name: to_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {TYPE: type(value).__name__, **fields}
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        array = np.ascontiguousarray(value)
+        if array.dtype.kind in "OUS":
+            return {ARRAY: "str", "data": array.tolist()}
+        data = base64.b64encode(array.tobytes()).decode()
+        return {ARRAY: array.dtype.name, "shape": list(array.shape), "data": data}
+    raise TypeError(
+        f"expected an edit, a grid or plain values, got {type(value).__name__}; a patch from a run is written with "
+        "source=run.captures[site], or with the prompt that was run"
+    )
+
+
+def from_json(value: Any) -> Any:
+    """What `to_json` wrote. Lists come back as tuples.
+
+    Raises:
+      ValueError: a type or a field is unknown.
+    """
+    if isinstance(value, list):
+        return tuple(from_json(item) for item in value)
+    if not isinstance(value, Mapping):
+        return value
+    if ARRAY in value:
+        return _array(value)
+    name = value.get(TYPE)
+    cls = _types().get(name) if isinstance(name, str) else None
+    if cls is None:
+        raise ValueError(f"expected {TYPE!r} among {', '.join(sorted(_types()))}, got {name!r}")
+    fields = {f.name for f in dataclasses.fields(cls)}
+    unknown = sorted(value.keys() - fields - {TYPE})
+    if unknown:
+        raise ValueError(f"{name}: expected fields among {', '.join(sorted(fields))}, got {', '.join(unknown)}")
+    try:
+        return cls(**{key: from_json(item) for key, item in value.items() if key != TYPE})
+    except TypeError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _array(value: Mapping[str, Any]) -> np.ndarray:
+    if value[ARRAY] == "str":
+        return np.array(value["data"])
+    dtype = np.dtype(ml_dtypes.bfloat16) if value[ARRAY] == "bfloat16" else np.dtype(value[ARRAY])
+    return np.frombuffer(base64.b64decode(value["data"]), dtype).reshape(value["shape"]).copy()
