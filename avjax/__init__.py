@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from avjax import metrics
     from avjax.api import Run, forward, lower_edits, run
+    from avjax.compilation import cache_compilations
     from avjax.generation import Generation, generate, generate_variants
     from avjax.grids import Grid, axis, each_group, each_head, each_layer, grid, windows
     from avjax.interventions import Ablate, Knockout, Patch, Scale, ScaleAttention, Steer, parse_rules
@@ -14,12 +15,15 @@ if TYPE_CHECKING:
     from avjax.model import Model
     from avjax.models.intervention import VARIANTS, Intervention
     from avjax.models.sites import Site
+    from avjax.planning import Plan, plan
     from avjax.prompt import Inputs, Prompt
+    from avjax.serialization import from_json, to_json
     from avjax.sweeping import sweep
 
 # Names load when first used: `avjax --help` and `import avjax` stay instant.
 _HOMES = {
     "avjax.api": ("Run", "forward", "lower_edits", "run"),
+    "avjax.compilation": ("cache_compilations",),
     "avjax.generation": ("Generation", "generate", "generate_variants"),
     "avjax.grids": ("Grid", "axis", "each_group", "each_head", "each_layer", "grid", "windows"),
     "avjax.interventions": ("Ablate", "Knockout", "Patch", "Scale", "ScaleAttention", "Steer", "parse_rules"),
@@ -28,7 +32,9 @@ _HOMES = {
     "avjax.model": ("Model",),
     "avjax.models.intervention": ("VARIANTS", "Intervention"),
     "avjax.models.sites": ("Site",),
+    "avjax.planning": ("Plan", "plan"),
     "avjax.prompt": ("Inputs", "Prompt"),
+    "avjax.serialization": ("from_json", "to_json"),
     "avjax.sweeping": ("sweep",),
 }
 _MODULES = ("metrics",)
@@ -45,6 +51,7 @@ __all__ = [
     "MediaError",
     "Model",
     "Patch",
+    "Plan",
     "Prompt",
     "Run",
     "Scale",
@@ -52,10 +59,12 @@ __all__ = [
     "Site",
     "Steer",
     "axis",
+    "cache_compilations",
     "each_group",
     "each_head",
     "each_layer",
     "forward",
+    "from_json",
     "generate",
     "generate_variants",
     "grid",
@@ -63,8 +72,10 @@ __all__ = [
     "lower_edits",
     "metrics",
     "parse_rules",
+    "plan",
     "run",
     "sweep",
+    "to_json",
     "windows",
 ]
 

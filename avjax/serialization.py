@@ -21,10 +21,10 @@ def _types() -> dict[str, type]:
 
     edits = ("Knockout", "ScaleAttention", "Scale", "Patch", "Ablate", "Steer")
     prompts = ("Prompt", "AudioFeatures", "VisionFeatures")
-    known = [getattr(interventions, n) for n in edits] + [getattr(prompt, n) for n in prompts]
+    known: list[type] = [getattr(interventions, n) for n in edits] + [getattr(prompt, n) for n in prompts]
     known += [grids.Grid, grids.Values, grids.Windows, grids.Each]
-    known += [v for v in vars(config).values() if isinstance(v, type) and v.__module__ == config.__name__]
-    return {cls.__name__: cls for cls in known if dataclasses.is_dataclass(cls)}
+    known += [v for v in vars(config).values() if isinstance(v, type) and dataclasses.is_dataclass(v)]
+    return {cls.__name__: cls for cls in known}
 
 
 def to_json(value: Any) -> Any:

@@ -169,7 +169,7 @@ class SharedKeys:
     """One layer's keys and values of a clean prompt, sorted by key class in blocks of `KEY_BLOCK` slots of one class.
 
     A class is a set of positions that no edit of a sweep tells apart as keys. An edge's factor then belongs to a whole
-    block and multiplies its weights where the blocks' partial sums merge, with nothing gathered or masked per key.
+    block: its logarithm moves the block's log-sum-exp where the blocks merge, with nothing gathered per key.
     """
 
     keys: jax.Array  # K S H
@@ -224,16 +224,19 @@ def attend_rows(
     )
     own_classes = jnp.concatenate([o.classes for o in own])
     far = far.reshape(*q_KIRGH.shape[:-1], num_slots // KEY_BLOCK, KEY_BLOCK)  # K I R G B 16
-    far_visible = (shared.positions < num_shared).reshape(num_slots // KEY_BLOCK, KEY_BLOCK)
-    near_visible = own_visible[:, None]  # R 1 W
-    far_gate = near_gate = None
     if factor is not None:
-        by_query = factor.reshape(num_variants, num_kv, groups, num_rows, -1).transpose(1, 0, 3, 2, 4)  # K I R G C
-        far_gate, near_gate = by_query[..., shared.block_class], by_query[..., own_classes]
-    far_weights, near_weights, total = _merge(far, far_visible, far_gate, near, near_visible, near_gate)
-    far_weights = far_weights.reshape(*q_KIRGH.shape[:-1], num_slots)
+        by_query = jnp.log(factor).reshape(num_variants, num_kv, groups, num_rows, -1).transpose(1, 0, 3, 2, 4)
+        far = far + by_query[..., shared.block_class][..., None]
+        near = near + by_query[..., own_classes]
+    far_visible = shared.positions < num_shared
+    far = jnp.where(far_visible, far.reshape(*q_KIRGH.shape[:-1], num_slots), -jnp.inf)
+    near = jnp.where(own_visible[:, None], near, -jnp.inf)
+    top = jnp.maximum(*(jnp.max(x, axis=-1, keepdims=True, initial=-jnp.inf) for x in (far, near)))
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    far_weights, near_weights = jnp.exp(far - top), jnp.exp(near - top)
+    total = jnp.sum(far_weights, axis=-1, keepdims=True) + jnp.sum(near_weights, axis=-1, keepdims=True)
     if compat == "published":
-        far_exists = far_visible.reshape(-1).astype(jnp.float32)
+        far_exists = far_visible.astype(jnp.float32)
         count = jnp.sum(far_exists) + jnp.sum(own_exists)
         far_weights = jnp.where(total > 0, far_weights, far_exists)
         near_weights = jnp.where(total > 0, near_weights, own_exists.astype(jnp.float32))
@@ -254,33 +257,7 @@ def attend_rows(
     if not want_mass:
         return z_IRNH, None
     num_classes = 1 if factor is None else factor.shape[-1]
-    blocks = jnp.sum(far_weights.reshape(far.shape), axis=-1)
+    blocks = jnp.sum(far_weights.reshape(*far.shape[:-1], -1, KEY_BLOCK), axis=-1)
     mass = _by_group(blocks, shared.block_class, num_classes) + _by_group(near_weights, own_classes, num_classes)
     mass = (mass / total).transpose(1, 0, 3, 2, 4)  # I K G R C
     return z_IRNH, mass.reshape(num_variants, num_heads, num_rows, num_classes)
-
-
-def _merge(
-    far: Array, far_visible: Array, far_gate: Array | None, near: Array, near_visible: Array, near_gate: Array | None
-) -> tuple[Array, Array, Array]:
-    """Unnormalised weights over blocks of shared keys [..., B, 16] and own keys [..., W], and their sum [..., 1].
-
-    The largest score is taken over blocks and keys whose gate is open, so that a closed one cannot underflow the rest.
-    """
-    far = jnp.where(far_visible, far, -jnp.inf)
-    near = jnp.where(near_visible, near, -jnp.inf)
-    tops = jnp.max(far, axis=-1)
-    if far_gate is not None and near_gate is not None:
-        tops = jnp.where(far_gate > 0, tops, -jnp.inf)
-        near_tops = jnp.where(near_gate > 0, near, -jnp.inf)
-    else:
-        near_tops = near
-    top = jnp.maximum(*(jnp.max(x, axis=-1, keepdims=True, initial=-jnp.inf) for x in (tops, near_tops)))
-    top = jax.lax.stop_gradient(jnp.where(jnp.isfinite(top), top, 0.0))
-    # Only a closed score can exceed the largest open one; bounded, so that 0 times it stays 0.
-    far_weights = jnp.exp(jnp.minimum(far - top[..., None], MAX_EXPONENT))
-    near_weights = jnp.exp(jnp.minimum(near - top, MAX_EXPONENT))
-    if far_gate is not None and near_gate is not None:
-        far_weights, near_weights = far_weights * far_gate[..., None], near_weights * near_gate
-    total = jnp.sum(far_weights, axis=(-2, -1))[..., None] + jnp.sum(near_weights, axis=-1, keepdims=True)
-    return far_weights, near_weights, total

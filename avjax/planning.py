@@ -1,0 +1,213 @@
+"""`plan`: what a sweep will cost, before it starts.
+
+Counts are of matrix products alone (2 per multiply-add). The naive way is one full forward pass, or one whole greedy
+generation with a key-value cache, per cell and sample, as hooks do it.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from avjax.config import DecoderConfig
+from avjax.engine.planning import Batch
+from avjax.grids import Grid
+from avjax.interventions import Edit
+from avjax.metrics import Caption, Metric
+from avjax.model import Model
+from avjax.models.attention import Compat
+from avjax.prompt import Prompt
+from avjax.sweeping import Sweep, prepare
+
+CALIBRATION_SECONDS = 0.2
+DISPATCH_SECONDS = 2e-3  # of the host, per batch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The cost of a sweep.
+
+    Attributes:
+      cells, samples: of the dataset; the clean cell comes on top.
+      naive_forwards: full forward passes that one per cell would take.
+      naive_flops, flops: of one forward pass per cell, and of the replay.
+      naive_bytes, bytes: parameters and keys and values read from memory.
+      peak_bytes: parameters, and the most that a batch holds beside them.
+      executables: programs that are compiled, at most.
+      seconds: from a short calibration of this device; compilation and the encoders come on top. None without one.
+    """
+
+    cells: int
+    samples: int
+    naive_forwards: int
+    naive_flops: float
+    flops: float
+    naive_bytes: float
+    bytes: float
+    peak_bytes: int
+    executables: int
+    seconds: float | None
+
+    @property
+    def speedup(self) -> float:
+        """Operations of one forward pass per cell over those of the replay."""
+        return self.naive_flops / self.flops
+
+    def __str__(self) -> str:
+        time = "" if self.seconds is None else f", about {_seconds(self.seconds)} after compiling"
+        return (
+            f"{self.cells:,} cells x {self.samples:,} samples: {_si(self.flops)}FLOP instead of "
+            f"{_si(self.naive_flops)}FLOP for {self.naive_forwards:,} passes ({self.speedup:,.1f}x less), "
+            f"{_si(self.bytes)}B instead of {_si(self.naive_bytes)}B read, peak {_si(self.peak_bytes)}B, at most "
+            f"{self.executables} executables{time}"
+        )
+
+
+def plan(
+    model: Model,
+    prompts: Prompt | Sequence[Prompt] | Mapping[str, Prompt],
+    grid: Grid | Edit | str | Sequence[Any],
+    metrics: Metric | Sequence[Metric],
+    *,
+    memory_bytes: int | None = None,
+    compat: Compat | None = None,
+    allow_noop: bool = False,
+    calibrate: bool = True,
+) -> Plan:
+    """What `avjax.sweep` would cost with the same arguments.
+
+    Args:
+      calibrate: measure the device for a moment, for an estimate in seconds.
+
+    Raises:
+      ValueError: as `avjax.sweep`.
+    """
+    planned = prepare(model, prompts, grid, metrics, memory_bytes=memory_bytes, compat=compat, allow_noop=allow_noop)
+    return cost(planned, calibrate=calibrate)
+
+
+def cost(planned: Sweep, *, calibrate: bool) -> Plan:
+    """The cost of a prepared sweep."""
+    cfg, itemsize = planned.model.config.decoder, planned.model.dtype.itemsize
+    counts = Counts(cfg, itemsize)
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(planned.model.network.decoder))
+    naive_flops = flops = naive_bytes = read = 0.0
+    peak, num_batches, shapes = 0, 0, set()
+    cells = len(planned.cells.cells)
+    for (_, place), session in planned.sessions.items():
+        one = planned.parts[place]
+        steps = one.max_new_tokens - 1 if isinstance(one, Caption) else 0
+        size = session.num_positions
+        naive = counts.forward(size, session.num_reads) + counts.decoding(size, steps)
+        naive_flops += cells * naive
+        naive_bytes += cells * (1 + steps) * (weights + counts.cache_bytes(size))
+        flops += counts.forward(size, session.num_reads)
+        read += weights + counts.cache_bytes(size)
+        for batch in session.planned:
+            share = max(0, cfg.num_layers - batch.start_layer) / cfg.num_layers
+            flops += batch.size * (counts.region(size, batch, session.num_reads) + counts.decoding(size, steps))
+            read += (share + steps) * (weights + counts.cache_bytes(size))
+            shapes.add((session.size, batch.size, batch.num_rows, bool(steps)))
+            peak = max(peak, session.budget.shared_bytes() + batch.size * session.budget.variant_bytes(batch.num_rows))
+            num_batches += 1
+        shapes |= {("clean", session.size, session.clean_rows), ("keys", len(session.layout.slots))}
+    seconds = None
+    if calibrate:
+        rate, bandwidth = calibration(cfg.embed_dim, cfg.mlp_dim, str(planned.model.dtype))
+        seconds = max(flops / rate, read / bandwidth) + DISPATCH_SECONDS * num_batches
+    return Plan(
+        cells=cells,
+        samples=len(planned.prompts),
+        naive_forwards=cells * len(planned.sessions),
+        naive_flops=naive_flops,
+        flops=flops,
+        naive_bytes=naive_bytes,
+        bytes=read,
+        peak_bytes=sum(leaf.nbytes for leaf in jax.tree.leaves(planned.model)) + peak,
+        executables=len(shapes) + 2 * len(planned.passes),
+        seconds=seconds,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Operations and bytes of a decoder's parts."""
+
+    cfg: DecoderConfig
+    itemsize: int
+
+    @property
+    def per_row(self) -> int:
+        """Of the linear maps of one layer, for one position."""
+        cfg = self.cfg
+        heads = cfg.num_heads * cfg.head_dim
+        projections = 2 * heads + 2 * cfg.num_kv_heads * cfg.head_dim
+        return 2 * cfg.embed_dim * (projections + 3 * cfg.mlp_dim)
+
+    def attention(self, edges: float) -> float:
+        return 4.0 * self.cfg.num_heads * self.cfg.head_dim * edges
+
+    def unembed(self, reads: int) -> float:
+        return 2.0 * reads * self.cfg.embed_dim * self.cfg.vocab_size
+
+    def forward(self, size: int, reads: int) -> float:
+        """Of a whole prompt."""
+        layer = size * self.per_row + self.attention(size * (size + 1) / 2)
+        return self.cfg.num_layers * layer + self.unembed(reads)
+
+    def region(self, size: int, batch: Batch, reads: int) -> float:
+        """Of one variant's region of effect; the last layer computes what is read out alone."""
+        rows = min(batch.num_rows, size)
+        edges = rows * (size - rows) + rows * (rows + 1) / 2
+        inner = max(0, self.cfg.num_layers - 1 - batch.start_layer)
+        last = (reads / rows) if batch.start_layer < self.cfg.num_layers else 0.0
+        return (inner + last) * (rows * self.per_row + self.attention(edges)) + self.unembed(reads)
+
+    def decoding(self, size: int, steps: int) -> float:
+        """Of one variant's tokens after the first."""
+        edges = steps * size + steps * (steps + 1) / 2
+        return self.cfg.num_layers * (steps * self.per_row + self.attention(edges)) + self.unembed(steps)
+
+    def cache_bytes(self, size: int) -> int:
+        cfg = self.cfg
+        return 2 * cfg.num_layers * size * cfg.num_kv_heads * cfg.head_dim * self.itemsize
+
+
+@functools.cache
+def calibration(width: int, mlp: int, dtype: str) -> tuple[float, float]:
+    """Operations and bytes per second of this device: a product of a layer's size, and of one row with its matrix."""
+    rows = jnp.ones((512, width), dtype)
+    kernel = jnp.ones((width, mlp), dtype)
+    product = jax.jit(lambda x, y: x @ y)
+    rate = _per_second(lambda: product(rows, kernel), 2.0 * rows.size * mlp)
+    table = jnp.ones((max(2**24 // width, 1), width), dtype)  # too large for a cache
+    bandwidth = _per_second(lambda: product(table, rows[0]), float(table.nbytes))
+    return rate, bandwidth
+
+
+def _per_second(call: Any, amount: float) -> float:
+    jax.block_until_ready(call())
+    best, end = float("inf"), time.perf_counter() + CALIBRATION_SECONDS / 2
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        best = min(best, time.perf_counter() - start)
+    return amount / best
+
+
+def _si(value: float) -> str:
+    for prefix in ("", "k", "M", "G", "T", "P"):
+        if value < 1000:
+            return f"{value:.3g} {prefix}"
+        value /= 1000
+    return f"{value:.3g} E"
+
+
+def _seconds(value: float) -> str:
+    if value < 90:
+        return f"{value:.1f} s"
+    return f"{value / 60:.0f} min" if value < 5400 else f"{value / 3600:.1f} h"
