@@ -116,7 +116,7 @@ def forward(
       inputs: what `lower_edits` or `model.encode` returns.
       intervention: over the token groups of `inputs`; None reproduces the checkpoint.
     """
-    x, _, seen = prefill(model.network.decoder, inputs, intervention, capture=capture)
+    x, _, seen = prefill(model.network.decoder, inputs, intervention, capture=[Site(site) for site in capture])
     return model.network.decoder.logits(x), seen
 
 

@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from avjax.model import Model
+    from avjax.prompt import Prompt
 
 app = typer.Typer(
     help="Interventions on audio-visual language models, in JAX.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -23,6 +24,24 @@ DType = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 Fps = Annotated[float | None, typer.Option(help="Video frames per second that the model looks at.")]
 MinPixels = Annotated[int | None, typer.Option(help="Smallest resized frame, in pixels.")]
 MaxPixels = Annotated[int | None, typer.Option(help="Largest resized frame, in pixels.")]
+Video = Annotated[Path | None, typer.Option(help="A video file.")]
+Audio = Annotated[
+    str | None,
+    typer.Option(help="A sound file, 'from_video' or 'none'. By default the video's own sound, if the model hears."),
+]
+Image = Annotated[list[Path] | None, typer.Option(help="An image file; may be repeated.")]
+Rules = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--rule",
+        "-r",
+        help="An edited variant, such as 'generated,video,18,36', 'answer->video@18:36#h0,h3' or 'answer->audio*2'; "
+        "rules joined by ';' apply together. May be repeated.",
+    ),
+]
+Tokens = Annotated[int, typer.Option(min=1, help="The most tokens of a caption.")]
+Memory = Annotated[int | None, typer.Option(help="Bytes beside the parameters; by default half of what is free.")]
+Cache = Annotated[Path | None, typer.Option(help="A directory where compiled programs are kept between runs.")]
 FROM_VIDEO = "from_video"
 
 # transformers remarks that torch is missing; avjax never needs it.
@@ -43,25 +62,12 @@ def _friendly() -> Iterator[None]:
 def run(
     model: ModelPath,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The user's words.")],
-    video: Annotated[Path | None, typer.Option(help="A video file.")] = None,
-    audio: Annotated[
-        str | None,
-        typer.Option(
-            help="A sound file, 'from_video' or 'none'. By default the video's own sound, if the model hears."
-        ),
-    ] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="An image file; may be repeated.")] = None,
-    rule: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--rule",
-            "-r",
-            help="An edited variant, such as 'generated,video,18,36' or 'answer->video@18:36#h0,h3'; rules joined "
-            "by ';' apply together. May be repeated.",
-        ),
-    ] = None,
+    video: Video = None,
+    audio: Audio = None,
+    image: Image = None,
+    rule: Rules = None,
     system: Annotated[str | None, typer.Option(help="The system turn; by default the chat template's.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of a caption.")] = 50,
+    max_new_tokens: Tokens = 50,
     compat: Annotated[
         str | None, typer.Option(help="'published': a fully blocked query attends to all keys equally.")
     ] = None,
@@ -70,45 +76,82 @@ def run(
     fps: Fps = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    memory_bytes: Memory = None,
+    cache_dir: Cache = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Caption a clip, clean and under each rule, side by side."""
     with _friendly():
         import avjax
         from avjax.interventions import parse_rules
-        from avjax.report.terminal import print_captions
+        from avjax.report.terminal import caption_rows, print_captions
 
         rules = [parse_rules(text) for text in rule or []]  # before anything slow
+        if cache_dir is not None:
+            avjax.cache_compilations(cache_dir)
         loaded = avjax.load(model, dtype=dtype)
-        made = loaded.prompt(
-            prompt,
-            video=video,
-            audio=_audio(loaded, audio, video),
-            image=image,
-            system=system,
-            fps=fps,
-            min_pixels=min_pixels,
-            max_pixels=max_pixels,
-        )
+        made = _prompt(loaded, prompt, video, audio, image, system, fps, min_pixels, max_pixels)
+        options: dict[str, Any] = {"compat": compat, "allow_noop": allow_noop, "memory_bytes": memory_bytes}
+        if rules:
+            planned = avjax.plan(loaded, made, rules, avjax.metrics.Caption(max_new_tokens), **options)
+            typer.echo(f"plan: {planned}", err=True)
         found = avjax.generate_variants(
-            loaded,
-            made,
-            [(), *rules],
-            max_new_tokens=max_new_tokens,
-            compat=compat,  # pyright: ignore[reportArgumentType]
-            allow_noop=allow_noop,
-            keep_logits=False,
+            loaded, made, [(), *rules], max_new_tokens=max_new_tokens, keep_logits=False, **options
         )
         names = ["clean", *("; ".join(map(str, edits)) for edits in rules)]
         if as_json:
-            variants = [
-                {"rule": None if i == 0 else name, "text": g.text, "tokens": g.tokens.tolist(), **vars(g.touched)}
-                for i, (name, g) in enumerate(zip(names, found, strict=True))
-            ]
-            shown = {"model": model, "prompt": prompt, "tokens": made.counts(), "variants": variants}
+            shown = {"model": model, "prompt": prompt, "tokens": made.counts(), "variants": caption_rows(names, found)}
             typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         else:
             print_captions(made, names, found)
+
+
+@app.command()
+def plan(
+    model: ModelPath,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The user's words.")],
+    video: Video = None,
+    audio: Audio = None,
+    image: Image = None,
+    rule: Rules = None,
+    grid: Annotated[
+        Path | None, typer.Option(help="A grid as JSON, as avjax.to_json writes it; instead of rules.")
+    ] = None,
+    answer: Annotated[list[str] | None, typer.Option(help="Score the next token against this; repeatable.")] = None,
+    continuation: Annotated[list[str] | None, typer.Option(help="Score this text, teacher-forced; repeatable.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Caption each cell with so many tokens.")] = None,
+    dtype: DType = "float32",
+    fps: Fps = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
+    memory_bytes: Memory = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Say what a sweep will cost: passes, operations, bytes, memory, executables and time."""
+    with _friendly():
+        import dataclasses
+
+        import avjax
+        from avjax.interventions import parse_rules
+        from avjax.report.terminal import print_plan
+
+        if (grid is None) == (not rule):
+            raise ValueError("plan: expected either --grid or --rule; give one of them")
+        rules = [parse_rules(text) for text in rule or []]
+        cells = rules if grid is None else avjax.from_json(json.loads(grid.read_text()))
+        metrics: list[Any] = [avjax.metrics.LogProb(a, name=f"log_prob_{i}") for i, a in enumerate(answer or [])]
+        metrics += [
+            avjax.metrics.LogLikelihood(c, name=f"log_likelihood_{i}") for i, c in enumerate(continuation or [])
+        ]
+        if max_new_tokens is not None or not metrics:
+            metrics.append(avjax.metrics.Caption(max_new_tokens or 50))
+        loaded = avjax.load(model, dtype=dtype)
+        made = _prompt(loaded, prompt, video, audio, image, None, fps, min_pixels, max_pixels)
+        planned = avjax.plan(loaded, made, cells, metrics, memory_bytes=memory_bytes)
+        if as_json:
+            typer.echo(json.dumps(dataclasses.asdict(planned) | {"speedup": planned.speedup}, indent=2))
+        else:
+            print_plan(planned)
 
 
 @app.command()
@@ -209,6 +252,23 @@ def verify(
 
         if not print_differences(compare(source, converted)):
             raise typer.Exit(1)
+
+
+def _prompt(
+    model: "Model",
+    text: str,
+    video: Path | None,
+    audio: str | None,
+    image: list[Path] | None,
+    system: str | None,
+    fps: float | None,
+    min_pixels: int | None,
+    max_pixels: int | None,
+) -> "Prompt":
+    """A prompt from what the command line gives."""
+    sound = _audio(model, audio, video)
+    sampling = {"fps": fps, "min_pixels": min_pixels, "max_pixels": max_pixels}
+    return model.prompt(text, video=video, audio=sound, image=image, system=system, **sampling)
 
 
 def _audio(model: "Model | Any", audio: str | None, video: Path | None) -> str | None:

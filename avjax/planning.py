@@ -33,7 +33,8 @@ class Plan:
 
     Attributes:
       cells, samples: of the dataset; the clean cell comes on top.
-      naive_forwards: full forward passes that one per cell would take.
+      naive_forwards: full passes over a prompt that one per cell would take, of all samples together.
+      forwards: full passes of the replay: clean ones.
       naive_flops, flops: of one forward pass per cell, and of the replay.
       naive_bytes, bytes: parameters and keys and values read from memory.
       peak_bytes: parameters, and the most that a batch holds beside them.
@@ -44,6 +45,7 @@ class Plan:
     cells: int
     samples: int
     naive_forwards: int
+    forwards: int
     naive_flops: float
     flops: float
     naive_bytes: float
@@ -123,6 +125,7 @@ def cost(planned: Sweep, *, calibrate: bool) -> Plan:
         cells=cells,
         samples=len(planned.prompts),
         naive_forwards=cells * len(planned.sessions),
+        forwards=len(planned.sessions),
         naive_flops=naive_flops,
         flops=flops,
         naive_bytes=naive_bytes,

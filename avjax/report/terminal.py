@@ -11,6 +11,7 @@ from avjax.generation import Generation
 from avjax.prompt import Prompt
 
 if TYPE_CHECKING:
+    from avjax.planning import Plan
     from converters.verify import Difference
 
 COLUMN = 36  # characters that a caption's column wants
@@ -32,6 +33,30 @@ def print_captions(
         table.add_row(*(Text(_caption(g)) for _, g in columns))
         table.add_row(*(Text(_reach(name, g)) for name, g in columns))
         console.print(table)
+
+
+def caption_rows(names: Sequence[str], generations: Sequence[Generation]) -> list[dict[str, Any]]:
+    """Captions as plain data; the first is the clean one, whose rule is null."""
+    return [
+        {"rule": None if i == 0 else name, "text": g.text, "tokens": g.tokens.tolist(), **vars(g.touched)}
+        for i, (name, g) in enumerate(zip(names, generations, strict=True))
+    ]
+
+
+def print_plan(plan: "Plan", console: Console | None = None) -> None:
+    """What a sweep costs, beside one forward pass per cell."""
+    console = console or Console()
+    table = Table(title=Text(f"{plan.cells:,} cells x {plan.samples:,} samples"), title_justify="left")
+    for name in ("", "one pass per cell", "avjax", "ratio"):
+        table.add_column(name, justify="left" if not name else "right")
+    ratio = plan.naive_forwards / plan.forwards
+    table.add_row("full passes", f"{plan.naive_forwards:,}", f"{plan.forwards:,}", f"{ratio:,.0f}x")
+    table.add_row("operations", f"{plan.naive_flops:.2e}", f"{plan.flops:.2e}", f"{plan.speedup:,.1f}x")
+    table.add_row(
+        "bytes read", f"{plan.naive_bytes:.2e}", f"{plan.bytes:.2e}", f"{plan.naive_bytes / plan.bytes:,.1f}x"
+    )
+    console.print(table)
+    console.print(str(plan), highlight=False)
 
 
 def print_layout(prompt: Prompt, source: str, console: Console | None = None) -> None:
@@ -117,4 +142,4 @@ def _reach(name: str, generation: Generation) -> str:
         return count
     touched = generation.touched
     blocked = f", {touched.blocked_queries:,} queries fully blocked" if touched.blocked_queries else ""
-    return f"{count}, {touched.edges:,} edges cut{blocked}"
+    return f"{count}, {touched.edges:,} edges edited{blocked}"
