@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ import xarray as xr
 
 from avjax.api import checked_compat
 from avjax.engine.planning import default_memory_bytes
-from avjax.engine.scoring import Attended, check_values, clean_scores, score
-from avjax.engine.session import Reading, Reads, Session
+from avjax.engine.scoring import Attended, block_size, blocks, check_values, clean_scores, score
+from avjax.engine.session import Reads, Session
 from avjax.generation import Executor, decoded, generation_penalty, num_slots
 from avjax.grids import Cells, Grid, as_cells
 from avjax.interventions import Edit
@@ -128,7 +129,7 @@ def sweep(
     if executor not in ("replay", "reference"):
         raise ValueError(f"executor: expected 'replay' or 'reference', got {executor!r}")
     columns = Columns(planned)
-    steps = len(planned.prompts) * (len(planned.passes) + len(planned.captions)) * len(planned.cells.cells)
+    steps = len(planned.prompts) * len(planned.parts) * (len(planned.cells.cells) + 1)  # and the clean cell
     with Progress("sweep", steps, "cells", enabled=progress) as bar:
         for sample, name in enumerate(planned.prompts):
             for place, one in enumerate(planned.parts):
@@ -136,11 +137,11 @@ def sweep(
                 if isinstance(one, Caption):
                     penalty = generation_penalty(model, session.prompt, None)
                     columns.add_captions(sample, one, decoded(session, one.max_new_tokens, penalty, executor))
-                    bar.advance(len(planned.cells.cells))
+                    bar.advance(len(planned.cells.cells) + 1)
                     continue
-                for reading, values in _ahead(_scored(session, one, executor)):
-                    columns.add(sample, one, reading.variants, values)
-                    bar.advance(len(reading.variants))
+                for variants, values in _ahead(_scored(session, one, executor), 1):
+                    columns.add(sample, one, variants, values)
+                    bar.advance(len(variants))
                 columns.add_touched(sample, session, planned.num_decoded())
     return columns.dataset(provenance(model, executor=executor, compat=compat))
 
@@ -242,25 +243,21 @@ def _reads(prompt: Prompt, one: Pass) -> Reads:
     return Reads(continuation=one.continuation, queries=tuple(queries), keys=tuple(keys))
 
 
-def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[Reading, list[Any]]]:
-    """The clean reading first, then every batch, each with the metrics' values."""
+def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[tuple[int, ...], list[Any]]]:
+    """Blocks of variants with the metrics' values; the clean run is variant -1."""
     model, prompt = session.model, session.prompt
     decoder = model.network.decoder
     continuation = jnp.asarray(one.continuation, jnp.int32)
     prepared = [metric.prepare(model, prompt) for metric in one.metrics]
     attended = _attended(session, one)
+    size = block_size(session.num_reads, decoder.cfg.vocab_size)
     clean_reading = session.clean_reading()
     masses = None if clean_reading.mass is None else clean_reading.mass[0]
-    clean = clean_scores(decoder, clean_reading.residual[0], masses, continuation)
-
-    def scored(reading: Reading) -> list[Any]:
-        args = (decoder, reading.residual, reading.mass, clean, continuation, prepared, attended)
-        return score(*args, metrics=one.metrics)
-
-    yield clean_reading, scored(clean_reading)
+    clean = clean_scores(decoder, clean_reading.residual[0], masses, continuation, size=size)
     readings = session.replayed() if executor == "replay" else session.referenced()
-    for reading in readings:
-        yield reading, scored(reading)
+    for variants, residual, mass in blocks(_ahead(itertools.chain([clean_reading], readings)), size):
+        args = (decoder, residual, mass, clean, continuation, prepared, attended)
+        yield variants, score(*args, metrics=one.metrics)
 
 
 def _ahead(results: Iterator[Any], count: int = 2) -> Iterator[Any]:
@@ -315,7 +312,7 @@ class Columns:
         self.touched = {name: np.zeros(self.size, np.int64) for name in COUNTS}
 
     def add(self, sample: int, one: Pass, variants: Sequence[int], values: Sequence[Any]) -> None:
-        """One batch's values of each metric; no variants means the clean run."""
+        """Values of each metric; variant -1 is the clean run."""
         for metric, found in zip(one.metrics, values, strict=True):
             by_suffix = found if isinstance(found, Mapping) else {"": found}
             for suffix, array in by_suffix.items():
@@ -328,10 +325,11 @@ class Columns:
         if name not in self.clean:
             self.clean[name] = np.zeros((self.size[1], *shape), array.dtype)
             self.values[name] = np.zeros((*self.size, *shape), array.dtype)
-        if variants:
-            self.values[name][list(variants), sample] = array[: len(variants)]
-        else:
-            self.clean[name][sample] = array[0]
+        for variant, value in zip(variants, array, strict=False):
+            if variant < 0:
+                self.clean[name][sample] = value
+            else:
+                self.values[name][variant, sample] = value
 
     def add_captions(self, sample: int, caption: Caption, found: Sequence[Any]) -> None:
         """Continuations of the clean run and of every cell."""
@@ -339,8 +337,7 @@ class Columns:
         columns = {"": np.array(texts, object), "tokens": np.array([len(g.tokens) for g in found])}
         for suffix, column in columns.items():
             name = f"{caption.name}_{suffix}" if suffix else caption.name
-            self._put(name, caption, sample, (), column[:1])
-            self._put(name, caption, sample, range(len(found) - 1), column[1:])
+            self._put(name, caption, sample, range(-1, len(found) - 1), column)
         for name in COUNTS:
             self.touched[name][:, sample] = [getattr(g.touched, name) for g in found[1:]]
 

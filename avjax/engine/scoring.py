@@ -5,18 +5,20 @@ Axes: I variant, P read-out position, D embed, V vocab, L layer, N heads, Q quer
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.engine.session import Reading
 from avjax.metrics import Metric, View
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
 
-LOGIT_BYTES = 64 * 2**20  # logits of the variants that are scored at once
+LOGIT_BYTES = 64 * 2**20  # logits of the variants that are scored at once, at most
+SCORED_TOGETHER = 32  # variants, at most
 
 
 @jax.tree_util.register_dataclass
@@ -39,6 +41,42 @@ class CleanScores:
     mass: jax.Array | None  # float32 L N Q C
 
 
+def block_size(num_reads: int, vocab: int) -> int:
+    """Variants that are scored together: one shape for all, so that equal residuals give equal bits."""
+    fit = LOGIT_BYTES // (4 * num_reads * vocab)
+    return max(1, min(SCORED_TOGETHER, 1 << max(fit, 1).bit_length() - 1))
+
+
+def blocks(readings: Iterable[Reading], size: int) -> Iterator[tuple[tuple[int, ...], np.ndarray, np.ndarray | None]]:
+    """Readings regrouped to `size` variants each: their indices, residuals [size, P, D] and masses.
+
+    The last block repeats its last variant.
+    """
+    variants: list[int] = []
+    residuals: list[np.ndarray] = []
+    masses: list[np.ndarray] = []
+
+    def cut() -> tuple[tuple[int, ...], np.ndarray, np.ndarray | None]:
+        index = np.minimum(np.arange(size), len(variants) - 1)
+        found = tuple(variants[:size])
+        arrays = [np.stack(x[:size])[np.minimum(index, len(x) - 1)] if x else None for x in (residuals, masses)]
+        for kept in (variants, residuals, masses):
+            del kept[:size]
+        assert arrays[0] is not None
+        return found, arrays[0], arrays[1]
+
+    for reading in readings:
+        count = len(reading.variants)
+        variants.extend(reading.variants)
+        residuals.extend(np.asarray(reading.residual)[:count])
+        if reading.mass is not None:
+            masses.extend(np.asarray(reading.mass)[:count])
+        while len(variants) >= size:
+            yield cut()
+    if variants:
+        yield cut()
+
+
 @functools.partial(jax.jit, static_argnames=("metrics",))
 def score(
     decoder: Decoder,
@@ -59,11 +97,8 @@ def score(
       continuation: int32 [n], empty or as long as P.
       prepared, attended: for each metric.
     """
-    num_reads, vocab = residual.shape[1], decoder.cfg.vocab_size
-    together = max(1, LOGIT_BYTES // (4 * num_reads * vocab))
 
-    def one(variant: tuple[jax.Array, jax.Array | None]) -> list[Any]:
-        residual_PD, mass_LNQC = variant
+    def one(residual_PD: jax.Array, mass_LNQC: jax.Array | None) -> list[Any]:
         logits, logprobs = read_out(decoder, residual_PD, continuation)
         return [
             metric(
@@ -81,15 +116,17 @@ def score(
             for metric, ready, place in zip(metrics, prepared, attended, strict=True)
         ]
 
-    return jax.lax.map(one, (residual, mass), batch_size=min(together, residual.shape[0]))
+    return jax.vmap(one)(residual, mass)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames=("size",))
 def clean_scores(
-    decoder: Decoder, residual_PD: jax.Array, mass: jax.Array | None, continuation: jax.Array
+    decoder: Decoder, residual_PD: jax.Array, mass: jax.Array | None, continuation: jax.Array, *, size: int
 ) -> CleanScores:
-    logits, logprobs = read_out(decoder, residual_PD, continuation)
-    return CleanScores(logits=logits, logprobs=logprobs, mass=mass)
+    """The clean run's read-outs, from a block as large as those of `score`: products of one shape round alike."""
+    block = jnp.broadcast_to(residual_PD, (size, *residual_PD.shape))
+    logits, logprobs = jax.vmap(lambda x: read_out(decoder, x, continuation))(block)
+    return CleanScores(logits=logits[0], logprobs=logprobs[0], mass=mass)
 
 
 def read_out(decoder: Decoder, residual_PD: jax.Array, continuation: jax.Array) -> tuple[jax.Array, jax.Array]:

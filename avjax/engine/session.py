@@ -213,7 +213,7 @@ class Session:
         """The unedited run, from the clean pass itself."""
         weights = self.query_weights(self.clean_rows)
         mass = None if weights is None else _clean_masses(self.shared, weights)
-        return Reading(variants=(), residual=self.shared.clean.final[None], mass=mass)
+        return Reading(variants=(CLEAN,), residual=self.shared.clean.final[None], mass=mass)
 
     def replayed(self) -> Iterator[Reading]:
         """Batches of variants, each from its first dirty layer and row on."""
@@ -255,6 +255,7 @@ class Session:
 
 
 REFERENCE_BATCH = 8
+CLEAN = -1  # the variant that is the unedited run
 
 
 @jax.jit
