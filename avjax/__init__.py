@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from avjax.grids import Grid, axis, each_group, each_head, each_layer, grid, windows
     from avjax.interventions import Ablate, Knockout, Patch, Scale, ScaleAttention, Steer, parse_rules
     from avjax.loading import load
+    from avjax.media.corruption import BlankVideo, MuteAudio, NoiseAudio, ShiftAudio, SwapAudio, SwapVideo
     from avjax.media.decode import MediaError
     from avjax.model import Model
     from avjax.models.intervention import VARIANTS, Intervention
@@ -28,6 +29,7 @@ _HOMES = {
     "avjax.grids": ("Grid", "axis", "each_group", "each_head", "each_layer", "grid", "windows"),
     "avjax.interventions": ("Ablate", "Knockout", "Patch", "Scale", "ScaleAttention", "Steer", "parse_rules"),
     "avjax.loading": ("load",),
+    "avjax.media.corruption": ("BlankVideo", "MuteAudio", "NoiseAudio", "ShiftAudio", "SwapAudio", "SwapVideo"),
     "avjax.media.decode": ("MediaError",),
     "avjax.model": ("Model",),
     "avjax.models.intervention": ("VARIANTS", "Intervention"),
@@ -43,6 +45,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "VARIANTS",
     "Ablate",
+    "BlankVideo",
     "Generation",
     "Grid",
     "Inputs",
@@ -50,14 +53,19 @@ __all__ = [
     "Knockout",
     "MediaError",
     "Model",
+    "MuteAudio",
+    "NoiseAudio",
     "Patch",
     "Plan",
     "Prompt",
     "Run",
     "Scale",
     "ScaleAttention",
+    "ShiftAudio",
     "Site",
     "Steer",
+    "SwapAudio",
+    "SwapVideo",
     "axis",
     "cache_compilations",
     "each_group",

@@ -15,6 +15,7 @@ from jax.core import Tracer
 
 from avjax.config import ModelConfig
 from avjax.engine.encoding import encode_audio, encode_vision
+from avjax.media.corruption import Corruption
 from avjax.media.processor import Processor, StrPath
 from avjax.parameters import Network
 from avjax.prompt import AudioFeatures, Inputs, Prompt, VisionFeatures
@@ -81,6 +82,7 @@ class Model:
         audio: StrPath | Literal["from_video"] | None = None,
         image: StrPath | Sequence[StrPath] | None = None,
         system: str | None = None,
+        corrupt: Corruption | Sequence[Corruption] = (),
         **media_options: Any,
     ) -> Prompt:
         """A prompt from text and files, through the checkpoint's chat template.
@@ -91,13 +93,18 @@ class Model:
           audio: a sound file; "from_video" interleaves the video's own sound with its frames; None leaves sound out.
           image: an image file, or several.
           system: the system turn; None leaves it to the chat template.
+          corrupt: what to do to the video's frames or to the sound before the encoders, such as `avjax.MuteAudio()`;
+            several apply in order. The token layout stays that of the clean prompt.
           **media_options: fields of `avjax.media.options.MediaOptions`, such as fps=1.0 or max_pixels=200704.
 
         Raises:
-          ValueError: a file cannot be used as asked; the message names it and the next step.
+          ValueError: a file cannot be used as asked, or what `corrupt` changes is not there; the message names it and
+            the next step.
         """
         options = self.processor.options.override(**media_options)
-        return self.processor.prompt(text, video=video, audio=audio, image=image, system=system, options=options)
+        return self.processor.prompt(
+            text, video=video, audio=audio, image=image, system=system, options=options, corrupt=corrupt
+        )
 
     def prompt_from_hf(self, batch: Mapping[str, Any]) -> Prompt:
         """A prompt from the mapping that an HF processor returns for one conversation, numpy or torch.

@@ -1,4 +1,4 @@
-"""Edits and grids as JSON, and back: plain values, with arrays as base64 of their bytes.
+"""Edits, grids and corruptions as JSON, and back: plain values, with arrays as base64 of their bytes.
 
 A prompt that a patch comes from is written with everything that decides what the decoder sees of it.
 """
@@ -18,17 +18,20 @@ TYPE, ARRAY = "type", "array"
 @functools.cache
 def _types() -> dict[str, type]:
     from avjax import config, grids, interventions, prompt
+    from avjax.media import corruption
 
     edits = ("Knockout", "ScaleAttention", "Scale", "Patch", "Ablate", "Steer")
     prompts = ("Prompt", "AudioFeatures", "VisionFeatures")
     known: list[type] = [getattr(interventions, n) for n in edits] + [getattr(prompt, n) for n in prompts]
+    changes = ("MuteAudio", "NoiseAudio", "ShiftAudio", "SwapAudio", "BlankVideo", "SwapVideo")
+    known += [getattr(corruption, n) for n in changes]
     known += [grids.Grid, grids.Values, grids.Windows, grids.Each]
     known += [v for v in vars(config).values() if isinstance(v, type) and dataclasses.is_dataclass(v)]
     return {cls.__name__: cls for cls in known}
 
 
 def to_json(value: Any) -> Any:
-    """Plain JSON values from an edit, a grid, or a list of them.
+    """Plain JSON values from an edit, a grid, a corruption, or a list of them.
 
     Raises:
       TypeError: something in it has no JSON form; a patch from a run takes the run's array instead.

@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from avjax.media.decode import SAMPLE_RATE, MediaError, read_audio, read_frames,
 from avjax.media.options import MediaOptions
 from avjax.models.audio import num_audio_tokens
 from avjax.prompt import AudioFeatures, VisionFeatures
+
+if TYPE_CHECKING:
+    from avjax.media.corruption import Corruption
 
 FRAME_FACTOR = 2  # sampled frames come in pairs
 
@@ -53,7 +56,12 @@ def sample_frames(num_frames: int, frames_per_second: float, options: MediaOptio
     high = math.floor(min(options.max_frames, num_frames) / FRAME_FACTOR) * FRAME_FACTOR
     count = min(max(num_frames / frames_per_second * options.fps, low), high, num_frames)
     count = max(FRAME_FACTOR, math.floor(count / FRAME_FACTOR) * FRAME_FACTOR)
-    return _linspace(num_frames - 1, count).round().astype(int).tolist()
+    return evenly_spaced(num_frames, count)
+
+
+def evenly_spaced(num_frames: int, count: int) -> list[int]:
+    """Indices of `count` frames of a clip, first and last included; of a single one, the first."""
+    return [0] if count == 1 else _linspace(num_frames - 1, count).round().astype(int).tolist()
 
 
 def _linspace(last: int, count: int) -> np.ndarray:
@@ -66,12 +74,21 @@ def _linspace(last: int, count: int) -> np.ndarray:
     return np.where(i < count // 2, step * i, last - step * (count - 1 - i)).astype(np.float32)
 
 
-def video_features(path: str | Path, config: VisionConfig, options: MediaOptions) -> tuple[VisionFeatures, float]:
-    """Patches of the sampled frames of a clip, and the rate in frames per second at which they were sampled."""
+def video_features(
+    path: str | Path, config: VisionConfig, options: MediaOptions, corrupt: Sequence["Corruption"] = ()
+) -> tuple[VisionFeatures, float]:
+    """Patches of the sampled frames of a clip, and the rate in frames per second at which they were sampled.
+
+    Args:
+      corrupt: applied to the frames in order; they keep their number, size and time.
+    """
     info = video_info(path)
     rate = info.frames_per_second
     frames, num_frames = read_frames(path, lambda n: sample_frames(n, rate, options), info.num_frames)
-    features = frame_features(frames, config, options, source=str(path))
+    source = str(path)
+    for one in corrupt:
+        frames, source = one(frames, source)
+    features = frame_features(frames, config, options, source=source)
     begins = sample_frames(num_frames, rate, options)[:: config.temporal_patch_size]
     features = dataclasses.replace(features, step_seconds=tuple(i / rate for i in begins))
     return features, len(frames) / num_frames * rate
@@ -144,9 +161,16 @@ def _normalized(image: np.ndarray, height: int, width: int, options: MediaOption
     return (scaled - np.asarray(options.image_mean, np.float32)) / np.asarray(options.image_std, np.float32)
 
 
-def audio_features(path: str | Path, options: MediaOptions) -> AudioFeatures:
-    """Log-mel frames of a sound file or of a video's sound, by HF's Whisper feature extractor."""
-    return waveform_features(read_audio(path), options, source=str(path))
+def audio_features(path: str | Path, options: MediaOptions, corrupt: Sequence["Corruption"] = ()) -> AudioFeatures:
+    """Log-mel frames of a sound file or of a video's sound, by HF's Whisper feature extractor.
+
+    Args:
+      corrupt: applied to the samples in order; they keep their number.
+    """
+    waveform, source = read_audio(path), str(path)
+    for one in corrupt:
+        waveform, source = one(waveform, source)
+    return waveform_features(waveform, options, source=source)
 
 
 def waveform_features(waveform: np.ndarray, options: MediaOptions, *, source: str) -> AudioFeatures:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from avjax.config import ModelConfig
+from avjax.media.corruption import Corruption, corruptions_of
 from avjax.media.decode import MediaError
 from avjax.media.features import audio_features, image_features, video_features
 from avjax.media.hf_batch import as_numpy, read_batch, require_finite, require_integers
@@ -58,6 +59,7 @@ class Processor:
         image: StrPath | Sequence[StrPath] | None,
         system: str | None,
         options: MediaOptions,
+        corrupt: Corruption | Sequence[Corruption] = (),
     ) -> Prompt:
         """See `avjax.Model.prompt`."""
         vision = self.config.vision
@@ -65,16 +67,18 @@ class Processor:
             raise MediaError(f"audio={audio!r}: {self.config.family} has no audio tower; pass audio=None")
         if audio == "from_video" and video is None:
             raise MediaError("audio='from_video': no video was given; pass video= or a sound file")
+        corruptions = corruptions_of(corrupt, has_audio=audio is not None, has_video=video is not None)
+        of_audio, of_video = ([c for c in corruptions if c.modality == kind] for kind in ("audio", "video"))
         images = [image] if isinstance(image, str | Path) else list(image or ())
         image_clips = tuple(image_features(path, vision, options) for path in images)
         video_clips: tuple[VisionFeatures, ...] = ()
         if video is not None:
-            clip, sampled_fps = video_features(video, vision, options)
+            clip, sampled_fps = video_features(video, vision, options, of_video)
             if self.config.family == "qwen2_5_vl":  # which places frames by the rate that they were really sampled at
                 clip = dataclasses.replace(clip, seconds_per_grid=vision.temporal_patch_size / sampled_fps)
             video_clips = (clip,)
         source = video if audio == "from_video" else audio
-        audio_clips = () if source is None else (audio_features(source, options),)
+        audio_clips = () if source is None else (audio_features(source, options, of_audio),)
 
         content = [{"type": "image", "image": str(path)} for path in images]
         content += [{"type": "video", "video": str(video)}] if video is not None else []
