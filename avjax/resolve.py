@@ -19,6 +19,7 @@ def _resolved(model: Model, edit: Edit) -> Edit:
 
     cache = model.host.runs
     key = (id(edit.source), edit.site)
-    if key not in cache:
-        cache[key] = run(model, edit.source, capture=[edit.site])
-    return edit.replaced(source=cache[key])
+    found = cache.get(key)  # the cache alone would not keep a run that was just made
+    if found is None:
+        found = cache[key] = run(model, edit.source, capture=[edit.site])
+    return edit.replaced(source=found)
