@@ -175,7 +175,7 @@ class Rank(_OfAnswer):
 class Logits(Metric):
     """Next-token logits of given tokens, along the dimension `token`."""
 
-    tokens: tuple[int, ...]
+    tokens: Sequence[int]
     name: str = "logits"
     unit: ClassVar[str] = "nats, up to a constant"
     dims: ClassVar[tuple[str, ...]] = ("token",)
