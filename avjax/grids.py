@@ -258,6 +258,6 @@ def _before(width: int, placement: Placement) -> int:
 
 def _label(value: Any) -> str:
     if isinstance(value, range):
-        return f"{value.start}:{value.stop}"
+        return f"{value.start}:{value.stop}" + (f":{value.step}" if value.step != 1 else "")
     shape = getattr(value, "shape", None)
     return str(value) if shape is None else f"array[{', '.join(map(str, shape))}]"
