@@ -1,4 +1,4 @@
-"""How a worker talks: one JSON object a line, requests on stdin, answers on stdout. Only the standard library and numpy.
+"""How a worker talks: one JSON object a line, requests on stdin, answers on stdout. Standard library and numpy only.
 
 Request:  {"workload": "a", "sample": 8}  (sample: how many variants a method that loops may run; null for all)
 Answer:   {"seconds", "fixed_seconds", "variants", "results": {variant: values}, "peak_bytes"}
