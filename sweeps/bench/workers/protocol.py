@@ -5,6 +5,7 @@ Answer:   {"seconds", "fixed_seconds", "variants", "results": {variant: values},
           or {"unsupported": reason} or {"error": text}.
 `seconds` covers the whole workload on a loaded model, prefill included. `fixed_seconds` of it do not grow with the
 number of variants, so that a sample of n among N stands for fixed + (seconds - fixed) * N / n.
+Lines that are no JSON object are what libraries print while they are imported.
 `results` are the logits of the two answer tokens; in b the generated ids; in e the likeliest ids of every layer.
 """
 
@@ -80,6 +81,8 @@ def serve(load: Callable[[argparse.Namespace], Worker]) -> None:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print must not come between the answers
     options = arguments()
+    # XLA has no thread count of its own; it starts as many threads as the process has cores.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.threads])
 
     def answer(content: Mapping[str, Any]) -> None:
         answers.write(json.dumps(content) + "\n")

@@ -38,7 +38,7 @@ def device_name() -> str:
 
 
 def peak_bytes() -> int:
-    """The allocator's peak since the last call, above the parameters' share is for the reader to subtract."""
+    """The allocator's peak since the last call, above what it holds now: the parameters."""
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
