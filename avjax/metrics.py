@@ -22,7 +22,7 @@ import numpy as np
 
 from avjax.model import Model
 from avjax.prompt import Prompt
-from avjax.tokens import Selector
+from avjax.tokens import Selector, as_indices
 
 Answer = str | int | Sequence[int]
 Values = jax.Array | Mapping[str, jax.Array]
@@ -205,6 +205,12 @@ class LogitDiff(Metric):
     name: str = "logit_diff"
     unit: ClassVar[str] = "nats"
 
+    def __post_init__(self):
+        for field in ("a", "b"):
+            value = getattr(self, field)
+            if not isinstance(value, str | int):
+                object.__setattr__(self, field, tuple(int(i) for i in value))
+
     def prepare(self, model: Model, prompt: Prompt) -> tuple[jax.Array, jax.Array]:
         a, b = answer_tokens(model, self.a), answer_tokens(model, self.b)
         if set(a) & set(b):
@@ -322,6 +328,12 @@ class AttentionMass(Metric):
     name: str = "attention_mass"
     unit: ClassVar[str] = "share of attention"
     dims: ClassVar[tuple[str, ...]] = ("layer", "head")
+
+    def __post_init__(self):
+        for field in ("key", "query"):
+            value = getattr(self, field)
+            if not isinstance(value, str):
+                object.__setattr__(self, field, as_indices(value, field))
 
     def attention(self) -> tuple[Selector, Selector]:
         return self.query, self.key

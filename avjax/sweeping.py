@@ -169,6 +169,8 @@ def prepare(
     for metric in several:
         if not isinstance(metric, Metric):
             raise TypeError(f"metrics: expected a Metric, got {type(metric).__name__}: {metric!r}")
+        if type(metric).__hash__ is None:
+            raise TypeError(f"metrics: {type(metric).__name__} cannot be hashed; declare it dataclass(frozen=True)")
     names = [m.name for m in several]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
