@@ -1,0 +1,196 @@
+"""Metrics against float64 numpy, from logits that a plain run gives."""
+
+import dataclasses
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import avjax
+from avjax import metrics
+from tests.engine.test_knockout_compiles import count_compilations
+from tests.tiny_hf import TinyCheckpoint
+
+VARIANTS = ("all->all@2#h1", "answer->[0:9]*5", "[8:20]->[0:4]")
+CONTINUATION = (17, 250, 3, 301)
+
+
+@pytest.fixture(scope="module")
+def ids(omni: TinyCheckpoint) -> np.ndarray:
+    return np.random.default_rng(2).integers(0, omni.ids["endoftext"], 24)
+
+
+@pytest.fixture(scope="module")
+def prompt(omni_model, ids) -> avjax.Prompt:
+    return omni_model.prompt_from_hf({"input_ids": ids[None]})
+
+
+@pytest.fixture(scope="module")
+def logits(omni_model, prompt) -> np.ndarray:
+    """float64 [1 + variants, V]; clean first."""
+    rows = [avjax.run(omni_model, prompt, *edits).logits[0] for edits in ((), *((v,) for v in VARIANTS))]
+    return np.asarray(rows, np.float64)
+
+
+def log_softmax(x: np.ndarray) -> np.ndarray:
+    top = x.max(-1, keepdims=True)
+    return x - top - np.log(np.exp(x - top).sum(-1, keepdims=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class Entropy(metrics.Metric):
+    name: str = "entropy"
+    unit: ClassVar[str] = "nats"
+
+    def __call__(self, view: metrics.View) -> jax.Array:
+        return jax.scipy.special.entr(jax.nn.softmax(view.logits)).sum()
+
+
+@dataclasses.dataclass(frozen=True)
+class WrongShape(metrics.Metric):
+    name: str = "wrong"
+
+    def __call__(self, view: metrics.View) -> jax.Array:
+        return view.logits
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(metrics.Metric):
+    name: str = "broken"
+
+    def __call__(self, view: metrics.View) -> jax.Array:
+        return view.logits @ jnp.ones(3)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoArray(metrics.Metric):
+    name: str = "none"
+
+    def __call__(self, view: metrics.View) -> Any:
+        return None
+
+
+A, B = (12, 40, 333), 77
+
+
+@pytest.fixture(scope="module")
+def swept(omni_model, prompt):
+    asked = [
+        metrics.LogProb(A),
+        metrics.Prob(A),
+        metrics.Rank(A),
+        metrics.Rank(B, name="rank_b"),
+        metrics.Logits([5, 1, 460]),
+        metrics.LogitDiff(A, B),
+        metrics.KL(),
+        metrics.KL("reverse"),
+        metrics.TotalVariation(),
+        metrics.TopK(4),
+        metrics.LogLikelihood(CONTINUATION),
+        metrics.LogLikelihood(CONTINUATION, mean=True, name="per_token"),
+        metrics.AttentionMass("[2:9]", query="[5:20]"),
+        Entropy(),
+    ]
+    return avjax.sweep(omni_model, prompt, list(VARIANTS), asked, progress=False)
+
+
+def test_next_token_metrics(swept, logits):
+    lp = log_softmax(logits)
+    p = np.exp(lp)
+    kl = (p[:1] * (lp[:1] - lp)).sum(-1), (p * (lp - lp[:1])).sum(-1)
+    best = logits[:, list(A)].max(-1)
+    expected = {
+        "log_prob": np.log(p[:, list(A)].sum(-1)),
+        "prob": p[:, list(A)].sum(-1),
+        "rank": 1 + (logits > best[:, None]).sum(-1),
+        "rank_b": 1 + (logits > logits[:, [B]]).sum(-1),
+        "logits": logits[:, [5, 1, 460]],
+        "logit_diff": best - logits[:, B],
+        "kl": kl[0],
+        "kl_reverse": kl[1],
+        "total_variation": 0.5 * np.abs(p - p[:1]).sum(-1),
+        "top_k": np.argsort(-logits, axis=-1)[:, :4],
+        "top_k_prob": -np.sort(-p, axis=-1)[:, :4],
+        "entropy": -(p * lp).sum(-1),
+    }
+    for name, value in expected.items():
+        np.testing.assert_allclose(swept[name].values[:, 0], value[1:], rtol=2e-5, atol=2e-6, err_msg=name)
+        np.testing.assert_allclose(swept[f"{name}_clean"].values[0], value[0], rtol=2e-5, atol=2e-6, err_msg=name)
+    assert kl[0][1:].min() > 1e-5 and np.abs(kl[0] - kl[1])[1:].max() > 1e-6, "the directions must differ"
+    assert len(set(expected["rank"].tolist())) > 1
+
+
+def test_log_likelihood_is_a_loop_over_growing_prompts(omni_model, ids, swept):
+    """The continuation counts as generated: in each longer prompt the edits name its positions by number."""
+    size = len(ids)
+    sums = []
+    for edits in ([], *([v] for v in VARIANTS)):
+        total = 0.0
+        for n, token in enumerate(CONTINUATION):
+            longer = omni_model.prompt_from_hf({"input_ids": np.append(ids, CONTINUATION[:n])[None].astype(np.int64)})
+            late = [v.replace("answer", f"[{size - 1}:{size + n}]") for v in edits]
+            total += log_softmax(np.asarray(avjax.run(omni_model, longer, *late).logits[0], np.float64))[token]
+        sums.append(total)
+    got = [swept["log_likelihood_clean"].values[0], *swept["log_likelihood"].values[:, 0]]
+    np.testing.assert_allclose(got, sums, rtol=1e-5)
+    np.testing.assert_allclose(swept["per_token"].values[:, 0], np.array(sums[1:]) / len(CONTINUATION), rtol=1e-5)
+    assert np.ptp(sums) > 1e-2
+
+
+def test_attention_mass(omni_model, prompt, swept):
+    visible = [sum(2 <= k < 9 and k <= q for k in range(24)) / (q + 1) for q in range(5, 20)]
+    for i, edits in enumerate([(), *((v,) for v in VARIANTS)]):
+        pattern = np.asarray(avjax.run(omni_model, prompt, *edits, capture=["pattern"]).captures["pattern"], np.float64)
+        mass = pattern[:, :, 5:20, 2:9].sum(-1).mean(-1)
+        for name, value in (("attention_mass", mass), ("attention_mass_per_key", mass / np.mean(visible))):
+            got = swept[f"{name}_clean"].values[0] if i == 0 else swept[name].values[i - 1, 0]
+            np.testing.assert_allclose(got, value, atol=5e-6, err_msg=name)
+    assert swept["attention_mass"].dims == ("variant", "sample", "layer", "head")
+
+
+def test_answers_by_text(omni_model, prompt, logits):
+    """A word counts over its surface forms; a rank takes the likeliest of them."""
+    tokenizer = omni_model.processor.tokenizer
+    forms = [tokenizer(t, add_special_tokens=False)["input_ids"][0] for t in ("water", " water")]
+    asked = [metrics.Prob("water"), metrics.Rank("water"), metrics.LogitDiff("water", "dog")]
+    got = avjax.sweep(omni_model, prompt, VARIANTS[0], asked, progress=False)
+    p = np.exp(log_softmax(logits[1]))
+    assert len(set(forms)) == 2
+    np.testing.assert_allclose(got["prob"].values.item(), p[forms].sum(), rtol=1e-5)
+    assert got["rank"].values.item() == 1 + (logits[1] > logits[1][forms].max()).sum()
+    assert got["prob"].attrs["answer_tokens"] == str(forms)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        (WrongShape(), r"'wrong'.*expected an array with the dimensions \[\].*shape \[467\]"),
+        (Broken(), "'broken': it cannot be computed"),
+        (NoArray(), "'none'.*no array"),
+        (metrics.TopK(10_000), "top_k"),
+        (metrics.LogProb(10_000), "token ids within 0:467"),
+        (metrics.Prob(" ", name="blank"), "expected a word"),
+        (metrics.LogitDiff((3, 4), 4), "cannot be told apart"),
+        (metrics.LogLikelihood(()), "expected token ids|at least one token"),
+        (metrics.LogLikelihood(""), "at least one token"),
+        (metrics.AttentionMass("video"), "no video tokens"),
+        (metrics.AttentionMass("[0]", query="generated"), "no generated tokens"),
+    ],
+    ids=lambda x: getattr(x, "name", None),
+)
+def test_refusals_come_before_compilation(omni_model, prompt, metric, message: str):
+    avjax.sweep(omni_model, prompt, VARIANTS[0], metrics.Prob(3), progress=False)
+    with count_compilations() as seen, pytest.raises(ValueError, match=message):
+        avjax.sweep(omni_model, prompt, VARIANTS[0], [metrics.Prob(3), metric], progress=False)
+    assert [name for name in seen if "replay" in name or "clean" in name or "score" in name or "prefill" in name] == []
+
+
+def test_names_of_metrics(omni_model, prompt):
+    with pytest.raises(ValueError, match="'prob' occurs twice"):
+        avjax.sweep(omni_model, prompt, VARIANTS[0], [metrics.Prob(3), metrics.Prob(4)], progress=False)
+    with pytest.raises(ValueError, match="at least one"):
+        avjax.sweep(omni_model, prompt, VARIANTS[0], [], progress=False)
+    with pytest.raises(ValueError, match="published"):
+        avjax.sweep(omni_model, prompt, VARIANTS[0], metrics.LogLikelihood((3,)), compat="published", progress=False)
