@@ -92,6 +92,7 @@ def generate_variants(
     Raises:
       ValueError: an edit does not fit the model or the prompt, or `max_new_tokens` is below 1.
     """
+    checked_executor(executor)
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
     if isinstance(variants, str | Edit):
@@ -111,6 +112,12 @@ def generate_variants(
         kept_logits=num_slots(max_new_tokens) if keep_logits else 0,
     )
     return decoded(session, max_new_tokens, generation_penalty(model, prompt, repetition_penalty), executor)
+
+
+def checked_executor(executor: str) -> Executor:
+    if executor not in ("replay", "reference"):
+        raise ValueError(f"executor: expected 'replay' or 'reference', got {executor!r}")
+    return executor  # pyright: ignore[reportReturnType]
 
 
 def num_slots(max_new_tokens: int) -> int:

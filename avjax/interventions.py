@@ -4,7 +4,6 @@ Any field may be an axis (`avjax.axis`, `avjax.windows` ...); an edit with axes 
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, Self
@@ -16,6 +15,8 @@ from avjax.models.sites import HEADED, Site, num_site_heads, parse_site
 from avjax.tokens import ALIASES, Selector, as_indices
 
 Indices = Sequence[int] | None
+MAX_NUMBER = 1e30  # what is multiplied by it must stay finite in float32
+MAX_ATTENTION_FACTOR = 1e6  # beyond, float32 loses what an edge's weight is compared with
 READ_ONLY = (Site.PATTERN, Site.MASS)
 
 
@@ -44,8 +45,12 @@ class Edit:
             value = getattr(self, name)
             if isinstance(value, Axis):
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float | np.number) or not math.isfinite(value):
-                raise ValueError(f"{type(self).__name__}: expected a finite {name}, got {value!r}")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int | float | np.number)
+                or not abs(value) <= MAX_NUMBER
+            ):
+                raise ValueError(f"{type(self).__name__}: expected a finite {name} (float32), got {value!r}")
             object.__setattr__(self, name, float(value))
 
     def layer_indices(self, config: DecoderConfig) -> tuple[int, ...]:
@@ -130,8 +135,8 @@ class ScaleAttention(EdgeEdit):
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.factor, Axis) and self.factor < 0:
-            raise ValueError(f"ScaleAttention: expected a factor of at least 0, got {self.factor:g}")
+        if not isinstance(self.factor, Axis) and not 0 <= self.factor <= MAX_ATTENTION_FACTOR:
+            raise ValueError(f"ScaleAttention: expected a factor within 0 to 1e6, got {self.factor:g}")
 
     @property
     def multiplier(self) -> float:

@@ -14,7 +14,7 @@ from avjax.api import checked_compat
 from avjax.engine.planning import default_memory_bytes
 from avjax.engine.scoring import Attended, block_size, blocks, check_values, clean_scores, score
 from avjax.engine.session import Reads, Session
-from avjax.generation import Executor, decoded, generation_penalty, num_slots
+from avjax.generation import Executor, checked_executor, decoded, generation_penalty, num_slots
 from avjax.grids import Cells, Grid, as_cells
 from avjax.interventions import Edit
 from avjax.metrics import Caption, Metric
@@ -123,11 +123,10 @@ def sweep(
     Raises:
       ValueError: something does not fit; all of it is found before anything is compiled.
     """
+    checked_executor(executor)
     if store is not None:
         raise ValueError("store: expected None; write the dataset with its own methods")
     planned = prepare(model, prompts, grid, metrics, memory_bytes=memory_bytes, compat=compat, allow_noop=allow_noop)
-    if executor not in ("replay", "reference"):
-        raise ValueError(f"executor: expected 'replay' or 'reference', got {executor!r}")
     columns = Columns(planned)
     steps = len(planned.prompts) * len(planned.parts) * (len(planned.cells.cells) + 1)  # and the clean cell
     with Progress("sweep", steps, "cells", enabled=progress) as bar:

@@ -119,8 +119,7 @@ def apply_edit(
     if edit.dense_weight.shape[-1] and sources.dense.shape[0]:
         weight = jnp.moveaxis(edit.dense_weight[groups], -1, 0)[..., None]  # S R [N] 1
         rows = jax.lax.dynamic_slice_in_dim(sources.dense, first_row, x.shape[0], axis=1)
-        # A weight of 0 must not let a source through, whatever it holds.
-        y = y + jnp.sum(jnp.where(weight == 0, 0.0, weight * rows.astype(jnp.float32)), axis=0)
+        y = y + jnp.sum(weight * rows.astype(jnp.float32), axis=0)
     return rounded(_add_vectors(y, edit, sources, groups), x.dtype)
 
 

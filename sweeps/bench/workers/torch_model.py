@@ -20,7 +20,7 @@ def load_model(options: argparse.Namespace, attention: str) -> Any:
     )
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
-    return model.to(DEVICE).eval()
+    return model.to(DEVICE).eval()  # pyright: ignore[reportArgumentType]
 
 
 def configure(threads: int) -> None:

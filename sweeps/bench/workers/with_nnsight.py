@@ -96,7 +96,7 @@ class Traces:
 
     def residuals(self, ids: torch.Tensor) -> list[torch.Tensor]:
         with self.model.trace(ids, use_cache=False, logits_to_keep=1):
-            seen = [layer.output for layer in self.model.model.layers].save()
+            seen = [layer.output for layer in self.model.model.layers].save()  # pyright: ignore[reportAttributeAccessIssue]
         return seen
 
     def lens(self, task: Task, ids: torch.Tensor) -> dict[int, list[Any]]:
