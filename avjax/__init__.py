@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from avjax import metrics
+    from avjax import metrics, statistics
     from avjax.api import Run, forward, lower_edits, run
     from avjax.compilation import cache_compilations
     from avjax.generation import Generation, generate, generate_variants
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from avjax.planning import Plan, plan
     from avjax.prompt import Inputs, Prompt
     from avjax.serialization import from_json, to_json
+    from avjax.statistics import bootstrap
     from avjax.sweeping import sweep
 
 # Names load when first used: `avjax --help` and `import avjax` stay instant.
@@ -37,9 +38,10 @@ _HOMES = {
     "avjax.planning": ("Plan", "plan"),
     "avjax.prompt": ("Inputs", "Prompt"),
     "avjax.serialization": ("from_json", "to_json"),
+    "avjax.statistics": ("bootstrap",),
     "avjax.sweeping": ("sweep",),
 }
-_MODULES = ("metrics",)
+_MODULES = ("metrics", "statistics")
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -67,6 +69,7 @@ __all__ = [
     "SwapAudio",
     "SwapVideo",
     "axis",
+    "bootstrap",
     "cache_compilations",
     "each_group",
     "each_head",
@@ -82,6 +85,7 @@ __all__ = [
     "parse_rules",
     "plan",
     "run",
+    "statistics",
     "sweep",
     "to_json",
     "windows",
