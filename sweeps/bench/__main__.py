@@ -61,12 +61,14 @@ def measure(clients: dict[str, Client], workload: str, total: int, rounds: int, 
     answers: dict[str, list[dict[str, Any]]] = {
         name: [client.ask(workload, sample)] for name, client in clients.items()
     }
-    refused = {name: found[0] for name, found in answers.items() if "seconds" not in found[0]}
-    names = [name for name in answers if name not in refused]
+    names = [name for name, found in answers.items() if "seconds" in found[0]]
     for round_index in range(rounds):
-        turn = round_index % len(names)
+        turn = round_index % max(1, len(names))
         for name in names[turn:] + names[:turn]:
             answers[name].append(clients[name].ask(workload, sample))
+    # Unsupported, or failed in any round: printed as such.
+    refused = {name: bad for name, found in answers.items() for bad in found if "seconds" not in bad}
+    names = [name for name in names if name not in refused]
     found: dict[str, Any] = {name: summary(answers[name], total) for name in names} | refused
     if OURS in refused:
         return found

@@ -1,5 +1,6 @@
 """A worker process, as the benchmark sees it."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -42,13 +43,18 @@ class Client:
         raise RuntimeError(f"{self.name}: the worker ended with {self.process.wait()}; {self.log} ends:\n{tail}")
 
     def ask(self, workload: str, sample: int | None) -> dict[str, Any]:
-        """One workload, once; what the worker answers."""
+        """One workload, once: what the worker answers, or an `error` when it has died."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"workload": workload, "sample": sample}) + "\n")
-        self.process.stdin.flush()
-        return self._read()
+        try:
+            self.process.stdin.write(json.dumps({"workload": workload, "sample": sample}) + "\n")
+            self.process.stdin.flush()
+            return self._read()
+        except (OSError, RuntimeError) as error:
+            return {"error": str(error)}
 
     def close(self) -> None:
+        """Ends the worker, if it has not ended."""
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
         self.process.wait(timeout=60)

@@ -26,9 +26,6 @@ class Parity:
     variants: int
     passed: bool
 
-    def __str__(self) -> str:
-        return f"{self.difference:.1e} {'ok' if self.passed else 'FAILED'}"
-
 
 def parity(workload: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Parity:
     """Raises ValueError when they have no variant in common."""
@@ -48,23 +45,32 @@ def parity(workload: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) ->
 
 def whole_seconds(answer: Mapping[str, Any], total: int) -> float:
     """Seconds for all variants, from those of a sample."""
-    fixed, run = answer["fixed_seconds"], answer["variants"]
-    return fixed + (answer["seconds"] - fixed) * total / run
+    return answer["fixed_seconds"] + variant_seconds(answer) * total
+
+
+def variant_seconds(answer: Mapping[str, Any]) -> float:
+    return (answer["seconds"] - answer["fixed_seconds"]) / answer["variants"]
 
 
 def summary(answers: list[dict[str, Any]], total: int) -> dict[str, Any]:
-    """Of one method on one workload; the first answer is the cold one."""
-    cold, *warm = [whole_seconds(a, total) for a in answers]
-    warm = warm or [cold]
+    """Of one method on one workload; the first answer is the cold one.
+
+    The cold total is what the cold call took, plus warm time for the variants that a sample left out, so that what
+    happens once is not multiplied.
+    """
+    first, *warm = answers
+    seconds = [whole_seconds(a, total) for a in warm]
+    middle = statistics.median(seconds)
+    left_out = (total - first["variants"]) * statistics.median(variant_seconds(a) for a in warm)
     return {
-        "seconds": statistics.median(warm),
-        "best": min(warm),
-        "cold_seconds": cold,
-        "compile_seconds": max(0.0, cold - statistics.median(warm)),
-        "fixed_seconds": statistics.median(a["fixed_seconds"] for a in answers[-len(warm) :]),
-        "rounds": [round(s, 5) for s in warm],
+        "seconds": middle,
+        "best": min(seconds),
+        "cold_seconds": first["seconds"] + left_out,
+        "compile_seconds": max(0.0, first["seconds"] + left_out - middle),
+        "fixed_seconds": statistics.median(a["fixed_seconds"] for a in warm),
+        "rounds": [round(s, 5) for s in seconds],
         "variants": total,
-        "variants_run": answers[-1]["variants"],
+        "variants_run": first["variants"],
         "peak_bytes": max(a["peak_bytes"] for a in answers),
     }
 
@@ -75,5 +81,7 @@ def break_even(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> int | None
     avjax's time is taken not to fall with fewer variants, which favours the peer.
     """
     each = (theirs["seconds"] - theirs["fixed_seconds"]) / theirs["variants"]
+    if each <= 0:  # noise in what is told apart
+        return None
     count = math.ceil((ours["cold_seconds"] - theirs["fixed_seconds"]) / each)
     return max(1, count) if count <= ours["variants"] else None
