@@ -1,0 +1,127 @@
+"""Replay sweeps against peers on the same weights and prompt: seconds, parity and memory per workload.
+
+Command: `python -m sweeps.bench [--size small] [--workloads a,b] [--peers hooks,strong] [--rounds 5] [--sample 4]`
+Cost: the first run builds an environment per peer (1 GB each). With the defaults about half an hour on two quiet cores.
+Expected: every parity passes, with logits equal to 1e-4 and ids exactly; where edits reach few rows (a, b, e) avjax is
+much faster than the loops; where they reach nearly all (f, g, h) or there is one variant (i), hardly or not.
+
+Methods are interleaved within rounds, so that a noisy machine disturbs all alike; medians and minima are of the warm
+rounds, compilation is told apart. A peer that loops over variants runs a seeded sample, and its time is multiplied.
+Peers and workloads: `sweeps/bench/environments.py`, `sweeps/bench/workloads.py`.
+"""
+
+import argparse
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from sweeps.bench.checkpoint import SIZES, write
+from sweeps.bench.client import Client
+from sweeps.bench.comparison import break_even, parity, summary
+from sweeps.bench.environments import METHODS
+from sweeps.bench.table import markdown
+from sweeps.bench.workloads import TITLES, document
+
+OURS = "avjax"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    peers = [name for name in METHODS if name != OURS]
+    parser.add_argument("--workloads", default=",".join(TITLES), help="letters, joined by commas")
+    parser.add_argument("--peers", default=",".join(peers), help=f"of {', '.join(peers)}")
+    parser.add_argument("--rounds", type=int, default=5, help="warm rounds; one cold round comes before them")
+    parser.add_argument("--size", choices=sorted(SIZES), default="small")
+    parser.add_argument("--sample", type=int, default=4, help="variants of a method that loops; 0: all of them")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--directory", type=Path, default=Path(".bench"), help="environments, checkpoint and results")
+    options = parser.parse_args()
+    options.workloads, options.peers = options.workloads.split(","), options.peers.split(",")
+    for given, known in ((options.workloads, TITLES), (options.peers, peers)):
+        if unknown := [name for name in given if name not in known]:
+            parser.error(f"expected names among {', '.join(known)}, got {', '.join(unknown)}")
+    if options.rounds < 1:
+        parser.error(f"--rounds: expected at least 1, got {options.rounds}")
+    return options
+
+
+def prepare(directory: Path, name: str) -> dict[str, Any]:
+    """The checkpoint, when it is not there yet, and the workload document."""
+    if not (directory / name / "thinker" / "model.safetensors").is_file():
+        write(directory / name, SIZES[name])
+    content = document(SIZES[name])
+    (directory / name / "workload.json").write_text(json.dumps(content))
+    return content
+
+
+def measure(clients: dict[str, Client], workload: str, total: int, rounds: int, sample: int | None) -> dict[str, Any]:
+    """Every method on one workload: a cold call each, whose results are compared, then interleaved rounds."""
+    answers: dict[str, list[dict[str, Any]]] = {
+        name: [client.ask(workload, sample)] for name, client in clients.items()
+    }
+    names = [name for name, found in answers.items() if "seconds" in found[0]]
+    for round_index in range(rounds):
+        turn = round_index % max(1, len(names))
+        for name in names[turn:] + names[:turn]:
+            answers[name].append(clients[name].ask(workload, sample))
+    # Unsupported, or failed in any round: printed as such.
+    refused = {name: bad for name, found in answers.items() for bad in found if "seconds" not in bad}
+    names = [name for name in names if name not in refused]
+    found: dict[str, Any] = {name: summary(answers[name], total) for name in names} | refused
+    if OURS in refused:
+        return found
+    ours = answers[OURS][0]["results"]
+    for name in names:
+        if name == OURS:
+            continue
+        agreed = parity(workload, ours, answers[name][0]["results"])
+        found[name] |= {
+            "ratio": found[name]["seconds"] / found[OURS]["seconds"],
+            "ratio_of_best": found[name]["best"] / found[OURS]["best"],
+            "parity": {"difference": agreed.difference, "effect": agreed.effect, "variants": agreed.variants},
+            "parity_passed": agreed.passed,
+        }
+        if clients[name].about["loops"]:
+            found[name]["break_even"] = break_even(found[OURS], found[name])
+    return found
+
+
+def main() -> None:
+    options = arguments()
+    options.directory.mkdir(parents=True, exist_ok=True)
+    content = prepare(options.directory, options.size)
+    clients: dict[str, Client] = {}
+    failed: dict[str, str] = {}
+    for name in (OURS, *options.peers):
+        try:
+            clients[name] = Client(name, METHODS[name], options.directory, options.size, options.threads)
+        except RuntimeError as error:
+            failed[name] = str(error)
+            print(error, flush=True)
+    results = {
+        "machine": f"{platform.machine()}, {options.threads} threads for every method",
+        "size": options.size,
+        "rounds": options.rounds,
+        "sample": options.sample,
+        "methods": {n: {"about": METHODS[n].about, **c.about} for n, c in clients.items()},
+        "failed": failed,
+        "workloads": {},
+    }
+    target = options.directory / f"results-{options.size}"
+    for workload in options.workloads:
+        total = len(content["workloads"][workload])
+        found = measure(clients, workload, total, options.rounds, options.sample or None)
+        results["workloads"][workload] = found
+        # Written after every workload, so that an interrupted run leaves what it measured.
+        target.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
+        target.with_suffix(".md").write_text(markdown(results))
+        print(f"{workload}: {TITLES[workload]} done", flush=True)
+    for client in clients.values():
+        client.close()
+    print(markdown(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""The benchmark's results as markdown."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sweeps.bench.workloads import TITLES
+
+HEAD = "| method | median | best | cold | variants run | ratio | ratio of best | parity | break-even | peak memory |"
+RULE = "|" + "---|" * 10
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """One table per workload.
+
+    `ratio` is the method's time over avjax's: above 1, avjax is faster. Times of a sample stand for all variants.
+    """
+    lines = [
+        f"{results['machine']}; size {results['size']}; medians of {results['rounds']} interleaved warm rounds.",
+        "",
+    ]
+    for name, about in results["methods"].items():
+        versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
+        lines.append(f"- {name}: {about['about']} ({about['device']}; {versions})")
+    lines += [f"- {name}: did not start: {_one_line(reason)}" for name, reason in results["failed"].items()]
+    for workload, found in results["workloads"].items():
+        lines += ["", f"### {workload}. {TITLES[workload]}", "", HEAD, RULE]
+        lines += [_row(name, row) for name, row in found.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _row(name: str, row: Mapping[str, Any]) -> str:
+    if "seconds" not in row:
+        return f"| {name} | {_one_line(row.get('unsupported') or row['error'])} |" + " |" * 8
+    run, total = row["variants_run"], row["variants"]
+    cells = [
+        name,
+        _seconds(row["seconds"]),
+        _seconds(row["best"]),
+        _seconds(row["cold_seconds"]),
+        f"{total}" if run == total else f"{run} of {total}, multiplied",
+        _ratio(row.get("ratio")),
+        _ratio(row.get("ratio_of_best")),
+        _parity(row),
+        _break_even(row),
+        f"{row['peak_bytes'] / 1e6:,.0f} MB",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _parity(row: Mapping[str, Any]) -> str:
+    if "parity" not in row:
+        return ""
+    return f"{row['parity']['difference']:.1e}{'' if row['parity_passed'] else ' FAILED'}"
+
+
+def _break_even(row: Mapping[str, Any]) -> str:
+    if "break_even" not in row:
+        return ""
+    return "none" if row["break_even"] is None else f"{row['break_even']} variants"
+
+
+def _seconds(value: float) -> str:
+    return f"{value * 1e3:.0f} ms" if value < 1 else f"{value:.2f} s"
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}" if value < 10 else f"{value:.0f}"
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.strip().splitlines()[-1].split())[:200].replace("|", "/")
