@@ -7,6 +7,7 @@ much faster than the loops; where they reach nearly all (f, g, h) or there is on
 
 Methods are interleaved within rounds, so that a noisy machine disturbs all alike; medians and minima are of the warm
 rounds, compilation is told apart. A peer that loops over variants runs a seeded sample, and its time is multiplied.
+Peak memory is above the loaded model, compilation included; on a CPU it counts what earlier workloads left resident.
 Peers and workloads: `sweeps/bench/environments.py`, `sweeps/bench/workloads.py`.
 """
 

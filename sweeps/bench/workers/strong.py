@@ -19,7 +19,7 @@ from strong_layers import Decoder, Prefill
 from torch_model import DEVICE, PEAK, answers, device_name, index, load_model, tensor_ids
 
 LENS_ROWS = 256
-# Tokens in one batch of suffixes. On two busy cores 512 took 3.4, 3.0 and 1.0 s for c, d and h, 4096 3.8 to 13.9.
+# Tokens in one batch of suffixes. Not settled on a CPU: two passes on busy cores ranked 512 to 4096 differently.
 SUFFIX_TOKENS = {"cpu": 512, "cuda": 65_536}[DEVICE]
 
 

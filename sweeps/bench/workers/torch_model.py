@@ -15,7 +15,7 @@ def load_model(options: argparse.Namespace, attention: str) -> Any:
     import transformers
 
     configure(options.threads)
-    model = transformers.AutoModelForCausalLM.from_pretrained(
+    model: Any = transformers.AutoModelForCausalLM.from_pretrained(
         options.checkpoint / "plain", dtype=torch.float32, attn_implementation=attention
     )
     model.generation_config.eos_token_id = None

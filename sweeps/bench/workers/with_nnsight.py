@@ -96,7 +96,8 @@ class Traces:
 
     def residuals(self, ids: torch.Tensor) -> list[torch.Tensor]:
         with self.model.trace(ids, use_cache=False, logits_to_keep=1):
-            seen = [layer.output for layer in self.model.model.layers].save()  # pyright: ignore[reportAttributeAccessIssue]
+            outputs: Any = [layer.output for layer in self.model.model.layers]
+            seen = outputs.save()  # nnsight gives every object this method inside a trace
         return seen
 
     def lens(self, task: Task, ids: torch.Tensor) -> dict[int, list[Any]]:
