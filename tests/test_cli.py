@@ -62,7 +62,7 @@ def test_run_prints_captions_side_by_side(clip: Path, omni: TinyCheckpoint, monk
     ).stdout
     header = next(line for line in shown.splitlines() if "clean" in line)
     assert "generated->video@2:8" in header
-    assert "edges cut" in shown
+    assert "edges edited" in shown
 
 
 def test_a_silent_video_is_run_without_sound(real_clips: Path, omni: TinyCheckpoint):
