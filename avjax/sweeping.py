@@ -12,7 +12,7 @@ import xarray as xr
 
 from avjax.api import checked_compat
 from avjax.engine.planning import default_memory_bytes
-from avjax.engine.scoring import Attended, block_size, blocks, check_values, clean_scores, score
+from avjax.engine.scoring import Attended, block_size, blocks, check_values, first_of_block, read_block, score
 from avjax.engine.session import Reads, Session
 from avjax.generation import Executor, checked_executor, decoded, generation_penalty, num_slots
 from avjax.grids import Cells, Grid, as_cells
@@ -138,10 +138,11 @@ def sweep(
                     columns.add_captions(sample, one, decoded(session, one.max_new_tokens, penalty, executor))
                     bar.advance(len(planned.cells.cells) + 1)
                     continue
+                session.begin()
+                columns.add_touched(sample, session, planned.num_decoded())  # while the device is busy
                 for variants, values in _ahead(_scored(session, one, executor), 1):
                     columns.add(sample, one, variants, values)
                     bar.advance(len(variants))
-                columns.add_touched(sample, session, planned.num_decoded())
     return columns.dataset(provenance(model, executor=executor, compat=compat))
 
 
@@ -251,14 +252,14 @@ def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[t
     continuation = jnp.asarray(one.continuation, jnp.int32)
     prepared = [metric.prepare(model, prompt) for metric in one.metrics]
     attended = _attended(session, one)
-    size = block_size(session.num_reads, decoder.cfg.vocab_size)
-    clean_reading = session.clean_reading()
-    masses = None if clean_reading.mass is None else clean_reading.mass[0]
-    clean = clean_scores(decoder, clean_reading.residual[0], masses, continuation, size=size)
+    size = block_size(len(session.lowered) + 1, session.num_reads, decoder.cfg.vocab_size)
     readings = session.replayed() if executor == "replay" else session.referenced()
-    for variants, residual, mass in blocks(_ahead(itertools.chain([clean_reading], readings)), size):
-        args = (decoder, residual, mass, clean, continuation, prepared, attended)
-        yield variants, score(*args, metrics=one.metrics)
+    clean = None
+    for variants, residual, mass in blocks(_ahead(itertools.chain([session.clean_reading()], readings)), size):
+        logits, logprobs = read_block(decoder, residual, continuation)
+        if clean is None:
+            clean = first_of_block(logits, logprobs, mass)
+        yield variants, score(logits, logprobs, mass, clean, prepared, attended, metrics=one.metrics)
 
 
 def _ahead(results: Iterator[Any], count: int = 2) -> Iterator[Any]:

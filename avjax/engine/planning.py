@@ -146,7 +146,7 @@ class Budget:
                 f"{self.memory_bytes:,}; raise it, or shorten the prompt"
             )
         if self.num_slots:
-            return _floor(min(fit, _ceil(count)))
+            return _floor(min(fit, count_bucket(count)))
         rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
         # Several batches rather than one: each starts at its own first layer.
         return _power_of_two(max(1, min(fit, rows // num_rows, max(8, -(-count // 4)))))
@@ -164,8 +164,8 @@ def _power_of_two(count: int) -> int:
     return 1 << (int(count).bit_length() - 1)
 
 
-def _ceil(count: int) -> int:
-    """The batch size that serves `count` variants: an eighth of the power of two below, in steps."""
+def count_bucket(count: int) -> int:
+    """The batch size that serves `count` variants: multiples of an eighth of the power of two below."""
     step = max(1, (1 << (count.bit_length() - 1)) // 8)
     return -(-count // step) * step
 

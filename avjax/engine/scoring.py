@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.engine.planning import count_bucket
 from avjax.engine.session import Reading
 from avjax.metrics import Metric, View
 from avjax.models.decoder import Decoder
@@ -41,10 +42,10 @@ class CleanScores:
     mass: jax.Array | None  # float32 L N Q C
 
 
-def block_size(num_reads: int, vocab: int) -> int:
-    """Variants that are scored together: one shape for all, so that equal residuals give equal bits."""
-    fit = LOGIT_BYTES // (4 * num_reads * vocab)
-    return max(1, min(SCORED_TOGETHER, 1 << max(fit, 1).bit_length() - 1))
+def block_size(count: int, num_reads: int, vocab: int) -> int:
+    """Variants that are scored together: one shape for all of a sweep, so that equal residuals give equal bits."""
+    most = max(1, min(SCORED_TOGETHER, LOGIT_BYTES // (4 * num_reads * vocab)))
+    return min(most, count_bucket(-(-count // -(-count // most))))
 
 
 def blocks(readings: Iterable[Reading], size: int) -> Iterator[tuple[tuple[int, ...], np.ndarray, np.ndarray | None]]:
@@ -77,13 +78,23 @@ def blocks(readings: Iterable[Reading], size: int) -> Iterator[tuple[tuple[int, 
         yield cut()
 
 
+@jax.jit
+def read_block(decoder: Decoder, residual: jax.Array, continuation: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Logits [I, V] at the last prompt position, and log-probabilities [I, n] of the continuation's tokens.
+
+    Args:
+      residual: [I, P, D], final residuals.
+      continuation: int32 [n], empty or as long as P.
+    """
+    return jax.vmap(lambda x: read_out(decoder, x, continuation))(residual)
+
+
 @functools.partial(jax.jit, static_argnames=("metrics",))
 def score(
-    decoder: Decoder,
-    residual: jax.Array,
+    logits: jax.Array,
+    logprobs: jax.Array,
     mass: jax.Array | None,
     clean: CleanScores,
-    continuation: jax.Array,
     prepared: Sequence[Any],
     attended: Sequence[Attended | None],
     *,
@@ -92,20 +103,18 @@ def score(
     """Each metric's values, leading with I.
 
     Args:
-      residual: [I, P, D], final residuals.
+      logits, logprobs: what `read_block` returned.
       mass: float32 [I, L, N, Q, C].
-      continuation: int32 [n], empty or as long as P.
       prepared, attended: for each metric.
     """
 
-    def one(residual_PD: jax.Array, mass_LNQC: jax.Array | None) -> list[Any]:
-        logits, logprobs = read_out(decoder, residual_PD, continuation)
+    def one(logits_V: jax.Array, logprobs_n: jax.Array, mass_LNQC: jax.Array | None) -> list[Any]:
         return [
             metric(
                 View(
-                    logits=logits,
+                    logits=logits_V,
                     clean_logits=clean.logits,
-                    logprobs=logprobs,
+                    logprobs=logprobs_n,
                     clean_logprobs=clean.logprobs,
                     mass=_mass(mass_LNQC, place),
                     clean_mass=_mass(clean.mass, place),
@@ -116,17 +125,13 @@ def score(
             for metric, ready, place in zip(metrics, prepared, attended, strict=True)
         ]
 
-    return jax.vmap(one)(residual, mass)
+    return jax.vmap(one)(logits, logprobs, mass)
 
 
-@functools.partial(jax.jit, static_argnames=("size",))
-def clean_scores(
-    decoder: Decoder, residual_PD: jax.Array, mass: jax.Array | None, continuation: jax.Array, *, size: int
-) -> CleanScores:
-    """The clean run's read-outs, from a block as large as those of `score`: products of one shape round alike."""
-    block = jnp.broadcast_to(residual_PD, (size, *residual_PD.shape))
-    logits, logprobs = jax.vmap(lambda x: read_out(decoder, x, continuation))(block)
-    return CleanScores(logits=logits[0], logprobs=logprobs[0], mass=mass)
+@jax.jit
+def first_of_block(logits: jax.Array, logprobs: jax.Array, mass: jax.Array | None) -> CleanScores:
+    """The clean run's read-outs, which lead the first block."""
+    return CleanScores(logits=logits[0], logprobs=logprobs[0], mass=None if mass is None else mass[0])
 
 
 def read_out(decoder: Decoder, residual_PD: jax.Array, continuation: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -209,6 +209,10 @@ class Session:
             weights[row, where - first] = 1 / len(where)
         return jnp.asarray(weights[:, :num_rows])
 
+    def begin(self) -> None:
+        """Starts the clean pass, which runs while the caller goes on."""
+        _ = self.shared
+
     def clean_reading(self) -> Reading:
         """The unedited run, from the clean pass itself."""
         weights = self.query_weights(self.clean_rows)
