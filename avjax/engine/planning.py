@@ -148,8 +148,8 @@ class Budget:
         if self.num_slots:
             return _floor(min(fit, count_bucket(count)))
         rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
-        # Several batches rather than one: each starts at its own first layer.
-        return _power_of_two(max(1, min(fit, rows // num_rows, max(8, -(-count // 4)))))
+        # Two batches rather than one: the second starts at its own first layer. More read the parameters too often.
+        return _floor(max(1, min(fit, rows // num_rows, count_bucket(max(8, -(-count // 2))))))
 
 
 def default_memory_bytes() -> int:
@@ -158,10 +158,6 @@ def default_memory_bytes() -> int:
     if "bytes_limit" in stats:
         return int(MEMORY_SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
     return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
-
-
-def _power_of_two(count: int) -> int:
-    return 1 << (int(count).bit_length() - 1)
 
 
 def count_bucket(count: int) -> int:

@@ -19,7 +19,7 @@ from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
 
 LOGIT_BYTES = 64 * 2**20  # logits of the variants that are scored at once, at most
-SCORED_TOGETHER = 32  # variants, at most
+SCORED_TOGETHER = 128  # variants, at most
 
 
 @jax.tree_util.register_dataclass
