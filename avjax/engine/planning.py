@@ -67,7 +67,7 @@ def row_bucket(rows: int, most: int) -> int:
     return min(bucket(rows) if small is None else small, most)
 
 
-def batches(regions: Sequence[Region], cfg: DecoderConfig, budget: "Budget") -> list[Batch]:
+def batches(regions: Sequence[Region], budget: "Budget") -> list[Batch]:
     """Variants of one region size together, by first layer, as many as the budget and the device can use."""
     planned: list[Batch] = []
     for num_rows in sorted({r.num_rows for r in regions}):

@@ -101,7 +101,7 @@ class Session:
             clean_rows=self.clean_rows,
             num_sources=sum(len(e.dense) for e in self.folded.bank.entries.values()),
         )
-        self.planned = batches(regions, cfg, self.budget)
+        self.planned = batches(regions, self.budget)
 
     @property
     def has_edges(self) -> bool:

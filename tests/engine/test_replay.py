@@ -4,6 +4,8 @@ import dataclasses
 import functools
 from typing import Any
 
+import chex
+import jax
 import numpy as np
 import pytest
 import xarray as xr
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 
 import avjax
 from avjax import sweeping
+from avjax.engine import session as sessions
 from avjax.metrics import AttentionMass, Logits, LogLikelihood
 from tests.engine.test_knockout_compiles import count_compilations
 
@@ -255,6 +258,19 @@ def test_grids_of_one_shape_share_executables(omni_model: avjax.Model, pool):
     assert seen == []
 
 
+def test_a_grid_is_traced_once(omni_model: avjax.Model, pool, monkeypatch: pytest.MonkeyPatch):
+    """Every layer, head and key of a grid in several batches, from different first layers: one trace."""
+    traced = chex.assert_max_traces(sessions.replay.__wrapped__, n=1)
+    static = ("num_variants", "num_rows", "keep_cache", "compat")
+    monkeypatch.setattr(sessions, "replay", jax.jit(traced, static_argnames=static))
+    key = avjax.axis("key", ["audio", "video", "text"])
+    grid = avjax.grid(avjax.Knockout(query="last", key=key, layers=avjax.each_layer(), heads=avjax.each_head()))
+    planned = sweeping.prepare(omni_model, pool(40).prompt, grid, Logits([1]))
+    assert len({b.start_layer for session in planned.sessions.values() for b in session.planned}) > 1
+    found = avjax.sweep(omni_model, pool(40).prompt, grid, Logits([1]), progress=False)
+    assert found["logits"].shape == (3, L, N, 1, 1)
+
+
 def test_the_clean_variant_is_the_clean_run(omni_model: avjax.Model, pool):
     """Also of `avjax.run`, whose program is another: to rounding."""
     prompt, metric = pool(40).prompt, Logits(range(omni_model.config.decoder.vocab_size))
@@ -269,4 +285,4 @@ def test_a_variant_without_edits_is_the_clean_run_to_the_bit(omni_model: avjax.M
     prompt, metric = pool(40).prompt, Logits(range(omni_model.config.decoder.vocab_size))
     for variants in ([[]], [LAST[0], [], *LAST[1:]]):
         found = avjax.sweep(omni_model, prompt, variants, metric, progress=False)
-        np.testing.assert_array_equal(found["logits"].values[len(variants) > 1], found["logits_clean"].values)
+        np.testing.assert_array_equal(found["logits"].values[int(len(variants) > 1)], found["logits_clean"].values)
