@@ -23,6 +23,7 @@ import numpy as np
 from avjax.model import Model
 from avjax.prompt import Prompt
 from avjax.tokens import Selector, as_indices
+from avjax.topk import top_k
 
 Answer = str | int | Sequence[int]
 Values = jax.Array | Mapping[str, jax.Array]
@@ -309,7 +310,7 @@ class TopK(Metric):
             raise ValueError(f"TopK: expected k of at least 1, got {self.k}")
 
     def __call__(self, view: View) -> Values:
-        values, tokens = jax.lax.top_k(jax.nn.softmax(view.logits), self.k)
+        values, tokens = top_k(jax.nn.softmax(view.logits), self.k)
         return {"": tokens, "prob": values}
 
 

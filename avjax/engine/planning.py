@@ -69,11 +69,17 @@ def row_bucket(rows: int, most: int) -> int:
 
 def batches(regions: Sequence[Region], budget: "Budget") -> list[Batch]:
     """Variants of one region size together, by first layer, as many as the budget and the device can use."""
+    num_layers = budget.cfg.num_layers
+
+    def kind(r: Region) -> tuple[int, bool]:
+        # Variants that change nothing in the prompt stay apart and are the clean run to the bit; but what is decoded
+        # later is decoded together.
+        return r.num_rows, r.start_layer < num_layers or budget.num_slots > 0
+
     planned: list[Batch] = []
-    for num_rows in sorted({r.num_rows for r in regions}):
-        members = sorted(
-            (i for i, r in enumerate(regions) if r.num_rows == num_rows), key=lambda i: regions[i].start_layer
-        )
+    for num_rows, changed in sorted({kind(r) for r in regions}):
+        members = [i for i, r in enumerate(regions) if kind(r) == (num_rows, changed)]
+        members.sort(key=lambda i: regions[i].start_layer)
         size = budget.variants(num_rows, len(members))
         for begin in range(0, len(members), size):
             chosen = tuple(members[begin : begin + size])

@@ -18,6 +18,7 @@ import numpy as np
 from protocol import Task, Worker, serve
 
 import avjax
+from avjax.topk import top_k
 
 
 class Replay:
@@ -63,7 +64,7 @@ def likeliest(decoder: Any, residuals: jax.Array, places: jax.Array, top: int) -
     """The likeliest tokens [L, P, top], a layer at a time, so that logits never exist for all of them."""
 
     def one(rows: jax.Array) -> jax.Array:
-        return jax.lax.top_k(decoder.logits(rows), top)[1]
+        return top_k(decoder.logits(rows), top)[1]
 
     return jax.lax.map(one, residuals[:, places])
 
