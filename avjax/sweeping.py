@@ -57,10 +57,6 @@ class Sweep:
         """What each prompt is run for."""
         return (*self.passes, *self.captions)
 
-    @property
-    def metrics(self) -> tuple[Metric, ...]:
-        return (*(m for p in self.passes for m in p.metrics), *self.captions)
-
     def variants(self, sample: Any) -> list[tuple[Edit, ...]]:
         """Each cell's edits on one sample."""
         return [resolved(self.model, cell.edits, sample) for cell in self.cells.cells]
@@ -175,6 +171,7 @@ def prepare(
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ValueError(f"metrics: {twice[0]!r} occurs twice; give one of them another name=")
+    _refuse_collisions(cells, several)
     captions = tuple(m for m in several if isinstance(m, Caption))
     read = [m for m in several if not isinstance(m, Caption)]
     planned = Sweep(
@@ -190,6 +187,16 @@ def prepare(
     return dataclasses.replace(planned, sessions=_check(planned))
 
 
+def _refuse_collisions(cells: Cells, metrics: Sequence[Metric]) -> None:
+    """Each name of the dataset may mean one thing."""
+    taken = {"sample", CELL, *COUNTS}
+    for metric in metrics:
+        taken |= {metric.name, f"{metric.name}_clean", *metric.dims}
+    for name in (*cells.dims, *cells.notes):
+        if name in taken:
+            raise ValueError(f"grid: the axis {name!r} has the name of a metric or of another dimension; pass name=")
+
+
 def _check(planned: Sweep) -> dict[tuple[Any, int], Session]:
     """Every session of the sweep, by sample and place among passes and captions; none has computed anything."""
     model, cfg = planned.model, planned.model.config.decoder
@@ -200,6 +207,8 @@ def _check(planned: Sweep) -> dict[tuple[Any, int], Session]:
         )
     sessions: dict[tuple[Any, int], Session] = {}
     for name, prompt in planned.prompts.items():
+        if planned.captions:
+            generation_penalty(model, prompt, None)  # refuses what cannot be decoded
         for one in planned.passes:
             for metric in one.metrics:
                 attention = None if metric.attention() is None else (cfg.num_layers, cfg.num_heads)

@@ -187,3 +187,11 @@ def test_patches_align_by_order_within_a_modality(omni_model, prompt):
     held, here = np.asarray(source.captures["resid_mid"]), np.asarray(got.captures["resid_mid"])
     np.testing.assert_array_equal(here[:, 4:12:2], held[:, :4])
     np.testing.assert_array_equal(here[:, 5:12:2], held[:, 13:])
+
+
+@pytest.mark.parametrize("name", ["prob", "prob_clean", "token", "edges", "cell"])
+def test_an_axis_named_like_a_part_of_the_dataset_is_refused(omni_model: avjax.Model, name: str):
+    prompt = omni_model.prompt_from_embeddings(np.zeros((4, 64)), np.zeros((3, 4), int), ["text"] * 4)
+    grid = avjax.grid(avjax.Scale("last", avjax.axis(name, [0.5, 2.0])))
+    with pytest.raises(ValueError, match="pass name="):
+        avjax.sweep(omni_model, prompt, grid, [avjax.metrics.Prob(3), avjax.metrics.Logits([1])], progress=False)

@@ -240,28 +240,22 @@ def folded(lowered: Lowered) -> Lowered:
     shifts: dict[int, int] = {}
     variants = []
     for ops in lowered.ops:
+        # Moved edits stand before those that are at resid_pre already: the layer before ends first.
         moved: list[Op] = []
+        rest: list[Op] = []
         for op in ops:
             if not isinstance(op, SiteOp) or op.site is not Site.RESID_POST:
-                moved.append(op)
+                rest.append(op)
                 continue
             inner = tuple(layer + 1 for layer in op.layers if layer < last)
             if inner:
-                # Before the edits that stand at resid_pre already: the layer before them ends first.
-                new = dataclasses.replace(op, site=Site.RESID_PRE, layers=inner)
-                shifts[id(new)] = 1
-                moved.insert(0, new)
+                moved.append(dataclasses.replace(op, site=Site.RESID_PRE, layers=inner))
+                shifts[id(moved[-1])] = 1
             if last in op.layers:
-                moved.append(dataclasses.replace(op, layers=(last,)))
-        variants.append(tuple(_in_order(moved, shifts)))
+                rest.append(dataclasses.replace(op, layers=(last,)))
+        variants.append((*moved, *rest))
     bank = Bank(variants, lowered.config, shifts, final=True)
     return dataclasses.replace(lowered, ops=tuple(variants), bank=bank)
-
-
-def _in_order(ops: list[Op], shifts: dict[int, int]) -> list[Op]:
-    """Moved edits first, in the order in which they were written; the rest keep theirs."""
-    moved = [op for op in ops if id(op) in shifts]
-    return moved[::-1] + [op for op in ops if id(op) not in shifts]
 
 
 def _at_layer_zero(op: Op) -> Op:

@@ -118,7 +118,10 @@ def replay(
             jnp.repeat(jax.lax.dynamic_slice_in_dim(x, first, num_rows, axis=1)[:, None], num_variants, axis=1)
             for x in (clean.keys, clean.values)
         )
-    mass = None if query_sets is None else _clean_mass(prompt, first - kept_first, query_sets, num_variants)
+    mass = None
+    if query_sets is not None:
+        mass = clean_mass(prompt, query_sets, first - kept_first)
+        mass = jnp.broadcast_to(mass, (num_variants, *mass.shape))
     carry = (jnp.broadcast_to(x_RD, (num_variants, *x_RD.shape)), cache, mass)
     carry = jax.lax.fori_loop(start_layer, last, layer, carry)
 
@@ -247,9 +250,12 @@ def _by_class(prompt: SharedPrompt, mass: Float[Array, "... M"]) -> Float[Array,
     return dot("...m,mc->...c", mass, classes)
 
 
-def _clean_mass(prompt: SharedPrompt, offset: Array, query_sets: Array, num_variants: int) -> Array:
-    """What layers that are never replayed attend to: the clean masses, for every variant."""
+def clean_mass(prompt: SharedPrompt, query_sets: Float[Array, "Q R"], offset: Array | int = 0) -> Array:
+    """The clean run's masses, float32 [L, N, Q, C]; also those of layers that no variant changes.
+
+    Args:
+      offset: where the rows of the query sets begin among those that the clean pass kept.
+    """
     assert prompt.clean.mass is not None
     rows = jax.lax.dynamic_slice_in_dim(prompt.clean.mass, offset, query_sets.shape[1], axis=2)
-    mass = _by_class(prompt, dot("lnrm,qr->lnqm", rows, query_sets))
-    return jnp.broadcast_to(mass, (num_variants, *mass.shape))
+    return _by_class(prompt, dot("lnrm,qr->lnqm", rows, query_sets))

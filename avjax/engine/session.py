@@ -16,13 +16,12 @@ from avjax.engine.lowering import folded, lower
 from avjax.engine.operations import EdgeOp
 from avjax.engine.planning import Batch, Budget, Region, batches, longest, region
 from avjax.engine.reference import bucket, logits_at, pad_inputs, reference_batch
-from avjax.engine.replay import SharedPrompt, replay
+from avjax.engine.replay import SharedPrompt, clean_mass, replay
 from avjax.engine.shared import CleanPass, KeyLayout, clean_pass, key_layout, shared_keys
 from avjax.interventions import Edit
 from avjax.model import Model
 from avjax.models.attention import Compat, SharedKeys
 from avjax.models.intervention import Intervention
-from avjax.models.layers import dot
 from avjax.models.sites import Site
 from avjax.prompt import Inputs, Prompt
 from avjax.tokens import TokenGroups
@@ -216,7 +215,7 @@ class Session:
     def clean_reading(self) -> Reading:
         """The unedited run, from the clean pass itself."""
         weights = self.query_weights(self.clean_rows)
-        mass = None if weights is None else _clean_masses(self.shared, weights)
+        mass = None if weights is None else _clean_mass(self.shared, weights)[None]
         return Reading(variants=(CLEAN,), residual=self.shared.clean.final[None], mass=mass)
 
     def replayed(self) -> Iterator[Reading]:
@@ -262,12 +261,7 @@ REFERENCE_BATCH = 8
 CLEAN = -1  # the variant that is the unedited run
 
 
-@jax.jit
-def _clean_masses(shared: SharedPrompt, query_sets: jax.Array) -> jax.Array:
-    assert shared.clean.mass is not None
-    classes = jax.nn.one_hot(shared.group_class, shared.class_group.shape[0], dtype=jnp.float32)
-    mass = dot("lnrm,qr->lnqm", shared.clean.mass, query_sets)
-    return dot("lnqm,mc->lnqc", mass, classes)[None]
+_clean_mass = jax.jit(clean_mass)
 
 
 def clean_site(model: Model, prompt: Prompt, site: Site) -> jax.Array:
