@@ -4,6 +4,7 @@ Axes: I variant, L layer, N heads, M token group, T position, S dense sources, V
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -218,8 +219,9 @@ def lower(
     Raises:
       ValueError: a selector, layer or head is out of range, or an edit touches nothing; the rule is named.
     """
+    once = functools.cache(clean or _no_clean_pass)  # one pass per site, however many edits ask for it
     ops = tuple(
-        operations(edits, prompt, config, num_decoded=num_decoded, allow_noop=allow_noop, clean=clean or _no_clean_pass)
+        operations(edits, prompt, config, num_decoded=num_decoded, allow_noop=allow_noop, clean=once)
         for edits in variants
     )
     ops = tuple(tuple(_at_layer_zero(op) for op in variant) for variant in ops)

@@ -258,6 +258,15 @@ def test_grids_of_one_shape_share_executables(omni_model: avjax.Model, pool):
     assert seen == []
 
 
+def test_clean_activations_are_computed_once(omni_model: avjax.Model, pool, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    clean_site = sessions.clean_site
+    monkeypatch.setattr(sessions, "clean_site", lambda *a: asked.append(a[-1]) or clean_site(*a))
+    grid = avjax.grid(avjax.Ablate("audio", "mean", site="z", layers=avjax.each_layer(), heads=avjax.each_head()))
+    sweeping.prepare(omni_model, pool(40).prompt, grid, Logits([1]))
+    assert asked == ["z"]
+
+
 def test_a_grid_is_traced_once(omni_model: avjax.Model, pool, monkeypatch: pytest.MonkeyPatch):
     """Every layer, head and key of a grid in several batches, from different first layers: one trace."""
     traced = chex.assert_max_traces(sessions.replay.__wrapped__, n=1)
