@@ -7,17 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.reference import bucket, logits_at, pad_inputs, prefill
-from avjax.engine.session import clean_site
 from avjax.engine.touched import Touched
-from avjax.interventions import Edit, as_edits
+from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model
 from avjax.models.attention import Compat
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site, parse_site
 from avjax.prompt import Inputs, Prompt
-from avjax.resolve import resolved
 from avjax.tokens import Selector, select
 
 POSITIONS_AXIS = {Site.EMBED: (0,), Site.PATTERN: (2, 3), Site.MASS: (2,)}  # others: 1
@@ -76,10 +75,10 @@ def run(
     lowered = lower(
         prompt,
         model.config.decoder,
-        [resolved(model, as_edits(interventions))],
+        [for_sample(as_edits(interventions))],
         num_decoded=0,
         allow_noop=allow_noop,
-        clean=lambda site: clean_site(model, prompt, site),
+        clean=CleanRuns(model),
         selectors=list(masks.values()),
     )
     positions = np.flatnonzero(select(prompt, at)[:-1])
@@ -125,9 +124,9 @@ def lower_edits(model: Model, prompt: Prompt, *interventions: Edit | str) -> tup
     lowered = lower(
         prompt,
         model.config.decoder,
-        [resolved(model, as_edits(interventions))],
+        [for_sample(as_edits(interventions))],
         num_decoded=0,
-        clean=lambda site: clean_site(model, prompt, site),
+        clean=CleanRuns(model),
     )
     return model.encode(prompt, lowered.groups), lowered.intervention(0, len(prompt))
 

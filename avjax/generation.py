@@ -14,11 +14,10 @@ from avjax.engine.planning import default_memory_bytes
 from avjax.engine.reference import OwnPrompt, reference_prompt
 from avjax.engine.session import Session
 from avjax.engine.touched import Touched
-from avjax.interventions import Edit, as_edits
+from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model
 from avjax.models.attention import Compat
 from avjax.prompt import Prompt
-from avjax.resolve import resolved
 
 Executor = Literal["replay", "reference"]
 
@@ -103,7 +102,7 @@ def generate_variants(
     session = Session(
         model,
         prompt,
-        [resolved(model, e) for e in edits],
+        [for_sample(e) for e in edits],
         num_decoded=max_new_tokens - 1,
         allow_noop=allow_noop,
         compat=checked_compat(compat),

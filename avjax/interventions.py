@@ -5,7 +5,7 @@ Any field may be an axis (`avjax.axis`, `avjax.windows` ...); an edit with axes 
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -376,6 +376,24 @@ def as_edits(edits: Sequence[Edit | str]) -> tuple[Edit, ...]:
         else:
             raise TypeError(f"expected an intervention or a rule string, got {type(edit).__name__}: {edit!r}")
     return tuple(flat)
+
+
+def for_sample(edits: Sequence[Edit], sample: Hashable = None) -> tuple[Edit, ...]:
+    """The edits with the source of one sample, where a patch has a source for each.
+
+    Raises:
+      ValueError: a source is by sample and has none for this one.
+    """
+    return tuple(_for_sample(edit, sample) for edit in edits)
+
+
+def _for_sample(edit: Edit, sample: Hashable) -> Edit:
+    if not isinstance(edit, Patch) or not isinstance(edit.source, Mapping):
+        return edit
+    if sample not in edit.source:
+        known = ", ".join(map(repr, edit.source)) or "nothing"
+        raise ValueError(f"rule {edit}: its source is by sample and has none for {sample!r}; it has {known}")
+    return edit.replaced(source=edit.source[sample])
 
 
 def name_of(edits: Sequence[Edit]) -> str:

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -44,10 +43,6 @@ class Host:
     processor: Processor
     generation: GenerationDefaults
     source: str
-    # Clean runs of the prompts that patches come from; a run holds its prompt, so an id stays that prompt's.
-    runs: weakref.WeakValueDictionary[tuple[int, str], Any] = dataclasses.field(
-        default_factory=weakref.WeakValueDictionary
-    )
     encoded: collections.OrderedDict[bytes, tuple[list[jax.Array], jax.Array]] = dataclasses.field(
         default_factory=collections.OrderedDict
     )

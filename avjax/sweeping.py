@@ -11,19 +11,19 @@ import numpy as np
 import xarray as xr
 
 from avjax.api import checked_compat
+from avjax.engine.activations import CleanRuns
 from avjax.engine.planning import default_memory_bytes
 from avjax.engine.scoring import Attended, block_size, blocks, check_values, first_of_block, read_block, score
 from avjax.engine.session import Reads, Session
 from avjax.generation import Executor, checked_executor, decoded, generation_penalty, num_slots
 from avjax.grids import Cells, Grid, as_cells
-from avjax.interventions import Edit
+from avjax.interventions import Edit, for_sample
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
 from avjax.models.attention import Compat
 from avjax.prompt import Prompt
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
-from avjax.resolve import resolved
 from avjax.tokens import select
 
 CELL = "cell"  # the coordinate that says in words what a cell does
@@ -50,6 +50,7 @@ class Sweep:
     compat: Compat | None
     allow_noop: bool
     memory_bytes: int
+    clean_runs: CleanRuns
     sessions: dict[tuple[Any, int], Session] = dataclasses.field(default_factory=dict)
 
     @property
@@ -59,7 +60,7 @@ class Sweep:
 
     def variants(self, sample: Any) -> list[tuple[Edit, ...]]:
         """Each cell's edits on one sample."""
-        return [resolved(self.model, cell.edits, sample) for cell in self.cells.cells]
+        return [for_sample(cell.edits, sample) for cell in self.cells.cells]
 
     def num_decoded(self) -> int:
         """The most generated tokens that any metric feeds back."""
@@ -83,6 +84,7 @@ class Sweep:
             compat=self.compat,
             memory_bytes=self.memory_bytes,
             num_slots=slots,
+            clean_runs=self.clean_runs,
         )
 
 
@@ -183,6 +185,7 @@ def prepare(
         compat=checked_compat(compat),
         allow_noop=allow_noop,
         memory_bytes=default_memory_bytes() if memory_bytes is None else memory_bytes,
+        clean_runs=CleanRuns(model),
     )
     return dataclasses.replace(planned, sessions=_check(planned))
 

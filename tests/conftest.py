@@ -1,5 +1,6 @@
 """Fixtures shared by all tests; jaxtyping annotations are checked while they run."""
 
+import gc
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -13,6 +14,7 @@ install_import_hook(
     "beartype.beartype",
 )
 
+from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 import hypothesis  # noqa: E402
@@ -72,3 +74,13 @@ def real_clips() -> Path:
     if not directory:
         pytest.skip("AVJAX_TEST_CLIPS names no directory of real clips")
     return Path(directory)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs() -> Iterator[None]:
+    """Forgets compiled programs before the process holds as many memory maps as Linux allows (65,530)."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and len(maps.read_bytes().splitlines()) > 20_000:
+        jax.clear_caches()
+        gc.collect()

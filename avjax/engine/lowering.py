@@ -4,8 +4,7 @@ Axes: I variant, L layer, N heads, M token group, T position, S dense sources, V
 """
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from avjax.config import DecoderConfig
-from avjax.engine.operations import CleanActivations, EdgeOp, Op, SiteOp, operations
+from avjax.engine.operations import EdgeOp, Op, SiteOp, operations
+from avjax.engine.sources import CleanActivations
 from avjax.engine.touched import Touched, count_touched
 from avjax.interventions import Edit
 from avjax.models.intervention import Intervention
@@ -110,10 +110,10 @@ class Lowered:
 
 @dataclasses.dataclass(kw_only=True)
 class _Entries:
-    """The sources of one site."""
+    """The sources of one site; values are functions, called when arrays are asked for."""
 
-    dense: list[tuple[Any, np.ndarray, int]] = dataclasses.field(default_factory=list)  # values, rows, layer shift
-    vectors: list[tuple[Any, int]] = dataclasses.field(default_factory=list)
+    dense: list[tuple[Callable[[], Any], np.ndarray, int]] = dataclasses.field(default_factory=list)  # rows, shift
+    vectors: list[tuple[Callable[[], Any], int]] = dataclasses.field(default_factory=list)
     keys: dict[Any, list[int]] = dataclasses.field(default_factory=dict)
     slots: dict[int, int] = dataclasses.field(default_factory=dict)  # by operation
 
@@ -133,6 +133,15 @@ class Bank:
     @property
     def sites(self) -> tuple[Site, ...]:
         return tuple(self.entries)
+
+    @property
+    def num_dense(self) -> int:
+        """How many [L, T, ...] arrays the sources take."""
+        return sum(len(entries.dense) for entries in self.entries.values())
+
+    @property
+    def has_sources(self) -> bool:
+        return any(entries.keys for entries in self.entries.values())
 
     def num_layers(self, site: Site) -> int:
         return 1 if self.final and site is Site.RESID_POST else self.config.num_layers
@@ -163,8 +172,8 @@ class Bank:
 
     def _assembled(self, site: Site, entries: _Entries, size: int) -> SiteSources:
         shape, layers = site_shape(site, self.config), self.num_layers(site)
-        dense = [self._by_layer(_placed(values, rows, size), shift, layers) for values, rows, shift in entries.dense]
-        vectors = [self._by_layer(jnp.asarray(values, jnp.float32), shift, layers) for values, shift in entries.vectors]
+        dense = [self._by_layer(_placed(found(), rows, size), shift, layers) for found, rows, shift in entries.dense]
+        vectors = [self._by_layer(jnp.asarray(found(), jnp.float32), shift, layers) for found, shift in entries.vectors]
         return SiteSources(dense=_stacked(dense, (layers, size, *shape)), vectors=_stacked(vectors, (layers, *shape)))
 
     def _by_layer(self, values: jax.Array, shift: int, layers: int) -> jax.Array:
@@ -204,7 +213,7 @@ def lower(
     *,
     num_decoded: int,
     allow_noop: bool = False,
-    clean: CleanActivations | None = None,
+    clean: CleanActivations,
     selectors: Sequence[np.ndarray] = (),
 ) -> Lowered:
     """Every variant over one partition of the prompt.
@@ -213,15 +222,14 @@ def lower(
       variants: the edits of each variant; an empty one is the clean model.
       num_decoded: how many generated tokens can become queries; 0 when nothing is generated.
       allow_noop: let an edit touch nothing.
-      clean: activations of the clean pass, for edits that need them.
+      clean: activations of clean passes, for edits that need them.
       selectors: more position masks of which groups must be able to make up.
 
     Raises:
       ValueError: a selector, layer or head is out of range, or an edit touches nothing; the rule is named.
     """
-    once = functools.cache(clean or _no_clean_pass)  # one pass per site, however many edits ask for it
     ops = tuple(
-        operations(edits, prompt, config, num_decoded=num_decoded, allow_noop=allow_noop, clean=once)
+        operations(edits, prompt, config, num_decoded=num_decoded, allow_noop=allow_noop, clean=clean)
         for edits in variants
     )
     ops = tuple(tuple(_at_layer_zero(op) for op in variant) for variant in ops)
@@ -269,10 +277,6 @@ def _at_layer_zero(op: Op) -> Op:
 
 def _masks(op: Op) -> tuple[np.ndarray, ...]:
     return (op.query, op.key) if isinstance(op, EdgeOp) else (op.where,)
-
-
-def _no_clean_pass(site: Site) -> Any:
-    raise ValueError(f"this edit needs the clean activations at {site}; use avjax.run, avjax.generate or avjax.sweep")
 
 
 def _padded(groups: TokenGroups) -> TokenGroups:

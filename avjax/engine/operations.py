@@ -4,19 +4,17 @@ Axes: L layer, T position, N heads, K kv heads.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from avjax.config import DecoderConfig
-from avjax.engine.sources import Source, ablation_source, patch_source, steer_source
+from avjax.engine.sources import CleanActivations, Source, ablation_source, patch_source, steer_source
 from avjax.interventions import Ablate, EdgeEdit, Edit, Patch, PositionEdit, Scale, Steer
 from avjax.models.sites import FLOW, Site, num_site_heads
 from avjax.prompt import Prompt
 from avjax.tokens import Selector, select
-
-CleanActivations = Callable[[Site], Any]  # [L, T, ...] of the prompt's clean pass
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,7 +57,7 @@ def operations(
 
     Args:
       num_decoded: how many generated tokens can become queries; 0 when nothing is generated.
-      clean: activations of the prompt's clean pass, asked for only by edits that need them.
+      clean: activations of clean passes; sources ask for them when they are assembled.
 
     Raises:
       ValueError: a selector, layer or head is out of range, a source does not fit, or an edit touches nothing; the edit
@@ -117,7 +115,7 @@ def _site_ops(
             case Ablate(mode="zero"):
                 return [SiteOp(**place, scale=0.0)]
             case Ablate():
-                source = ablation_source(edit, site, where, clean(site), num_decoded)
+                source = ablation_source(edit, site, where, prompt, clean, num_decoded)
                 return [SiteOp(**place, scale=1.0 if edit.mode == "noise" else 0.0, source=source, weight=1.0)]
             case Patch():
                 source = patch_source(edit, site, where, prompt, config, clean, num_decoded)

@@ -99,6 +99,7 @@ class Budget:
       num_groups: M.
       num_slots: generated tokens that a variant may hold; 0 when nothing is generated.
       kept_logits: generated tokens whose logits are kept.
+      num_sources: arrays of a site in every layer and position: sources, and the clean runs they are made of.
     """
 
     cfg: DecoderConfig

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.engine.activations import KEPT, CleanRuns
 from avjax.engine.lowering import folded, lower
 from avjax.engine.operations import EdgeOp
 from avjax.engine.planning import Batch, Budget, Region, batches, longest, region
-from avjax.engine.reference import bucket, logits_at, pad_inputs, reference_batch
+from avjax.engine.reference import bucket, pad_inputs, reference_batch
 from avjax.engine.replay import SharedPrompt, clean_mass, replay
 from avjax.engine.shared import CleanPass, KeyLayout, clean_pass, key_layout, shared_keys
 from avjax.interventions import Edit
@@ -67,6 +68,7 @@ class Session:
         memory_bytes: int,
         num_slots: int = 0,
         kept_logits: int = 0,
+        clean_runs: CleanRuns | None = None,
     ):
         self.model, self.prompt, self.compat, self.reads = model, prompt, compat, reads or Reads()
         self.num_reads = max(1, len(self.reads.continuation))
@@ -78,7 +80,7 @@ class Session:
             variants,
             num_decoded=max(fed, num_decoded or 0),
             allow_noop=allow_noop,
-            clean=self.clean_activations,
+            clean=clean_runs or CleanRuns(model),
             selectors=(*self.reads.queries, *self.reads.keys),
         )
         self.folded = folded(self.lowered)
@@ -98,7 +100,7 @@ class Session:
             kept_logits=kept_logits,
             edges=self.has_edges,
             clean_rows=self.clean_rows,
-            num_sources=sum(len(e.dense) for e in self.folded.bank.entries.values()),
+            num_sources=self.folded.bank.num_dense + (KEPT if self.folded.bank.has_sources else 0),
         )
         self.planned = batches(regions, self.budget)
 
@@ -115,10 +117,6 @@ class Session:
             region(self.folded, i, num_positions=self.num_positions, first_read=first_read)
             for i in range(len(self.folded))
         ]
-
-    def clean_activations(self, site: Site) -> jax.Array:
-        """The site in the prompt's clean pass: [L, T, ...], or [T, D] of the embedding."""
-        return clean_site(self.model, self.prompt, site)
 
     @functools.cached_property
     def inputs(self) -> Inputs:
@@ -262,13 +260,6 @@ CLEAN = -1  # the variant that is the unedited run
 
 
 _clean_mass = jax.jit(clean_mass)
-
-
-def clean_site(model: Model, prompt: Prompt, site: Site) -> jax.Array:
-    inputs = pad_inputs(model.encode(prompt), bucket(len(prompt)))
-    _, seen = logits_at(model.network.decoder, inputs, None, jnp.zeros(1, jnp.int32), capture=(site,))
-    axis = 0 if site is Site.EMBED else 1
-    return jax.lax.slice_in_dim(seen[site], 0, len(prompt), axis=axis)
 
 
 def _extended(groups: TokenGroups, fed: int) -> TokenGroups:

@@ -1,9 +1,10 @@
-"""What patches, ablations and steering put in place of activations: found, checked, and aligned with the prompt.
+"""What patches, ablations and steering put in place of activations: checked and aligned now, computed later.
 
 Axes: L layer, T position of this prompt, D embed, N heads, K kv heads, H head dim.
 """
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +17,8 @@ from avjax.models.sites import Site, site_shape
 from avjax.prompt import Prompt
 from avjax.tokens import select
 
+CleanActivations = Callable[[Prompt, Site], Any]  # [L, T, ...] of a prompt's clean pass; [T, D] of the embedding
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
@@ -23,12 +26,13 @@ class Source:
 
     Attributes:
       key: sources of one key hold the same values, so that variants share them.
-      values: [L, n, ...], n positions that `rows` points at; or [L, ...] when `rows` is None, the same everywhere.
+      values: what gives [L, n, ...], n positions that `rows` points at; or [L, ...] when `rows` is None, the same
+        everywhere. It may run a clean pass, so nothing calls it before a whole sweep has been checked.
       rows: int [T]; which of the n positions stands in for each position of this prompt, -1 for none.
     """
 
     key: tuple[Any, ...]
-    values: Any
+    values: Callable[[], Any]
     rows: np.ndarray | None
 
 
@@ -42,7 +46,7 @@ def steer_source(edit: Steer, site: Site, config: DecoderConfig) -> Source:
             f"expected a vector {list(shape)} or one per layer {[config.num_layers, *shape]} at {site}, got "
             f"{list(vector.shape)}"
         )
-    return Source(key=("vector", _digest(vector)), values=vector, rows=None)
+    return Source(key=("vector", _digest(vector)), values=lambda: vector, rows=None)
 
 
 def patch_source(
@@ -51,26 +55,31 @@ def patch_source(
     where: np.ndarray,
     prompt: Prompt,
     config: DecoderConfig,
-    clean: Callable[[Site], Any],
+    clean: CleanActivations,
     num_decoded: int,
 ) -> Source:
     if isinstance(edit.source, str):
         if edit.source != "mean":
             raise ValueError(f"expected a source run, prompt, array or 'mean', got {edit.source!r}")
-        return _mean(_layered(clean(site), site), where)
+        return _mean(prompt, site, where, clean)
     refuse_generated(where, num_decoded)
     positions = np.flatnonzero(where[:-1])
     shape = site_shape(site, config)
     captures, origin = getattr(edit.source, "captures", None), getattr(edit.source, "prompt", None)
-    if captures is None:
-        values, aligned = _array(edit.source, site, shape, positions, len(prompt), config)
+    if isinstance(edit.source, Prompt):
+        source = edit.source
+        aligned = positions if source is prompt else align(edit, where, prompt, source)
+        values = functools.partial(_clean, clean, source, site)
+    elif captures is None:
+        array, aligned = _array(edit.source, site, shape, positions, len(prompt), config)
+        values = lambda: array  # noqa: E731
     else:
-        values = _captured(captures, site)
-        values = _layered(values, site)
-        _check_width(values, shape, site, config)
+        captured = _layered(_captured(captures, site), site)
+        _check_width(captured, shape, site, config)
         aligned = positions if origin is None or origin is prompt else align(edit, where, prompt, origin)
-        if len(aligned) and aligned.max() >= values.shape[1]:
-            raise ValueError(f"expected a source of at least {aligned.max() + 1} positions, got {values.shape[1]}")
+        if len(aligned) and aligned.max() >= captured.shape[1]:
+            raise ValueError(f"expected a source of at least {aligned.max() + 1} positions, got {captured.shape[1]}")
+        values = lambda: captured  # noqa: E731
     rows = np.full(len(prompt), -1)
     rows[positions] = aligned
     return Source(key=("dense", id(edit.source), site), values=values, rows=rows)
@@ -97,27 +106,35 @@ def align(edit: Patch, where: np.ndarray, prompt: Prompt, origin: Prompt) -> np.
     return rows[here]
 
 
-def ablation_source(edit: Ablate, site: Site, where: np.ndarray, clean: Any, num_decoded: int) -> Source:
-    values = _layered(clean, site)
+def ablation_source(
+    edit: Ablate, site: Site, where: np.ndarray, prompt: Prompt, clean: CleanActivations, num_decoded: int
+) -> Source:
     if edit.mode == "mean":
-        return _mean(values, where)
+        return _mean(prompt, site, where, clean)
     refuse_generated(where, num_decoded)
     positions = np.flatnonzero(where[:-1])
-    rng = np.random.default_rng(edit.seed)
     rows = np.full(len(where) - 1, -1)
     if edit.mode == "resample":
         if len(positions) < 2:
             raise ValueError(f"expected at least 2 tokens to resample from, got {len(positions)}")
         # A random cycle: no token keeps its own activation.
-        order = rng.permutation(positions)
+        order = np.random.default_rng(edit.seed).permutation(positions)
         rows[order] = np.roll(order, 1)
+        values = functools.partial(_clean, clean, prompt, site)
         return Source(key=("resample", site, edit.seed, where.tobytes()), values=values, rows=rows)
-    host = np.asarray(values, np.float32)
-    spread = host[:, positions].std(axis=tuple(range(1, host.ndim)), keepdims=True)
-    noise = rng.normal(size=(host.shape[0], len(positions), *host.shape[2:])).astype(np.float32)
+
+    def noise() -> np.ndarray:
+        host = np.asarray(_clean(clean, prompt, site), np.float32)
+        spread = host[:, positions].std(axis=tuple(range(1, host.ndim)), keepdims=True)
+        unit = np.random.default_rng(edit.seed).normal(size=(host.shape[0], len(positions), *host.shape[2:]))
+        return edit.noise * spread * unit.astype(np.float32)
+
     rows[positions] = np.arange(len(positions))
-    key = ("noise", site, edit.seed, edit.noise, where.tobytes())
-    return Source(key=key, values=edit.noise * spread * noise, rows=rows)
+    return Source(key=("noise", site, edit.seed, edit.noise, where.tobytes()), values=noise, rows=rows)
+
+
+def _clean(clean: CleanActivations, prompt: Prompt, site: Site) -> Any:
+    return _layered(clean(prompt, site), site)
 
 
 def _layered(values: Any, site: Site) -> Any:
@@ -125,12 +142,15 @@ def _layered(values: Any, site: Site) -> Any:
     return values[None] if site is Site.EMBED else values
 
 
-def _mean(values: Any, where: np.ndarray) -> Source:
+def _mean(prompt: Prompt, site: Site, where: np.ndarray, clean: CleanActivations) -> Source:
     positions = np.flatnonzero(where[:-1])
     if not len(positions):
         raise ValueError("a mean over no prompt token does not exist; select prompt tokens")
-    mean = np.asarray(values, np.float32)[:, positions].mean(axis=1)
-    return Source(key=("vector", _digest(mean)), values=mean, rows=None)
+
+    def values() -> np.ndarray:
+        return np.asarray(_clean(clean, prompt, site), np.float32)[:, positions].mean(axis=1)
+
+    return Source(key=("mean", site, where[:-1].tobytes()), values=values, rows=None)
 
 
 def refuse_generated(where: np.ndarray, num_decoded: int) -> None:

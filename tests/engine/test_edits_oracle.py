@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import avjax
+from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.reference import logits_at
 from avjax.models.sites import Site
-from avjax.resolve import resolved
 from avjax.tokens import select
 from tests.engine.edits_oracle import HEADED, SITES, Change, EditsOracle, Factor
 from tests.tiny_hf import TinyCheckpoint
@@ -189,9 +189,9 @@ NAMES = [f"{kind.__name__}-{site}-{'all' if heads is None else 'some'}" for kind
 def lowered(omni_model, prompt, case):
     """All of them as variants of one prompt, which makes them one executable."""
     cases = [case(*single) for single in SINGLE]
-    edits = [resolved(omni_model, c.edits) for c in cases]
-    config, held = omni_model.config.decoder, avjax.run(omni_model, prompt, capture=SITES).captures
-    together = lower(prompt, config, edits, num_decoded=0, allow_noop=False, clean=lambda site: held[site])
+    edits = [c.edits for c in cases]
+    clean = CleanRuns(omni_model)
+    together = lower(prompt, omni_model.config.decoder, edits, num_decoded=0, allow_noop=False, clean=clean)
     return cases, together, together.bank.sources(SIZE), omni_model.encode(prompt, together.groups)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import avjax
+from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.models.sites import Site
 
@@ -127,7 +128,8 @@ def test_vmap_and_jit_equal_one_at_a_time(omni_model, prompt):
         (avjax.Steer("last", rng.normal(size=(4, 16)).astype(np.float32), site="z", layers=[7]),),
         (avjax.Ablate("video", "zero", site="embed"), avjax.Patch("[17:20]", source, layers=[7])),
     ]
-    lowered = lower(prompt, omni_model.config.decoder, variants, num_decoded=0, allow_noop=False)
+    config, clean = omni_model.config.decoder, CleanRuns(omni_model)
+    lowered = lower(prompt, config, variants, num_decoded=0, allow_noop=False, clean=clean)
     inputs = omni_model.encode(prompt, lowered.groups)
     stacked = dataclasses.replace(lowered.interventions(range(len(variants))), sources=lowered.bank.sources(SIZE))
     capture = (Site.RESID_POST, Site.MASS)

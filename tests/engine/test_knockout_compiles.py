@@ -9,6 +9,7 @@ import jax.monitoring
 import numpy as np
 
 import avjax
+from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 
 MODALITIES = ("text", "audio", "video")
@@ -88,7 +89,8 @@ def test_forward_is_traced_once(omni_model: avjax.Model):
     prompt = prompt_of(omni_model)
     forward = jax.jit(chex.assert_max_traces(avjax.forward, n=1))
     variants = [avjax.parse_rules(rule) for rule in RULE_SETS]
-    lowered = lower(prompt, omni_model.config.decoder, variants, num_decoded=0, allow_noop=True)
+    config, clean = omni_model.config.decoder, CleanRuns(omni_model)
+    lowered = lower(prompt, config, variants, num_decoded=0, allow_noop=True, clean=clean)
     inputs = omni_model.encode(prompt, lowered.groups)
     for i in range(20):
         edit = lowered.intervention(i, len(prompt))

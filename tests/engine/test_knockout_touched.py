@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import avjax
+from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 
 NUM_LAYERS, NUM_HEADS = 8, 4
@@ -72,7 +73,7 @@ def test_touched_equals_a_count_of_pairs(
     prompt = omni_model.prompt_from_embeddings(embeddings, np.broadcast_to(np.arange(size), (3, size)), types)
     # A second variant makes the partition finer than the first one needs.
     variants = [edits, [avjax.Knockout(query="answer", key="text")]]
-    lowered = lower(prompt, config, variants, num_decoded=decoded, allow_noop=True)
+    lowered = lower(prompt, config, variants, num_decoded=decoded, allow_noop=True, clean=CleanRuns(omni_model))
     got = lowered.touched(0, decoded)
     assert (got.edges, got.blocked_queries) == count(edits, types, decoded)
 

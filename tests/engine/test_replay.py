@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 import avjax
 from avjax import sweeping
+from avjax.engine import activations
 from avjax.engine import session as sessions
 from avjax.metrics import AttentionMass, Logits, LogLikelihood
 from tests.engine.test_knockout_compiles import count_compilations
@@ -258,13 +259,52 @@ def test_grids_of_one_shape_share_executables(omni_model: avjax.Model, pool):
     assert seen == []
 
 
-def test_clean_activations_are_computed_once(omni_model: avjax.Model, pool, monkeypatch: pytest.MonkeyPatch):
-    asked = []
-    clean_site = sessions.clean_site
-    monkeypatch.setattr(sessions, "clean_site", lambda *a: asked.append(a[-1]) or clean_site(*a))
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list:
+    """The prompts and sites of clean passes that sources ask for."""
+    seen, clean_site = [], activations.clean_site
+    monkeypatch.setattr(activations, "clean_site", lambda m, p, s: seen.append((p, s)) or clean_site(m, p, s))
+    return seen
+
+
+def test_clean_activations_are_computed_once_and_not_before_the_sweep(omni_model: avjax.Model, pool, asked):
+    prompt = pool(40).prompt
     grid = avjax.grid(avjax.Ablate("audio", "mean", site="z", layers=avjax.each_layer(), heads=avjax.each_head()))
-    sweeping.prepare(omni_model, pool(40).prompt, grid, Logits([1]))
-    assert asked == ["z"]
+    sweeping.prepare(omni_model, prompt, grid, Logits([1]))
+    assert asked == []
+    avjax.sweep(omni_model, prompt, grid, Logits([1]), progress=False)
+    assert asked == [(prompt, "z")]
+
+
+def test_every_sample_has_its_own_source_and_few_are_held(omni_model: avjax.Model, pool, asked):
+    """A sweep over samples gives what each sample gives alone; of the clean runs it keeps two."""
+    prompts = {f"s{i}": dataclasses.replace(pool(40).prompt) for i in range(5)}
+    sources = {name: pool(40).run.prompt for name in prompts}
+    sources |= {f"s{i}": pool(40).prompt for i in (1, 3)}
+    edits = [avjax.Patch("audio", sources, site="resid_post", layers=[2]), avjax.Ablate("video", "noise", site="value")]
+    metric = Logits(range(omni_model.config.decoder.vocab_size))
+    planned = sweeping.prepare(omni_model, prompts, edits, metric)
+    assert asked == []
+    for session in planned.sessions.values():
+        jax.block_until_ready(session.sources)
+        assert len(planned.clean_runs.held) <= activations.KEPT
+    together = avjax.sweep(omni_model, prompts, edits, metric, progress=False)
+    for name, prompt in prompts.items():
+        alone = [avjax.Patch("audio", sources[name], site="resid_post", layers=[2]), edits[1]]
+        compare(avjax.sweep(omni_model, {name: prompt}, alone, metric, progress=False), together.sel(sample=[name]))
+    differ = abs(together["logits"].sel(sample="s0") - together["logits"].sel(sample="s1")).max("token")
+    assert differ[0] > 1e-3 and differ[1] == 0
+
+
+def test_what_cannot_be_refuses_before_anything_runs(omni_model: avjax.Model, pool, asked):
+    prompt = pool(40).prompt
+    short = omni_model.prompt("nothing to hear")
+    metric = Logits([1])
+    wrong = {"aligned": avjax.Patch("audio", short), "twice": avjax.Ablate("last", "resample")}
+    for edit, message in zip(wrong.values(), ("cannot be aligned", "at least 2 tokens"), strict=True):
+        with count_compilations() as seen, pytest.raises(ValueError, match=message):
+            avjax.sweep(omni_model, prompt, [avjax.Ablate("audio", "mean"), edit], metric, progress=False)
+        assert seen == [] and asked == []
 
 
 def test_a_grid_is_traced_once(omni_model: avjax.Model, pool, monkeypatch: pytest.MonkeyPatch):
