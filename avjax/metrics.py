@@ -35,7 +35,8 @@ class View:
     """What a metric sees of one cell and of the clean run.
 
     Attributes:
-      logits, clean_logits: float32 [V], next-token logits at the last prompt position.
+      logits, clean_logits: float32 [V], next-token logits at the last prompt position; of the metric's `read_tokens`
+        alone where it names some.
       logprobs, clean_logprobs: float32 [n], log-probability (nats) of each token of the metric's continuation, given
         the prompt and those before it; empty without one.
       mass, clean_mass: float32 [L, N], attention mass of the metric's keys from its queries; None without keys.
@@ -75,6 +76,13 @@ class Metric:
     def continuation(self, model: Model) -> tuple[int, ...]:
         """Tokens that are fed after the prompt, whose log-probabilities the metric reads."""
         return ()
+
+    def read_tokens(self, model: Model) -> tuple[int, ...] | None:
+        """The token ids whose logits are all that the metric reads, in the order in which the view has them.
+
+        Where every metric of a sweep names its own, no others are computed. None is the whole vocabulary.
+        """
+        return None
 
     def attention(self) -> tuple[Selector, Selector] | None:
         """Query and key selectors whose attention mass the metric reads."""
@@ -184,14 +192,14 @@ class Logits(Metric):
     def __post_init__(self):
         object.__setattr__(self, "tokens", tuple(int(t) for t in self.tokens))
 
-    def prepare(self, model: Model, prompt: Prompt) -> jax.Array:
-        return _ids(answer_tokens(model, self.tokens))
+    def read_tokens(self, model: Model) -> tuple[int, ...]:
+        return answer_tokens(model, self.tokens)
 
     def attributes(self, model: Model) -> dict[str, Any]:
         return {"tokens": list(self.tokens)}
 
     def __call__(self, view: View) -> Values:
-        return view.logits[view.prepared]
+        return view.logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,21 +220,29 @@ class LogitDiff(Metric):
             if not isinstance(value, str | int):
                 object.__setattr__(self, field, tuple(int(i) for i in value))
 
-    def prepare(self, model: Model, prompt: Prompt) -> tuple[jax.Array, jax.Array]:
+    def prepare(self, model: Model, prompt: Prompt) -> jax.Array:
+        """bool: which of the read tokens are those of `a`."""
         a, b = answer_tokens(model, self.a), answer_tokens(model, self.b)
         if set(a) & set(b):
             raise ValueError(
                 f"logit_diff: {self.a!r} and {self.b!r} begin with one token ({sorted(set(a) & set(b))}) and cannot be "
                 "told apart; choose other words or token ids"
             )
-        return _ids(a), _ids(b)
+        return jnp.asarray([True] * len(a) + [False] * len(b))
+
+    def read_tokens(self, model: Model) -> tuple[int, ...]:
+        return answer_tokens(model, self.a) + answer_tokens(model, self.b)
 
     def attributes(self, model: Model) -> dict[str, Any]:
         return {"a": str(self.a), "b": str(self.b), "scored": "first token of each surface form"}
 
     def __call__(self, view: View) -> Values:
-        a, b = view.prepared
-        return jnp.max(view.logits[a]) - jnp.max(view.logits[b])
+        of_a = view.prepared
+        return _largest(view.logits, of_a) - _largest(view.logits, ~of_a)
+
+
+def _largest(logits: jax.Array, among: jax.Array) -> jax.Array:
+    return jnp.max(jnp.where(among, logits, -jnp.inf))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,6 +260,9 @@ class LogLikelihood(Metric):
     @property
     def unit(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return "nats per token" if self.mean else "nats"
+
+    def read_tokens(self, model: Model) -> tuple[int, ...]:
+        return ()
 
     def continuation(self, model: Model) -> tuple[int, ...]:
         if isinstance(self.text, str):
@@ -335,6 +354,9 @@ class AttentionMass(Metric):
             value = getattr(self, field)
             if not isinstance(value, str):
                 object.__setattr__(self, field, as_indices(value, field))
+
+    def read_tokens(self, model: Model) -> tuple[int, ...]:
+        return ()
 
     def attention(self) -> tuple[Selector, Selector]:
         return self.query, self.key

@@ -13,7 +13,17 @@ import xarray as xr
 from avjax.api import checked_compat
 from avjax.engine.activations import CleanRuns
 from avjax.engine.planning import default_memory_bytes
-from avjax.engine.scoring import Attended, block_size, blocks, check_values, first_of_block, read_block, score
+from avjax.engine.scoring import (
+    Attended,
+    block_size,
+    blocks,
+    check_values,
+    first_of_block,
+    places_of,
+    read_block,
+    score,
+    unembedded,
+)
 from avjax.engine.session import Reads, Session
 from avjax.generation import Executor, checked_executor, decoded, generation_penalty, num_slots
 from avjax.grids import Cells, Grid, as_cells
@@ -215,10 +225,11 @@ def _check(planned: Sweep) -> dict[tuple[Any, int], Session]:
         for one in planned.passes:
             for metric in one.metrics:
                 attention = None if metric.attention() is None else (cfg.num_layers, cfg.num_heads)
+                read = metric.read_tokens(model)
                 check_values(
                     metric,
                     metric.prepare(model, prompt),
-                    vocab=cfg.vocab_size,
+                    num_tokens=cfg.vocab_size if read is None else len(read),
                     continuation=len(one.continuation),
                     attention=attention,
                 )
@@ -264,14 +275,18 @@ def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[t
     continuation = jnp.asarray(one.continuation, jnp.int32)
     prepared = [metric.prepare(model, prompt) for metric in one.metrics]
     attended = _attended(session, one)
-    size = block_size(len(session.lowered) + 1, session.num_reads, decoder.cfg.vocab_size)
+    wanted = [metric.read_tokens(model) for metric in one.metrics]
+    tokens = unembedded(wanted, len(one.continuation), decoder.cfg.vocab_size)
+    places = places_of(wanted, tokens)
+    num_tokens = decoder.cfg.vocab_size if tokens is None else len(tokens)
+    size = block_size(len(session.lowered) + 1, session.num_reads, num_tokens)
     readings = session.replayed() if executor == "replay" else session.referenced()
     clean = None
     for variants, residual, mass in blocks(_ahead(itertools.chain([session.clean_reading()], readings)), size):
-        logits, logprobs = read_block(decoder, residual, continuation)
+        logits, logprobs = read_block(decoder, residual, continuation, tokens)
         if clean is None:
             clean = first_of_block(logits, logprobs, mass)
-        yield variants, score(logits, logprobs, mass, clean, prepared, attended, metrics=one.metrics)
+        yield variants, score(logits, logprobs, mass, clean, prepared, attended, places, metrics=one.metrics)
 
 
 def _ahead(results: Iterator[Any], count: int = 2) -> Iterator[Any]:

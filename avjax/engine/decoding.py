@@ -11,8 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from avjax.engine.reference import OwnPrompt
-from avjax.engine.replay import SharedPrompt, class_factors, layer_keys
-from avjax.engine.shared import first_of_last
+from avjax.engine.shared import SharedPrompt, class_factors, first_of_last, layer_keys
 from avjax.models.attention import Compat, OwnKeys, attend_rows
 from avjax.models.decoder import Decoder
 from avjax.models.intervention import VARIANTS, Intervention, edited_token, layer_of, split_last

@@ -1,6 +1,6 @@
 """Metrics on the device: from a batch's residuals to one value per variant; logits are never kept.
 
-Axes: I variant, P read-out position, D embed, V vocab, L layer, N heads, Q query set, C key class.
+Axes: I variant, P read-out position, D embed, V vocab, U unembedded token, L layer, N heads, Q query set, C key class.
 """
 
 import dataclasses
@@ -20,6 +20,7 @@ from avjax.models.layers import dot
 
 LOGIT_BYTES = 64 * 2**20  # logits of the variants that are scored at once, at most
 SCORED_TOGETHER = 128  # variants, at most
+WORTH_GATHERING = 0.25  # of the vocabulary; beyond, the unembedding is not gathered
 
 
 @jax.tree_util.register_dataclass
@@ -37,14 +38,37 @@ class Attended:
 class CleanScores:
     """The clean run's read-outs, which every metric may compare with."""
 
-    logits: jax.Array  # float32 V
+    logits: jax.Array  # float32 U
     logprobs: jax.Array  # float32 n
     mass: jax.Array | None  # float32 L N Q C
 
 
-def block_size(count: int, num_reads: int, vocab: int) -> int:
+def unembedded(wanted: Sequence[tuple[int, ...] | None], num_continued: int, vocab: int) -> np.ndarray | None:
+    """The ids [U] whose logits a pass computes: all that its metrics read, sorted; None is the whole vocabulary.
+
+    Args:
+      wanted: `Metric.read_tokens` of each metric.
+      num_continued: tokens of a continuation; their log-probabilities need the whole vocabulary.
+    """
+    named = [ids for ids in wanted if ids is not None]
+    tokens = sorted({token for ids in named for token in ids})
+    if num_continued or len(named) < len(wanted) or len(tokens) > vocab * WORTH_GATHERING:
+        return None
+    return np.array(tokens, np.int32)
+
+
+def places_of(wanted: Sequence[tuple[int, ...] | None], tokens: np.ndarray | None) -> list[np.ndarray | None]:
+    """Where each metric's logits stand among the unembedded ones; None for a metric that reads all of them."""
+    found: list[np.ndarray | None] = []
+    for ids in wanted:
+        read = None if ids is None else np.array(ids, np.int32)
+        found.append(read if read is None or tokens is None else np.searchsorted(tokens, read).astype(np.int32))
+    return found
+
+
+def block_size(count: int, num_reads: int, num_tokens: int) -> int:
     """Variants that are scored together: one shape for all of a sweep, so that equal residuals give equal bits."""
-    most = max(1, min(SCORED_TOGETHER, LOGIT_BYTES // (4 * num_reads * vocab)))
+    most = max(1, min(SCORED_TOGETHER, LOGIT_BYTES // (4 * num_reads * max(1, num_tokens))))
     return min(most, count_bucket(-(-count // -(-count // most))))
 
 
@@ -79,14 +103,21 @@ def blocks(readings: Iterable[Reading], size: int) -> Iterator[tuple[tuple[int, 
 
 
 @jax.jit
-def read_block(decoder: Decoder, residual: jax.Array, continuation: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Logits [I, V] at the last prompt position, and log-probabilities [I, n] of the continuation's tokens.
+def read_block(
+    decoder: Decoder, residual: jax.Array, continuation: jax.Array, tokens: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Logits [I, U] at the last prompt position, and log-probabilities [I, n] of the continuation's tokens.
 
     Args:
       residual: [I, P, D], final residuals.
       continuation: int32 [n], empty or as long as P.
+      tokens: int32 [U], see `unembedded`; None is the whole vocabulary.
     """
-    return jax.vmap(lambda x: read_out(decoder, x, continuation))(residual)
+    if not continuation.shape[0]:
+        return decoder.logits(residual[:, 0], tokens), jnp.zeros((residual.shape[0], 0), jnp.float32)
+    logits = decoder.logits(residual)
+    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), continuation[None, :, None], axis=-1)
+    return logits[:, 0], logprobs[..., 0]
 
 
 @functools.partial(jax.jit, static_argnames=("metrics",))
@@ -97,6 +128,7 @@ def score(
     clean: CleanScores,
     prepared: Sequence[Any],
     attended: Sequence[Attended | None],
+    places: Sequence[jax.Array | None],
     *,
     metrics: tuple[Metric, ...],
 ) -> list[Any]:
@@ -105,24 +137,24 @@ def score(
     Args:
       logits, logprobs: what `read_block` returned.
       mass: float32 [I, L, N, Q, C].
-      prepared, attended: for each metric.
+      prepared, attended, places: for each metric; see `places_of`.
     """
 
-    def one(logits_V: jax.Array, logprobs_n: jax.Array, mass_LNQC: jax.Array | None) -> list[Any]:
+    def one(logits_U: jax.Array, logprobs_n: jax.Array, mass_LNQC: jax.Array | None) -> list[Any]:
         return [
             metric(
                 View(
-                    logits=logits_V,
-                    clean_logits=clean.logits,
+                    logits=logits_U if read is None else logits_U[read],
+                    clean_logits=clean.logits if read is None else clean.logits[read],
                     logprobs=logprobs_n,
                     clean_logprobs=clean.logprobs,
-                    mass=_mass(mass_LNQC, place),
-                    clean_mass=_mass(clean.mass, place),
-                    key_share=None if place is None else place.key_share,
+                    mass=_mass(mass_LNQC, where),
+                    clean_mass=_mass(clean.mass, where),
+                    key_share=None if where is None else where.key_share,
                     prepared=ready,
                 )
             )
-            for metric, ready, place in zip(metrics, prepared, attended, strict=True)
+            for metric, ready, where, read in zip(metrics, prepared, attended, places, strict=True)
         ]
 
     return jax.vmap(one)(logits, logprobs, mass)
@@ -134,26 +166,17 @@ def first_of_block(logits: jax.Array, logprobs: jax.Array, mass: jax.Array | Non
     return CleanScores(logits=logits[0], logprobs=logprobs[0], mass=None if mass is None else mass[0])
 
 
-def read_out(decoder: Decoder, residual_PD: jax.Array, continuation: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Logits [V] at the last prompt position, and the log-probability of each token of the continuation."""
-    logits_PV = decoder.logits(residual_PD)
-    if not continuation.shape[0]:
-        return logits_PV[0], jnp.zeros(0, jnp.float32)
-    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits_PV), continuation[:, None], axis=-1)
-    return logits_PV[0], logprobs[:, 0]
-
-
-def _mass(mass_LNQC: jax.Array | None, place: Attended | None) -> jax.Array | None:
-    if mass_LNQC is None or place is None:
+def _mass(mass_LNQC: jax.Array | None, where: Attended | None) -> jax.Array | None:
+    if mass_LNQC is None or where is None:
         return None
-    return dot("lnc,c->ln", mass_LNQC[:, :, place.query_set], place.classes)
+    return dot("lnc,c->ln", mass_LNQC[:, :, where.query_set], where.classes)
 
 
 def check_values(
     metric: Metric,
     prepared: Any,
     *,
-    vocab: int,
+    num_tokens: int,
     continuation: int,
     attention: tuple[int, int] | None,
 ) -> dict[str, jax.ShapeDtypeStruct]:
@@ -168,7 +191,7 @@ def check_values(
 
     masses = None if attention is None else of(*attention)
     ready = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), jnp.asarray(x).dtype), prepared)
-    arrays = {"logits": of(vocab), "clean_logits": of(vocab)}
+    arrays = {"logits": of(num_tokens), "clean_logits": of(num_tokens)}
     arrays |= {"logprobs": of(continuation), "clean_logprobs": of(continuation)}
     attended = {"mass": masses, "clean_mass": masses, "key_share": None if attention is None else of()}
     try:

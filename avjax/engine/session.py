@@ -17,8 +17,16 @@ from avjax.engine.lowering import folded, lower
 from avjax.engine.operations import EdgeOp
 from avjax.engine.planning import Batch, Budget, Region, batches, longest, region
 from avjax.engine.reference import bucket, pad_inputs, reference_batch
-from avjax.engine.replay import SharedPrompt, clean_mass, replay
-from avjax.engine.shared import CleanPass, KeyLayout, clean_pass, key_layout, shared_keys
+from avjax.engine.replay import replay
+from avjax.engine.shared import (
+    CleanPass,
+    KeyLayout,
+    SharedPrompt,
+    clean_mass,
+    clean_pass,
+    key_layout,
+    shared_keys,
+)
 from avjax.interventions import Edit
 from avjax.model import Model
 from avjax.models.attention import Compat, SharedKeys

@@ -10,9 +10,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Int
 
 from avjax.models.attention import KEY_BLOCK, SharedKeys, attend_prompt
 from avjax.models.decoder import Decoder
+from avjax.models.layers import dot
 from avjax.prompt import Inputs
 from avjax.tokens import TokenGroups
 
@@ -134,3 +136,44 @@ def shared_keys(clean: CleanPass, slots: jax.Array, block_class: jax.Array) -> S
     index = jnp.minimum(slots, clean.keys.shape[1] - 1)
     keys, values = (jnp.swapaxes(x[:, index], 1, 2) for x in (clean.keys, clean.values))
     return SharedKeys(keys=keys, values=values, positions=slots, block_class=block_class)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SharedPrompt:
+    """One prompt's clean pass and key layout, ready for replays."""
+
+    inputs: Inputs
+    clean: CleanPass
+    shared: SharedKeys
+    group_class: jax.Array  # int32 M
+    class_group: jax.Array  # int32 C
+    first_read: jax.Array  # int32: the first position whose final residual is wanted
+
+
+def class_factors(
+    prompt: SharedPrompt, factor: Float[Array, "I N M M"], query_groups: Int[Array, "R"]
+) -> Float[Array, "I N R C"]:
+    """Each query's factor by key class."""
+    return factor[:, :, query_groups][..., prompt.class_group]
+
+
+def layer_keys(shared: SharedKeys, index: Array | int) -> SharedKeys:
+    return dataclasses.replace(shared, keys=shared.keys[index], values=shared.values[index])
+
+
+def by_class(prompt: SharedPrompt, mass: Float[Array, "... M"]) -> Float[Array, "... C"]:
+    """Masses of token groups, summed over each key class."""
+    classes = jax.nn.one_hot(prompt.group_class, prompt.class_group.shape[0], dtype=jnp.float32)
+    return dot("...m,mc->...c", mass, classes)
+
+
+def clean_mass(prompt: SharedPrompt, query_sets: Float[Array, "Q R"], offset: Array | int = 0) -> Array:
+    """The clean run's masses, float32 [L, N, Q, C]; also those of layers that no variant changes.
+
+    Args:
+      offset: where the rows of the query sets begin among those that the clean pass kept.
+    """
+    assert prompt.clean.mass is not None
+    rows = jax.lax.dynamic_slice_in_dim(prompt.clean.mass, offset, query_sets.shape[1], axis=2)
+    return by_class(prompt, dot("lnrm,qr->lnqm", rows, query_sets))

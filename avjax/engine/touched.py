@@ -1,6 +1,9 @@
 """How much of a prompt a variant's edits reach; every result carries it."""
 
+import collections
 import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,20 +42,26 @@ def count_touched(lowered: "Lowered", variant: int, num_decoded: int) -> Touched
     edge_ops = [op for op in ops if isinstance(op, EdgeOp)]
     if not edge_ops:
         return Touched(positions=positions)
-    # Layers and heads under the same edits count alike; few such sets occur.
-    active = np.zeros((lowered.config.num_layers, lowered.config.num_heads, len(edge_ops)), bool)
-    for i, op in enumerate(edge_ops):
-        active[np.ix_(op.layers, op.heads, [i])] = True
     edges = blocked = 0
-    places, counts = np.unique(active.reshape(-1, len(edge_ops)), axis=0, return_counts=True)
-    for place, count in zip(places, counts.tolist(), strict=True):
-        here = [op for op, on in zip(edge_ops, place, strict=True) if on]
+    for together, count in _places(edge_ops).items():
+        here = [edge_ops[i] for i in together]
         key = (num_decoded, *((op.query.tobytes(), op.key.tobytes(), op.factor) for op in here))
         if key not in lowered.counted:
             lowered.counted[key] = _count_edges(lowered.pattern(here), lowered.groups, num_decoded)
         edges += count * lowered.counted[key][0]
         blocked += count * lowered.counted[key][1]
     return Touched(edges=edges, blocked_queries=blocked, positions=positions)
+
+
+def _places(ops: Sequence[EdgeOp]) -> Mapping[tuple[int, ...], int]:
+    """How many pairs of layer and head each set of edits, by number, has to itself; few such sets occur."""
+    if len(ops) == 1:
+        return {(0,): len(ops[0].layers) * len(ops[0].heads)}
+    found: dict[tuple[int, int], tuple[int, ...]] = {}
+    for i, op in enumerate(ops):
+        for place in itertools.product(op.layers, op.heads):
+            found[place] = (*found.get(place, ()), i)
+    return collections.Counter(found.values())
 
 
 def _count_edges(pattern: np.ndarray, groups: TokenGroups, num_decoded: int) -> tuple[int, int]:

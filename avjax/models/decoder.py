@@ -97,7 +97,11 @@ class Decoder(nnx.Module):
         angles = jnp.concatenate([angles, angles], axis=-1)
         return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
 
-    def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Unnormalised log-probabilities (nats, up to a constant) of the final residual, in float32."""
+    def logits(self, x: Float[Array, "... D"], tokens: Int[Array, "V"] | None = None) -> Float[Array, "... V"]:
+        """Unnormalised log-probabilities (nats, up to a constant) of the final residual, in float32.
+
+        Args:
+          tokens: the ids that are wanted; None is the whole vocabulary.
+        """
         table = self.embed if self.unembed is None else self.unembed
-        return table.logits(self.final_norm(x))
+        return table.logits(self.final_norm(x), tokens)

@@ -65,9 +65,10 @@ class Embedding(nnx.Module):
     def __call__(self, ids: Int[Array, "..."]) -> Float[Array, "... D"]:
         return self.embedding[...][ids]
 
-    def logits(self, x: Float[Array, "... D"]) -> Float[Array, "... V"]:
+    def logits(self, x: Float[Array, "... D"], tokens: Int[Array, "V"] | None = None) -> Float[Array, "... V"]:
         """float32 whatever the compute dtype: rounded logits would tie."""
-        return dot("...d,vd->...v", x, self.embedding[...])
+        table = self.embedding[...]
+        return dot("...d,vd->...v", x, table if tokens is None else table[tokens])
 
 
 class RMSNorm(nnx.Module):
