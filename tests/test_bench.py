@@ -3,7 +3,7 @@
 import pytest
 
 from sweeps.bench.checkpoint import SIZES
-from sweeps.bench.comparison import break_even, parity, summary, whole_seconds
+from sweeps.bench.comparison import best_peer, break_even, parity, summary, whole_seconds
 from sweeps.bench.table import markdown
 from sweeps.bench.workloads import document
 
@@ -12,12 +12,14 @@ def answer(seconds: float, variants: int, fixed: float = 0.0) -> dict:
     return {"seconds": seconds, "fixed_seconds": fixed, "variants": variants, "peak_bytes": 0}
 
 
-@pytest.mark.parametrize(("size", "counts"), [("small", (96, 36, 96, 48, 96)), ("large", (384, 36, 192, 96, 156))])
+@pytest.mark.parametrize(("size", "counts"), [("small", (96, 36, 96, 48, 96)), ("large", (384, 36, 192, 96, 96))])
 def test_workloads_have_the_stated_variants(size, counts):
     content = document(SIZES[size])
     assert tuple(len(content["workloads"][name]) for name in "abcde") == counts
     assert len(content["ids"]) == len(content["kinds"]) == SIZES[size].num_tokens
-    assert content["kinds"].count("audio") == SIZES[size].num_audio
+    assert content["kinds"][:56] == ["text"] * 16 + ["video"] * 40
+    assert content["kinds"][56:67] == ["audio"] * 10 + ["video"]
+    assert content["kinds"][-25:] == ["audio"] + ["text"] * 24
 
 
 def test_a_sample_does_not_multiply_what_happens_once():
@@ -55,14 +57,23 @@ def test_break_even_counts_compilation():
 
 
 def test_a_failed_parity_is_printed():
-    row = summary([answer(1.0, 96), answer(1.0, 96)], 96)
-    row |= {"ratio": 1.0, "ratio_of_best": 1.0, "parity": {"difference": 0.5}, "parity_passed": False}
+    ours = summary([answer(1.0, 96), answer(1.0, 96)], 96)
+    row = dict(ours)
+    row |= {"ratio": 1.0, "ratio_of_best": 1.0, "parity": {"difference": 0.5, "effect": 2.0}, "parity_passed": False}
     results = {
         "machine": "m",
         "size": "small",
         "rounds": 1,
         "methods": {},
         "failed": {},
-        "workloads": {"a": {"p": row}},
+        "workloads": {"a": {"avjax": ours, "p": row}},
     }
-    assert "FAILED" in markdown(results)
+    text = markdown(results)
+    assert "1 of 1 FAILED" in text
+    assert "a, p: PARITY FAILED, difference 5.0e-01" in text
+
+
+def test_the_strong_baseline_is_not_the_best_peer():
+    found = {"avjax": {"seconds": 1.0}, "strong": {"seconds": 0.5}, "p": {"seconds": 9.0}, "q": {"seconds": 8.0}}
+    assert best_peer(found | {"r": {"unsupported": "no component"}}) == "q"
+    assert best_peer({"avjax": {"seconds": 1.0}, "r": {"unsupported": "no component"}}) is None

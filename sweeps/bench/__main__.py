@@ -1,17 +1,21 @@
 """Replay sweeps against peers on the same weights and prompt: seconds, parity and memory per workload.
 
 Command: `python -m sweeps.bench [--size small] [--workloads a,b] [--peers hooks,strong] [--rounds 5] [--sample 4]`
-Cost: the first run builds an environment per peer (1 GB each). With the defaults about half an hour on two quiet cores.
+Cost: the first run builds an environment per peer (1 to 2 GB each; `--reuse-current` spares those of hooks, hooks_sdpa
+and strong). With the defaults about half an hour on two quiet cores.
 Expected: every parity passes, with logits equal to 1e-4 and ids exactly; where edits reach few rows (a, b, e) avjax is
 much faster than the loops; where they reach nearly all (f, g, h) or there is one variant (i), hardly or not.
 
+Parity comes first, and a failure is printed before anything is timed; the exit status is then 1.
 Methods are interleaved within rounds, so that a noisy machine disturbs all alike; medians and minima are of the warm
 rounds, compilation is told apart. A peer that loops over variants runs a seeded sample, and its time is multiplied.
 Peak memory is above the loaded model, compilation included; on a CPU it counts what earlier workloads left resident.
+In tables "difference of spread" is the largest difference from avjax and how far the edits move the logits.
 Peers and workloads: `sweeps/bench/environments.py`, `sweeps/bench/workloads.py`.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import platform
@@ -20,12 +24,10 @@ from typing import Any
 
 from sweeps.bench.checkpoint import SIZES, write
 from sweeps.bench.client import Client
-from sweeps.bench.comparison import break_even, parity, summary
+from sweeps.bench.comparison import OURS, Parity, break_even, failures, parity, summary
 from sweeps.bench.environments import METHODS
 from sweeps.bench.table import markdown
 from sweeps.bench.workloads import TITLES, document
-
-OURS = "avjax"
 
 
 def arguments() -> argparse.Namespace:
@@ -38,7 +40,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sample", type=int, default=4, help="variants of a method that loops; 0: all of them")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--directory", type=Path, default=Path(".bench"), help="environments, checkpoint and results")
+    parser.add_argument("--out", type=Path, help="results, as OUT.md and OUT.json; by default in the directory")
+    parser.add_argument("--reuse-current", action="store_true", help="run peers that need HF alone in this interpreter")
     options = parser.parse_args()
+    options.out = options.out or options.directory / f"results-{options.size}"
     options.workloads, options.peers = options.workloads.split(","), options.peers.split(",")
     for given, known in ((options.workloads, TITLES), (options.peers, peers)):
         if unknown := [name for name in given if name not in known]:
@@ -62,6 +67,7 @@ def measure(clients: dict[str, Client], workload: str, total: int, rounds: int, 
     answers: dict[str, list[dict[str, Any]]] = {
         name: [client.ask(workload, sample)] for name, client in clients.items()
     }
+    agreed = compare(workload, answers)
     names = [name for name, found in answers.items() if "seconds" in found[0]]
     for round_index in range(rounds):
         turn = round_index % max(1, len(names))
@@ -73,20 +79,32 @@ def measure(clients: dict[str, Client], workload: str, total: int, rounds: int, 
     found: dict[str, Any] = {name: summary(answers[name], total) for name in names} | refused
     if OURS in refused:
         return found
-    ours = answers[OURS][0]["results"]
     for name in names:
         if name == OURS:
             continue
-        agreed = parity(workload, ours, answers[name][0]["results"])
         found[name] |= {
             "ratio": found[name]["seconds"] / found[OURS]["seconds"],
             "ratio_of_best": found[name]["best"] / found[OURS]["best"],
-            "parity": {"difference": agreed.difference, "effect": agreed.effect, "variants": agreed.variants},
-            "parity_passed": agreed.passed,
+            "parity": {k: v for k, v in dataclasses.asdict(agreed[name]).items() if k != "passed"},
+            "parity_passed": agreed[name].passed,
         }
         if clients[name].about["loops"]:
             found[name]["break_even"] = break_even(found[OURS], found[name])
     return found
+
+
+def compare(workload: str, answers: dict[str, list[dict[str, Any]]]) -> dict[str, Parity]:
+    """The first answers against avjax's, printed at once."""
+    ours, agreed = answers[OURS][0], {}
+    for name, (first, *_) in answers.items():
+        if "seconds" not in first:
+            print(f"{workload}, {name}: {first.get('unsupported') or first['error']}", flush=True)
+        elif name != OURS and "seconds" in ours:
+            agreed[name] = found = parity(workload, ours["results"], first["results"])
+            verdict = "parity" if found.passed else "PARITY FAILED"
+            line = f"{verdict}, difference {found.difference:.1e} of {found.effect:.2g} in {found.variants} variants"
+            print(f"{workload}, {name}: {line}", flush=True)
+    return agreed
 
 
 def main() -> None:
@@ -97,7 +115,9 @@ def main() -> None:
     failed: dict[str, str] = {}
     for name in (OURS, *options.peers):
         try:
-            clients[name] = Client(name, METHODS[name], options.directory, options.size, options.threads)
+            clients[name] = Client(
+                name, METHODS[name], options.directory, options.size, options.threads, options.reuse_current
+            )
         except RuntimeError as error:
             failed[name] = str(error)
             print(error, flush=True)
@@ -110,18 +130,20 @@ def main() -> None:
         "failed": failed,
         "workloads": {},
     }
-    target = options.directory / f"results-{options.size}"
+    options.out.parent.mkdir(parents=True, exist_ok=True)
     for workload in options.workloads:
         total = len(content["workloads"][workload])
         found = measure(clients, workload, total, options.rounds, options.sample or None)
         results["workloads"][workload] = found
         # Written after every workload, so that an interrupted run leaves what it measured.
-        target.with_suffix(".json").write_text(json.dumps(results, indent=2) + "\n")
-        target.with_suffix(".md").write_text(markdown(results))
+        Path(f"{options.out}.json").write_text(json.dumps(results, indent=2) + "\n")
+        Path(f"{options.out}.md").write_text(markdown(results))
         print(f"{workload}: {TITLES[workload]} done", flush=True)
     for client in clients.values():
         client.close()
     print(markdown(results))
+    if failed or failures(results["workloads"]):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from converters.tables import table_for
 SEED = 0
 ROPE_THETA = 1e6
 NORM_EPS = 1e-6
+GENERATION = {"do_sample": False, "pad_token_id": 0}  # no stop token: every continuation has its full length
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,6 @@ class Size:
     mlp_dim: int
     vocab_size: int
     num_tokens: int
-    num_audio: int
 
     @property
     def head_dim(self) -> int:
@@ -52,7 +52,6 @@ SIZES = {
         mlp_dim=1024,
         vocab_size=32_000,
         num_tokens=512,
-        num_audio=96,
     ),
     "large": Size(
         num_layers=24,
@@ -62,7 +61,6 @@ SIZES = {
         mlp_dim=2048,
         vocab_size=32_000,
         num_tokens=2048,
-        num_audio=156,
     ),
 }
 
@@ -132,6 +130,7 @@ def write(directory: Path, size: Size) -> None:
         target = directory / name
         target.mkdir(parents=True, exist_ok=True)
         (target / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (target / "generation_config.json").write_text(json.dumps(GENERATION, indent=2) + "\n")
         save_file(content, target / "model.safetensors", metadata={"format": "pt"})
 
 

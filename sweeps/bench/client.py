@@ -18,10 +18,11 @@ class Client:
       about: what it said when it was ready: versions, device, threads, seconds to load.
     """
 
-    def __init__(self, name: str, method: Method, directory: Path, size: str, threads: int):
+    def __init__(self, name: str, method: Method, directory: Path, size: str, threads: int, reuse_current: bool):
         data = directory / size
         self.name, self.log = name, directory / f"{name}.log"
-        command = [str(python_of(method, directory)), str(WORKERS / method.script), "--checkpoint", str(data)]
+        python = python_of(method, directory, reuse_current)
+        command = [str(python), str(WORKERS / method.script), "--checkpoint", str(data)]
         command += ["--workload", str(data / "workload.json"), "--threads", str(threads), *method.arguments]
         environment = dict(os.environ, HF_HUB_OFFLINE="1", OMP_NUM_THREADS=str(threads))
         if method.environment is None:  # the avjax that runs the benchmark, wherever it is

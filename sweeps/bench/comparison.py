@@ -10,6 +10,7 @@ import numpy as np
 
 TOLERANCE = 1e-4  # logits in float32; their standard deviation over the vocabulary is about 3
 EXACT = ("b", "e")  # token ids
+OURS, STRONG = "avjax", "strong"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +19,8 @@ class Parity:
 
     Attributes:
       difference: of logits, at most; of ids, the share that differ.
-      effect: how far the edits move the logits at most, as a spread over variants; 0 for ids.
+      effect: how far the edits move the logits at most, as a spread over variants; of ids, the share of variants
+        whose ids differ from the first's. Without it, agreement would prove little.
     """
 
     difference: float
@@ -37,7 +39,8 @@ def parity(workload: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) ->
         return Parity(difference=math.inf, effect=0.0, variants=len(shared), passed=False)
     if workload in EXACT:
         differing = float(np.mean(a != b))
-        return Parity(difference=differing, effect=0.0, variants=len(shared), passed=differing == 0)
+        effect = float(np.mean((a != a[0]).reshape(len(a), -1).any(1)))
+        return Parity(difference=differing, effect=effect, variants=len(shared), passed=differing == 0)
     difference = float(np.abs(a - b).max())
     passed = difference <= TOLERANCE  # not a number fails
     return Parity(difference=difference, effect=float(np.ptp(a, 0).max()), variants=len(shared), passed=passed)
@@ -85,3 +88,21 @@ def break_even(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> int | None
         return None
     count = math.ceil((ours["cold_seconds"] - theirs["fixed_seconds"]) / each)
     return max(1, count) if count <= ours["variants"] else None
+
+
+def best_peer(found: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The fastest method beside avjax and the strong baseline, by the median; None when none could run."""
+    peers = {n: row["seconds"] for n, row in found.items() if n not in (OURS, STRONG) and "seconds" in row}
+    return min(peers, key=peers.__getitem__) if peers else None
+
+
+def failures(workloads: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What went wrong, in words: results that differ from avjax's, and methods that raised."""
+    lines = []
+    for workload, found in workloads.items():
+        for name, row in found.items():
+            if row.get("parity_passed") is False:
+                lines.append(f"{workload}, {name}: PARITY FAILED, difference {row['parity']['difference']:.1e}")
+            if "error" in row:
+                lines.append(f"{workload}, {name}: {row['error'].strip().splitlines()[-1]}")
+    return lines

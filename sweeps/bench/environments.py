@@ -34,7 +34,7 @@ HF = ("numpy", TORCH, TRANSFORMERS)
 METHODS = {
     "avjax": Method(script="with_avjax.py", about="replay sweep"),
     "hooks": Method(script="hooks.py", about="published hooks on HF, eager", environment="hooks", requirements=HF),
-    "hooks-sdpa": Method(
+    "hooks_sdpa": Method(
         script="hooks.py",
         about="the same hooks, sdpa",
         environment="hooks",
@@ -68,13 +68,17 @@ METHODS = {
 }
 
 
-def python_of(method: Method, directory: Path) -> Path:
+def python_of(method: Method, directory: Path, reuse_current: bool = False) -> Path:
     """The method's interpreter; builds its environment when there is none.
+
+    Args:
+      reuse_current: methods that need no more than HF run in the interpreter of the benchmark, which has it with the
+        test extra; workers state their versions.
 
     Raises:
       RuntimeError: pip could not install what the method needs; the message is pip's.
     """
-    if method.environment is None:
+    if method.environment is None or (reuse_current and method.requirements == HF):
         return Path(sys.executable)
     home = directory / method.environment
     python, done = home / "bin" / "python", home / "installed.txt"

@@ -3,14 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
+from sweeps.bench.comparison import OURS, STRONG, best_peer, failures
 from sweeps.bench.workloads import TITLES
 
 HEAD = "| method | median | best | cold | variants run | ratio | ratio of best | parity | break-even | peak memory |"
 RULE = "|" + "---|" * 10
+SHORT = "| workload | variants | avjax | its first call | best peer | ratio | break-even | strong, ratio | parity |"
+SHORT_RULE = "|" + "---|" * 9
 
 
 def markdown(results: Mapping[str, Any]) -> str:
-    """One table per workload.
+    """One line per workload against the best peer and the strong baseline; then a table per workload.
 
     `ratio` is the method's time over avjax's: above 1, avjax is faster. Times of a sample stand for all variants.
     """
@@ -22,10 +25,36 @@ def markdown(results: Mapping[str, Any]) -> str:
         versions = ", ".join(f"{k} {v}" for k, v in about["versions"].items())
         lines.append(f"- {name}: {about['about']} ({about['device']}; {versions})")
     lines += [f"- {name}: did not start: {_one_line(reason)}" for name, reason in results["failed"].items()]
+    lines += ["", SHORT, SHORT_RULE]
+    lines += [_short(workload, found) for workload, found in results["workloads"].items()]
+    wrong = failures(results["workloads"])
+    lines += ["", *(f"- {line}" for line in wrong or ["Every result that was compared agrees."])]
     for workload, found in results["workloads"].items():
         lines += ["", f"### {workload}. {TITLES[workload]}", "", HEAD, RULE]
         lines += [_row(name, row) for name, row in found.items()]
     return "\n".join(lines) + "\n"
+
+
+def _short(workload: str, found: Mapping[str, Any]) -> str:
+    title = f"{workload}. {TITLES[workload]}"
+    ours, peer = found[OURS], best_peer(found)
+    if "seconds" not in ours:
+        return f"| {title} | avjax: {_one_line(ours.get('unsupported') or ours['error'])} |" + " |" * 7
+    theirs, strong = found[peer] if peer else {}, found.get(STRONG, {})
+    compared = [row for row in found.values() if "parity" in row]
+    failed = sum(not row["parity_passed"] for row in compared)
+    cells = [
+        title,
+        f"{ours['variants']}",
+        _seconds(ours["seconds"]),
+        _seconds(ours["cold_seconds"]),
+        f"{peer}, {_seconds(theirs['seconds'])}" if peer else "",
+        _ratio(theirs.get("ratio")),
+        _break_even(theirs),
+        f"{_seconds(strong['seconds'])}, {_ratio(strong['ratio'])}" if "seconds" in strong else "",
+        f"{failed} of {len(compared)} FAILED" if failed else f"{len(compared)} of {len(compared)} passed",
+    ]
+    return "| " + " | ".join(cells) + " |"
 
 
 def _row(name: str, row: Mapping[str, Any]) -> str:
@@ -50,7 +79,8 @@ def _row(name: str, row: Mapping[str, Any]) -> str:
 def _parity(row: Mapping[str, Any]) -> str:
     if "parity" not in row:
         return ""
-    return f"{row['parity']['difference']:.1e}{'' if row['parity_passed'] else ' FAILED'}"
+    spread = f"{row['parity']['difference']:.1e} of {row['parity']['effect']:.2g}"
+    return f"{spread}{'' if row['parity_passed'] else ' FAILED'}"
 
 
 def _break_even(row: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@
   b  9 layer windows x 4 rules, 50 greedy tokens each
   c  residual patches from another prompt: every layer x 8 contiguous token groups
   d  scalings of the residual stream at audio and video positions: every layer x 2 factors
-  e  logit lens: every audio position x every layer x the whole vocabulary, the 5 likeliest
+  e  logit lens: 96 audio positions x every layer x the whole vocabulary, the 5 likeliest
 Unfavourable, since an edit near the beginning of the prompt changes nearly all of it:
   f  one head's output zeroed at all positions, 24 (layer, head) pairs
   g  knockouts video->audio in 12 layer windows
@@ -21,7 +21,9 @@ import numpy as np
 
 from sweeps.bench.checkpoint import Size
 
-NUM_SYSTEM, NUM_QUESTION, NUM_CHUNKS = 20, 24, 12
+NUM_SYSTEM, NUM_QUESTION = 16, 24
+CHUNK_VIDEO, CHUNK_AUDIO = 40, 10
+LENS_POSITIONS = 96
 MAX_NEW_TOKENS = 50
 TOP = 5
 
@@ -59,14 +61,15 @@ def document(size: Size, seed: int = 0) -> dict[str, Any]:
 
 
 def token_kinds(size: Size) -> list[str]:
-    """System text, then chunks of video and audio in turn, then the question, in the published order."""
-    media = size.num_tokens - NUM_SYSTEM - NUM_QUESTION
-    audio = np.diff(np.linspace(0, size.num_audio, NUM_CHUNKS + 1).astype(int))
-    video = np.diff(np.linspace(0, media - size.num_audio, NUM_CHUNKS + 1).astype(int))
-    kinds = ["text"] * NUM_SYSTEM
-    for num_video, num_audio in zip(video, audio, strict=True):
-        kinds += ["video"] * num_video + ["audio"] * num_audio
-    return kinds + ["text"] * NUM_QUESTION
+    """System text, then chunks of video and audio in turn, then the question, in the published order.
+
+    A quarter of the last, shorter chunk is audio: with 512 tokens, 96 positions are.
+    """
+    chunks, rest = divmod(size.num_tokens - NUM_SYSTEM - NUM_QUESTION, CHUNK_VIDEO + CHUNK_AUDIO)
+    media = (["video"] * CHUNK_VIDEO + ["audio"] * CHUNK_AUDIO) * chunks
+    last = (rest + 2) // 4
+    media += ["video"] * (rest - last) + ["audio"] * last
+    return ["text"] * NUM_SYSTEM + media + ["text"] * NUM_QUESTION
 
 
 def _variants(size: Size) -> dict[str, list[dict[str, Any]]]:
@@ -87,7 +90,7 @@ def _variants(size: Size) -> dict[str, list[dict[str, Any]]]:
             for start, stop in itertools.pairwise(edges)
         ],
         "d": [scale(kind, factor, layer) for layer in layers for kind in ("audio", "video") for factor in (0.5, 2.0)],
-        "e": [{"op": "lens", "position": position} for position in audio],
+        "e": [{"op": "lens", "position": position} for position in audio[:LENS_POSITIONS]],
         "f": [{"op": "ablate", "layer": layer, "head": head} for layer, head in pairs[:: len(pairs) // 24]],
         "g": [knockout("video", "audio", window, None) for window in short],
         "h": [scale(kind, factor, None) for kind in ("audio", "video") for factor in (0.0, 0.5, 2.0, 4.0)],
