@@ -66,10 +66,12 @@ def test_a_failed_parity_is_printed():
         "rounds": 1,
         "methods": {},
         "failed": {},
+        "busy_cores": {"a": 0.8},
         "workloads": {"a": {"avjax": ours, "p": row}},
     }
     text = markdown(results)
     assert "1 of 1 FAILED" in text
+    assert "DISTURBED" in text and "a 0.8" in text
     assert "a, p: PARITY FAILED, difference 5.0e-01" in text
 
 

@@ -10,6 +10,7 @@ Parity comes first, and a failure is printed before anything is timed; the exit 
 Methods are interleaved within rounds, so that a noisy machine disturbs all alike; medians and minima are of the warm
 rounds, compilation is told apart. A peer that loops over variants runs a seeded sample, and its time is multiplied.
 Peak memory is above the loaded model, compilation included; on a CPU it counts what earlier workloads left resident.
+Cores that other processes kept busy are stated per workload: a disturbed run is not worth citing.
 In tables "difference of spread" is the largest difference from avjax and how far the edits move the logits.
 Peers and workloads: `sweeps/bench/environments.py`, `sweeps/bench/workloads.py`.
 """
@@ -26,6 +27,7 @@ from sweeps.bench.checkpoint import SIZES, write
 from sweeps.bench.client import Client
 from sweeps.bench.comparison import OURS, Parity, break_even, failures, parity, summary
 from sweeps.bench.environments import METHODS
+from sweeps.bench.machine import Others
 from sweeps.bench.table import markdown
 from sweeps.bench.workloads import TITLES, document
 
@@ -62,23 +64,31 @@ def prepare(directory: Path, name: str) -> dict[str, Any]:
     return content
 
 
-def measure(clients: dict[str, Client], workload: str, total: int, rounds: int, sample: int | None) -> dict[str, Any]:
-    """Every method on one workload: a cold call each, whose results are compared, then interleaved rounds."""
+def measure(
+    clients: dict[str, Client], workload: str, total: int, rounds: int, sample: int | None
+) -> tuple[dict[str, Any], float | None]:
+    """Every method on one workload: a cold call each, whose results are compared, then interleaved rounds.
+
+    Returns:
+      What was found, by method, and the cores that other processes kept busy during the rounds.
+    """
     answers: dict[str, list[dict[str, Any]]] = {
         name: [client.ask(workload, sample)] for name, client in clients.items()
     }
     agreed = compare(workload, answers)
     names = [name for name, found in answers.items() if "seconds" in found[0]]
+    watched = Others()
     for round_index in range(rounds):
         turn = round_index % max(1, len(names))
         for name in names[turn:] + names[:turn]:
             answers[name].append(clients[name].ask(workload, sample))
+    cores = watched.cores(sum(a.get("cpu_seconds", 0.0) for found in answers.values() for a in found[1:]))
     # Unsupported, or failed in any round: printed as such.
     refused = {name: bad for name, found in answers.items() for bad in found if "seconds" not in bad}
     names = [name for name in names if name not in refused]
     found: dict[str, Any] = {name: summary(answers[name], total) for name in names} | refused
     if OURS in refused:
-        return found
+        return found, cores
     for name in names:
         if name == OURS:
             continue
@@ -90,7 +100,7 @@ def measure(clients: dict[str, Client], workload: str, total: int, rounds: int, 
         }
         if clients[name].about["loops"]:
             found[name]["break_even"] = break_even(found[OURS], found[name])
-    return found
+    return found, cores
 
 
 def compare(workload: str, answers: dict[str, list[dict[str, Any]]]) -> dict[str, Parity]:
@@ -128,12 +138,14 @@ def main() -> None:
         "sample": options.sample,
         "methods": {n: {"about": METHODS[n].about, **c.about} for n, c in clients.items()},
         "failed": failed,
+        "busy_cores": {},
         "workloads": {},
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for workload in options.workloads:
         total = len(content["workloads"][workload])
-        found = measure(clients, workload, total, options.rounds, options.sample or None)
+        found, busy = measure(clients, workload, total, options.rounds, options.sample or None)
+        results["busy_cores"][workload] = busy
         results["workloads"][workload] = found
         # Written after every workload, so that an interrupted run leaves what it measured.
         Path(f"{options.out}.json").write_text(json.dumps(results, indent=2) + "\n")

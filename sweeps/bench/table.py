@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sweeps.bench.comparison import OURS, STRONG, best_peer, failures
+from sweeps.bench.machine import DISTURBED
 from sweeps.bench.workloads import TITLES
 
 HEAD = "| method | median | best | cold | variants run | ratio | ratio of best | parity | break-even | peak memory |"
@@ -27,6 +28,10 @@ def markdown(results: Mapping[str, Any]) -> str:
     lines += [f"- {name}: did not start: {_one_line(reason)}" for name, reason in results["failed"].items()]
     lines += ["", SHORT, SHORT_RULE]
     lines += [_short(workload, found) for workload, found in results["workloads"].items()]
+    busy = {w: cores for w, cores in results.get("busy_cores", {}).items() if cores is not None and cores > DISTURBED}
+    if busy:
+        shown = ", ".join(f"{workload} {cores:.1f}" for workload, cores in busy.items())
+        lines += ["", f"DISTURBED: cores that other processes kept busy meanwhile: {shown}."]
     wrong = failures(results["workloads"])
     lines += ["", *(f"- {line}" for line in wrong or ["Every result that was compared agrees."])]
     for workload, found in results["workloads"].items():

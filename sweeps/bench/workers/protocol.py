@@ -1,7 +1,7 @@
 """How a worker talks: one JSON object a line, requests on stdin, answers on stdout. Standard library and numpy only.
 
 Request:  {"workload": "a", "sample": 8}  (sample: how many variants a method that loops may run; null for all)
-Answer:   {"seconds", "fixed_seconds", "variants", "results": {variant: values}, "peak_bytes"}
+Answer:   {"seconds", "fixed_seconds", "cpu_seconds", "variants", "results": {variant: values}, "peak_bytes"}
           or {"unsupported": reason} or {"error": text}.
 `seconds` covers the whole workload on a loaded model, prefill included. `fixed_seconds` of it do not grow with the
 number of variants, so that a sample of n among N stands for fixed + (seconds - fixed) * N / n.
@@ -111,13 +111,15 @@ def _answer(worker: Worker, document: Mapping[str, Any], request: Mapping[str, A
     reset_peak()
     if worker.peak_bytes is not None:
         worker.peak_bytes()
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     results = worker.run(task)
     seconds = time.perf_counter() - start
+    cpu = time.process_time() - cpu
     peak = worker.peak_bytes() if worker.peak_bytes is not None else max(0, peak_resident_bytes() - loaded)
     return {
         "seconds": seconds,
         "fixed_seconds": task.fixed_seconds,
+        "cpu_seconds": cpu,
         "variants": len(results),
         "results": {i: np.asarray(values).tolist() for i, values in results.items()},
         "peak_bytes": peak,
