@@ -15,6 +15,7 @@ from avjax.models.attention import BLOCK_BOUNDS
 from avjax.models.sites import Site
 
 ROW_BUCKETS = (1, 8, 32)
+FIRST_ROWS = 16  # an edit of nearly all of a prompt leaves what is before its first position, in such steps
 CPU_ROWS = 128  # rows of a batch beyond which a CPU gains nothing
 ACCELERATOR_ROWS = 4096
 MEMORY_SHARE = 0.5  # of what is free, when no budget is given
@@ -58,11 +59,12 @@ def region(lowered: Lowered, variant: int, *, num_positions: int, first_read: in
         first = min(first, row)
         last_only = isinstance(op, SiteOp) and op.site is Site.RESID_POST
         start = min(start, num_layers if last_only else min(op.layers))
-    return Region(num_rows=row_bucket(num_positions - first, bucket(num_positions)), start_layer=start)
+    most = bucket(num_positions) - first // FIRST_ROWS * FIRST_ROWS  # the same for all prompts of a bucket
+    return Region(num_rows=row_bucket(num_positions - first, most), start_layer=start)
 
 
 def row_bucket(rows: int, most: int) -> int:
-    """The number of rows that serves `rows`: 1, 8, 32, then as for prompt lengths; at most the padded prompt."""
+    """The number of rows that serves `rows`: 1, 8, 32, then as for prompt lengths; at most `most`."""
     small = next((b for b in ROW_BUCKETS if b >= rows), None)
     return min(bucket(rows) if small is None else small, most)
 

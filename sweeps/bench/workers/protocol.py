@@ -10,6 +10,7 @@ Lines that are no JSON object are what libraries print while they are imported.
 """
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
 import os
@@ -21,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+WAKE_SECONDS = 0.2
 
 
 class Unsupported(Exception):
@@ -111,7 +114,9 @@ def _answer(worker: Worker, document: Mapping[str, Any], request: Mapping[str, A
     reset_peak()
     if worker.peak_bytes is not None:
         worker.peak_bytes()
-    start, cpu = time.perf_counter(), time.process_time()
+    cpu = time.process_time()
+    wake()
+    start = time.perf_counter()
     results = worker.run(task)
     seconds = time.perf_counter() - start
     cpu = time.process_time() - cpu
@@ -124,6 +129,20 @@ def _answer(worker: Worker, document: Mapping[str, Any], request: Mapping[str, A
         "results": {i: np.asarray(values).tolist() for i, values in results.items()},
         "peak_bytes": peak,
     }
+
+
+def wake() -> None:
+    """Keeps every core busy for a moment: after the turns of other methods the first 0.1 s of work runs slower."""
+    end = time.perf_counter() + WAKE_SECONDS
+
+    def work(_: int) -> None:
+        numbers = np.ones(1 << 16)
+        while time.perf_counter() < end:
+            np.sin(numbers, out=numbers)
+
+    cores = len(os.sched_getaffinity(0))
+    with concurrent.futures.ThreadPoolExecutor(cores) as pool:
+        list(pool.map(work, range(cores)))
 
 
 def sampled(total: int, count: int | None) -> list[int]:
