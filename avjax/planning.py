@@ -104,14 +104,17 @@ def cost(planned: Sweep, *, calibrate: bool) -> Plan:
         one = planned.parts[place]
         steps = one.max_new_tokens - 1 if isinstance(one, Caption) else 0
         size = session.num_positions
-        naive = counts.forward(size, session.num_reads) + counts.decoding(size, steps)
+        tokens = None if isinstance(one, Caption) else one.unembedded(planned.model)
+        unembed = counts.unembed(session.num_reads, cfg.vocab_size if tokens is None else len(tokens))
+        naive = counts.forward(size) + counts.unembed(session.num_reads, cfg.vocab_size) + counts.decoding(size, steps)
         naive_flops += cells * naive
         naive_bytes += cells * (1 + steps) * (weights + counts.cache_bytes(size))
-        flops += counts.forward(size, session.num_reads)
+        flops += counts.forward(size) + unembed
         read += weights + counts.cache_bytes(size)
         for batch in session.planned:
             share = max(0, cfg.num_layers - batch.start_layer) / cfg.num_layers
-            flops += batch.size * (counts.region(size, batch, session.num_reads) + counts.decoding(size, steps))
+            region = counts.region(size, batch, session.num_reads) + unembed
+            flops += batch.size * (region + counts.decoding(size, steps))
             read += (share + steps) * (weights + counts.cache_bytes(size))
             shapes.add((session.size, batch.size, batch.num_rows, bool(steps)))
             peak = max(peak, session.budget.shared_bytes() + batch.size * session.budget.variant_bytes(batch.num_rows))
@@ -154,13 +157,12 @@ class Counts:
     def attention(self, edges: float) -> float:
         return 4.0 * self.cfg.num_heads * self.cfg.head_dim * edges
 
-    def unembed(self, reads: int) -> float:
-        return 2.0 * reads * self.cfg.embed_dim * self.cfg.vocab_size
+    def unembed(self, reads: int, tokens: int) -> float:
+        return 2.0 * reads * self.cfg.embed_dim * tokens
 
-    def forward(self, size: int, reads: int) -> float:
-        """Of a whole prompt."""
-        layer = size * self.per_row + self.attention(size * (size + 1) / 2)
-        return self.cfg.num_layers * layer + self.unembed(reads)
+    def forward(self, size: int) -> float:
+        """Of a whole prompt, up to the last residual."""
+        return self.cfg.num_layers * (size * self.per_row + self.attention(size * (size + 1) / 2))
 
     def region(self, size: int, batch: Batch, reads: int) -> float:
         """Of one variant's region of effect; the last layer computes what is read out alone."""
@@ -168,12 +170,13 @@ class Counts:
         edges = rows * (size - rows) + rows * (rows + 1) / 2
         inner = max(0, self.cfg.num_layers - 1 - batch.start_layer)
         last = (reads / rows) if batch.start_layer < self.cfg.num_layers else 0.0
-        return (inner + last) * (rows * self.per_row + self.attention(edges)) + self.unembed(reads)
+        return (inner + last) * (rows * self.per_row + self.attention(edges))
 
     def decoding(self, size: int, steps: int) -> float:
         """Of one variant's tokens after the first."""
         edges = steps * size + steps * (steps + 1) / 2
-        return self.cfg.num_layers * (steps * self.per_row + self.attention(edges)) + self.unembed(steps)
+        layers = self.cfg.num_layers * (steps * self.per_row + self.attention(edges))
+        return layers + self.unembed(steps, self.cfg.vocab_size)
 
     def cache_bytes(self, size: int) -> int:
         cfg = self.cfg

@@ -47,6 +47,11 @@ class Pass:
     continuation: tuple[int, ...]
     metrics: tuple[Metric, ...]
 
+    def unembedded(self, model: Model) -> np.ndarray | None:
+        """The token ids whose logits the pass computes; None is the whole vocabulary."""
+        wanted = [metric.read_tokens(model) for metric in self.metrics]
+        return unembedded(wanted, len(self.continuation), model.config.decoder.vocab_size)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
@@ -275,9 +280,8 @@ def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[t
     continuation = jnp.asarray(one.continuation, jnp.int32)
     prepared = [metric.prepare(model, prompt) for metric in one.metrics]
     attended = _attended(session, one)
-    wanted = [metric.read_tokens(model) for metric in one.metrics]
-    tokens = unembedded(wanted, len(one.continuation), decoder.cfg.vocab_size)
-    places = places_of(wanted, tokens)
+    tokens = one.unembedded(model)
+    places = places_of([metric.read_tokens(model) for metric in one.metrics], tokens)
     num_tokens = decoder.cfg.vocab_size if tokens is None else len(tokens)
     size = block_size(len(session.lowered) + 1, session.num_reads, num_tokens)
     readings = session.replayed() if executor == "replay" else session.referenced()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import avjax
-from avjax import metrics
+from avjax import metrics, sweeping
 from tests.engine.test_knockout_compiles import count_compilations
 from tests.tiny_hf import TinyCheckpoint
 
@@ -120,6 +120,28 @@ def test_next_token_metrics(swept, logits):
         np.testing.assert_allclose(swept[f"{name}_clean"].values[0], value[0], rtol=2e-5, atol=2e-6, err_msg=name)
     assert kl[0][1:].min() > 1e-5 and np.abs(kl[0] - kl[1])[1:].max() > 1e-6, "the directions must differ"
     assert len(set(expected["rank"].tolist())) > 1
+
+
+def test_only_the_tokens_that_metrics_name_are_unembedded(omni_model, prompt, swept, monkeypatch):
+    widths, read_block = [], sweeping.read_block
+
+    def recorded(*arguments):
+        found = read_block(*arguments)
+        widths.append(found[0].shape[-1])
+        return found
+
+    monkeypatch.setattr(sweeping, "read_block", recorded)
+    mass = metrics.AttentionMass("[2:9]", query="[5:20]")
+    asked = [metrics.Logits([460, 5, 1, 5], name="four"), metrics.LogitDiff(A, B), mass]
+    got = avjax.sweep(omni_model, prompt, list(VARIANTS), asked, progress=False)
+    assert set(widths) == {len({460, 5, 1, *A, B})}
+    np.testing.assert_allclose(got["four"], swept["logits"].values[..., [2, 0, 1, 0]], rtol=2e-5, atol=2e-6)
+    for name in ("logit_diff", "logit_diff_clean", "attention_mass", "attention_mass_clean"):
+        np.testing.assert_allclose(got[name], swept[name], rtol=2e-5, atol=2e-6, err_msg=name)
+    widths.clear()
+    avjax.sweep(omni_model, prompt, list(VARIANTS), mass, progress=False)
+    avjax.sweep(omni_model, prompt, list(VARIANTS), [asked[0], metrics.KL()], progress=False)
+    assert list(dict.fromkeys(widths)) == [0, omni_model.config.decoder.vocab_size]
 
 
 def test_log_likelihood_is_a_loop_over_growing_prompts(omni_model, ids, swept):

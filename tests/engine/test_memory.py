@@ -1,16 +1,21 @@
-"""A sweep of head knockouts holds little more than the clean prefill: by XLA's own account of its programs."""
+"""What sweeps hold, by XLA's own account: little beside a clean pass, and no more than was planned."""
 
+import functools
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 import avjax
+from avjax import generation, sweeping
 from avjax.engine import session as sessions
 from avjax.engine.reference import pad_inputs, prefill
+from avjax.metrics import AttentionMass, Caption, Logits
 from tests.engine.test_knockout_compiles import prompt_of
 
 SIZE = 2048
+HEADS = avjax.Knockout(query="last", key="video", layers=avjax.each_layer(), heads=avjax.each_head())
 
 
 def held(analysis: Any) -> int:
@@ -18,32 +23,68 @@ def held(analysis: Any) -> int:
     return analysis.output_size_in_bytes + analysis.temp_size_in_bytes
 
 
-def test_head_knockouts_at_2048_tokens(omni_model: avjax.Model, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
+    """XLA's memory analysis of every program that a sweep runs over a prompt, by name."""
+    found: dict[str, list[Any]] = {}
+
+    def recorded(name: str, function: Any, *args: Any, **kwargs: Any) -> Any:
+        leaves, tree = jax.tree.flatten(args)
+        flat = jax.jit(lambda leaves: function(*jax.tree.unflatten(tree, leaves), **kwargs))
+        found.setdefault(name, []).append(flat.lower(leaves).compile().memory_analysis())
+        return function(*args, **kwargs)
+
+    for module, name in ((sessions, "clean_pass"), (sessions, "shared_keys"), (sessions, "replay")):
+        monkeypatch.setattr(module, name, functools.partial(recorded, name, getattr(module, name)))
+    monkeypatch.setattr(generation, "decode", functools.partial(recorded, "decode", generation.decode))
+    return found
+
+
+def peak(programs: dict[str, list[Any]]) -> int:
+    """Each program on top of what those before it return."""
+    clean, keys, replays = (programs[name] for name in ("clean_pass", "shared_keys", "replay"))
+    kept = clean[0].output_size_in_bytes + keys[0].output_size_in_bytes
+    decoded = programs.get("decode", [])
+    # What a replay returns is kept while its variants decode.
+    batches = [held(r) for r in replays] + [
+        r.output_size_in_bytes + held(d) for r, d in zip(replays, decoded, strict=False)
+    ]
+    return max(held(clean[0]), clean[0].output_size_in_bytes + held(keys[0]), kept + max(batches))
+
+
+def test_head_knockouts_at_2048_tokens(omni_model: avjax.Model, programs):
     prompt = prompt_of(omni_model, SIZE)
-    decoder = omni_model.network.decoder
     inputs = pad_inputs(omni_model.encode(prompt), SIZE)
-    clean = jax.jit(lambda d, i: prefill(d, i, None)[:2]).lower(decoder, inputs).compile().memory_analysis()
-    programs: dict[str, Any] = {}
-
-    def recorded(name: str):
-        function = getattr(sessions, name)
-
-        def call(*args: Any, **kwargs: Any) -> Any:
-            leaves, tree = jax.tree.flatten(args)
-            flat = jax.jit(lambda leaves: function(*jax.tree.unflatten(tree, leaves), **kwargs))
-            programs[name] = flat.lower(leaves).compile().memory_analysis()
-            return function(*args, **kwargs)
-
-        return call
-
-    for name in ("clean_pass", "shared_keys", "replay"):
-        monkeypatch.setattr(sessions, name, recorded(name))
-    grid = avjax.grid(avjax.Knockout(query="last", key="video", layers=avjax.each_layer(), heads=avjax.each_head()))
-    avjax.sweep(omni_model, prompt, grid, avjax.metrics.Logits((1, 2)), progress=False)
-    kept = 0
-    peak = 0
-    for name in ("clean_pass", "shared_keys", "replay"):  # each on top of what those before it return
-        peak = max(peak, kept + held(programs[name]))
-        kept += programs[name].output_size_in_bytes
+    clean = jax.jit(lambda d, i: prefill(d, i, None)[:2]).lower(omni_model.network.decoder, inputs).compile()
+    avjax.sweep(omni_model, prompt, avjax.grid(HEADS), Logits((1, 2)), progress=False)
     # Parameters, which both hold, are left out: with them the ratio would flatter.
-    assert peak < 1.5 * held(clean), (peak, held(clean))
+    assert peak(programs) < 1.5 * held(clean.memory_analysis())
+
+
+VECTOR = np.ones(64, np.float32)
+SWEEPS = {
+    "one row": ([HEADS], Logits((1, 2))),
+    "few rows": ([avjax.Knockout(query="[-20:]", key="video", layers=avjax.each_layer())], Logits((1, 2))),
+    "masses": ([HEADS], AttentionMass("audio", query="[-20:]")),
+    "many rows": (
+        [avjax.Knockout(query="video", key="audio", layers=avjax.each_layer())],
+        Logits((1,)),
+    ),
+    "sources": ([avjax.Ablate("video", "noise", site="z", layers=avjax.each_layer())], Logits((1, 2))),
+    "captions": ([avjax.Knockout(query="answer", key="video", layers=avjax.windows(2))], Caption(40)),
+    "captions after many rows": ([avjax.Steer("audio", VECTOR, layers=avjax.each_layer())], Caption(40)),
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+@pytest.mark.parametrize("size", [150, 700])
+def test_a_batch_holds_no_more_than_the_budget_says(omni_model: avjax.Model, programs, name: str, size: int):
+    edits, metric = SWEEPS[name]
+    prompt, grid = prompt_of(omni_model, size), avjax.grid(*edits)
+    planned = sweeping.prepare(omni_model, prompt, grid, metric)
+    avjax.sweep(omni_model, prompt, grid, metric, progress=False)
+    (session,) = planned.sessions.values()
+    budget = session.budget
+    expected = budget.shared_bytes() + max(b.size * budget.variant_bytes(b.num_rows) for b in session.planned)
+    sources = sum(leaf.nbytes for leaf in jax.tree.leaves(session.sources))
+    assert peak(programs) + sources <= expected <= 20 * (peak(programs) + sources)

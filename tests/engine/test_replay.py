@@ -267,6 +267,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list:
     return seen
 
 
+@pytest.mark.parametrize(("size", "first", "rows"), [(512, 20, 496), (500, 20, 496), (512, 40, 480), (512, 200, 320)])
+def test_a_region_ends_where_its_edit_begins(omni_model: avjax.Model, size: int, first: int, rows: int):
+    """In steps that prompts of one padded length share: few executables, and little computed in vain."""
+    prompt = made_prompt(omni_model, size)
+    planned = sweeping.prepare(omni_model, prompt, avjax.Scale(f"[{first}:]", 0.5), Logits([1]))
+    assert [b.num_rows for session in planned.sessions.values() for b in session.planned] == [rows]
+
+
 def test_clean_activations_are_computed_once_and_not_before_the_sweep(omni_model: avjax.Model, pool, asked):
     prompt = pool(40).prompt
     grid = avjax.grid(avjax.Ablate("audio", "mean", site="z", layers=avjax.each_layer(), heads=avjax.each_head()))
