@@ -39,7 +39,7 @@ def test_a_replay_is_a_clean_pass_and_the_regions(omni_model: avjax.Model, promp
 
 
 def test_decoding_is_counted(omni_model: avjax.Model, prompt: avjax.Prompt):
-    short, long = (planned(omni_model, prompt, "generated->video", metric=Caption(n)) for n in (1, 11))
+    short, long = (planned(omni_model, prompt, "answer->video", metric=Caption(n)) for n in (1, 11))
     step = L * ROW + 2 * D * V
     attention = 4 * D * L * (10 * SIZE + 55)
     assert long.naive_flops - short.naive_flops == 2 * (10 * step + attention)

@@ -69,7 +69,7 @@ class Region:
     def _narrow(
         self, queries: Rows, q: Array, k: Array, v: Array, factor: Array | None, layer: Array | int
     ) -> Attended:
-        prompt, rows, want_mass = self.prompt, self.rows, self.query_sets is not None
+        prompt, rows, query_sets = self.prompt, self.rows, self.query_sets
         own = OwnKeys(
             keys=k,
             values=v,
@@ -78,7 +78,7 @@ class Region:
             classes=prompt.group_class[rows.groups],
         )
         gates = None if factor is None else class_factors(prompt, factor, queries.groups)
-        if gates is None and want_mass:  # masses need classes
+        if gates is None and query_sets is not None:  # masses need classes
             gates = jnp.ones((q.shape[0], q.shape[2], queries.count, prompt.class_group.shape[0]), jnp.float32)
         z, mass = attend_rows(
             q,
@@ -87,9 +87,9 @@ class Region:
             num_shared=rows.first,
             factor=gates,
             compat=self.compat,
-            want_mass=want_mass,
+            want_mass=query_sets is not None,
         )
-        return z, None if mass is None else dot("inrc,qr->inqc", mass, self.query_sets)
+        return z, None if mass is None or query_sets is None else dot("inrc,qr->inqc", mass, query_sets)
 
     def _wide(self, queries: Rows, q: Array, k: Array, v: Array, factor: Array | None, layer: Array | int) -> Attended:
         if factor is None:
