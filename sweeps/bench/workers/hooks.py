@@ -7,17 +7,15 @@ Kinder than published: logits only at the last position, and no cache where noth
 
 import argparse
 import contextlib
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-import transformers
 from protocol import Task, Unsupported, Worker, serve
-from torch_model import PEAK, answers, blocked, causal_mask, device_name, index, load_model, tensor_ids
+from torch_model import Loop, answers, blocked, causal_mask, index, load_model, loop_worker
 
 
-class Hooks:
+class Hooks(Loop):
     """The model, and the edits as hooks on it."""
 
     def __init__(self, options: argparse.Namespace):
@@ -25,23 +23,11 @@ class Hooks:
         self.layers = self.model.model.layers
         self.heads = self.model.config.num_attention_heads
 
-    def __call__(self, task: Task) -> dict[int, list[Any]]:
-        ids = tensor_ids(task.document["ids"])
-        if task.name == "e":
-            return self.lens(task, ids)
-        corrupt = None
-        if task.name == "c":
-            start = time.perf_counter()
-            corrupt = self.residuals(tensor_ids(task.document["corrupt_ids"]))
-            task.fixed_seconds = time.perf_counter() - start
-        results = {}
-        for i, variant in task.variants.items():
-            with self.edited(task, variant, corrupt):
-                results[i] = self.generate(task, ids) if task.name == "b" else self.read(task, ids)
-        return results
-
-    def read(self, task: Task, ids: torch.Tensor) -> list[float]:
-        return answers(task, self.model(ids, use_cache=False, logits_to_keep=1).logits[0, -1])
+    def variant(self, task: Task, variant: Any, ids: torch.Tensor, corrupt: Any) -> list[Any]:
+        with self.edited(task, variant, corrupt):
+            if task.name == "b":
+                return self.generate(task, ids)
+            return answers(task, self.model(ids, use_cache=False, logits_to_keep=1).logits[0, -1])
 
     def generate(self, task: Task, ids: torch.Tensor) -> list[int]:
         count = task.document["max_new_tokens"]
@@ -132,7 +118,6 @@ class Hooks:
         return hook
 
     def residuals(self, ids: torch.Tensor) -> list[torch.Tensor]:
-        """Every layer's output [1, T, D]."""
         seen: list[torch.Tensor] = []
         handles = [layer.register_forward_hook(lambda m, a, out: seen.append(out)) for layer in self.layers]
         try:
@@ -142,21 +127,12 @@ class Hooks:
                 handle.remove()
         return seen
 
-    def lens(self, task: Task, ids: torch.Tensor) -> dict[int, list[Any]]:
-        """One product with the unembedding per position and layer, as published, with the final norm before it."""
-        start = time.perf_counter()
-        seen = self.residuals(ids)
-        task.fixed_seconds = time.perf_counter() - start
-        norm, head, top = self.model.model.norm, self.model.lm_head, task.document["top"]
-        return {
-            i: [head(norm(x[0, v["position"]][None])).topk(top).indices[0].tolist() for x in seen]
-            for i, v in task.variants.items()
-        }
+    def unembedded(self, row: torch.Tensor) -> torch.Tensor:
+        return self.model.lm_head(self.model.model.norm(row))
 
 
 def load(options: argparse.Namespace) -> Worker:
-    versions = {"torch": torch.__version__, "transformers": transformers.__version__, "attention": options.attention}
-    return Worker(run=Hooks(options), versions=versions, device=device_name(), loops=True, peak_bytes=PEAK)
+    return loop_worker(Hooks(options), attention=options.attention)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
-"""What the torch workers share: the model, masks as tensors, and where time and memory are read."""
+"""What the torch workers share: the model, the loop over variants, masks as tensors, where time and memory are read."""
 
+import abc
 import argparse
+import importlib.metadata
+import time
 from typing import Any
 
 import numpy as np
 import torch
-from protocol import Task
+from protocol import Task, Worker
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -27,6 +30,55 @@ def configure(threads: int) -> None:
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     torch.backends.cuda.matmul.allow_tf32 = False
+
+
+class Loop(abc.ABC):
+    """Variants one after the other, a full forward pass each: what every library of hooks does with a workload."""
+
+    def __call__(self, task: Task) -> dict[int, list[Any]]:
+        ids = tensor_ids(task.document["ids"])
+        if task.name == "e":
+            return self.lens(task, ids)
+        corrupt = None
+        if task.name == "c":
+            corrupt = self.timed_residuals(task, tensor_ids(task.document["corrupt_ids"]))
+        return {i: self.variant(task, variant, ids, corrupt) for i, variant in task.variants.items()}
+
+    @abc.abstractmethod
+    def variant(self, task: Task, variant: Any, ids: torch.Tensor, corrupt: Any) -> list[Any]:
+        """What one variant is asked for: answers, or generated ids in b.
+
+        Args:
+          corrupt: the residuals that patches come from.
+        """
+
+    @abc.abstractmethod
+    def residuals(self, ids: torch.Tensor) -> list[torch.Tensor]:
+        """Every layer's output [1, T, D]."""
+
+    @abc.abstractmethod
+    def unembedded(self, row: torch.Tensor) -> torch.Tensor:
+        """Logits [1, V] of a residual [1, D], with the final norm before."""
+
+    def timed_residuals(self, task: Task, ids: torch.Tensor) -> list[torch.Tensor]:
+        """The same, as seconds that do not grow with the number of variants."""
+        start = time.perf_counter()
+        seen = self.residuals(ids)
+        task.fixed_seconds = time.perf_counter() - start
+        return seen
+
+    def lens(self, task: Task, ids: torch.Tensor) -> dict[int, list[Any]]:
+        """One product with the unembedding per position and layer, as published."""
+        seen, top = self.timed_residuals(task, ids), task.document["top"]
+        return {
+            i: [self.unembedded(x[0, v["position"]][None]).topk(top).indices[0].tolist() for x in seen]
+            for i, v in task.variants.items()
+        }
+
+
+def loop_worker(run: Loop, *packages: str, **about: str) -> Worker:
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", *packages)}
+    return Worker(run=run, versions=versions | about, device=device_name(), loops=True, peak_bytes=PEAK)
 
 
 def tensor_ids(ids: list[int]) -> torch.Tensor:

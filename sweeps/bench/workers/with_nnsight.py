@@ -5,35 +5,23 @@ of nnsight's language model wants a tokenizer.
 """
 
 import argparse
-import importlib.metadata
-import time
 from typing import Any
 
 import torch
 import transformers
 from nnsight import NNsight  # pyright: ignore[reportMissingImports]
 from protocol import Task, Unsupported, Worker, serve
-from torch_model import PEAK, answers, blocked, causal_mask, device_name, index, load_model, tensor_ids
+from torch_model import Loop, answers, blocked, causal_mask, index, load_model, loop_worker
 
 
-class Traces:
+class Traces(Loop):
     def __init__(self, options: argparse.Namespace):
         self.hf = load_model(options, "sdpa")
         self.model = NNsight(self.hf)
         self.heads = self.hf.config.num_attention_heads
 
-    def __call__(self, task: Task) -> dict[int, list[Any]]:
-        ids = tensor_ids(task.document["ids"])
-        if task.name == "e":
-            return self.lens(task, ids)
-        if task.name == "b":
-            return {i: self.generate(task, variant, ids) for i, variant in task.variants.items()}
-        corrupt = None
-        if task.name == "c":
-            start = time.perf_counter()
-            corrupt = self.residuals(tensor_ids(task.document["corrupt_ids"]))
-            task.fixed_seconds = time.perf_counter() - start
-        return {i: self.read(task, variant, ids, corrupt) for i, variant in task.variants.items()}
+    def variant(self, task: Task, variant: Any, ids: torch.Tensor, corrupt: Any) -> list[Any]:
+        return self.generate(task, variant, ids) if task.name == "b" else self.read(task, variant, ids, corrupt)
 
     def read(self, task: Task, variant: Any, ids: torch.Tensor, corrupt: Any) -> list[float]:
         model, layers, op = self.model, self.model.model.layers, variant["op"]
@@ -100,20 +88,12 @@ class Traces:
             seen = outputs.save()  # nnsight gives every object this method inside a trace
         return seen
 
-    def lens(self, task: Task, ids: torch.Tensor) -> dict[int, list[Any]]:
-        start = time.perf_counter()
-        seen = self.residuals(ids)
-        task.fixed_seconds = time.perf_counter() - start
-        norm, head, top = self.hf.model.norm, self.hf.lm_head, task.document["top"]
-        return {
-            i: [head(norm(x[0, v["position"]][None])).topk(top).indices[0].tolist() for x in seen]
-            for i, v in task.variants.items()
-        }
+    def unembedded(self, row: torch.Tensor) -> torch.Tensor:
+        return self.hf.lm_head(self.hf.model.norm(row))
 
 
 def load(options: argparse.Namespace) -> Worker:
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "nnsight")}
-    return Worker(run=Traces(options), versions=versions, device=device_name(), loops=True, peak_bytes=PEAK)
+    return loop_worker(Traces(options), "nnsight")
 
 
 if __name__ == "__main__":

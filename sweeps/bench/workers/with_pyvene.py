@@ -4,19 +4,17 @@ Its Qwen2 map has module inputs and outputs, but neither attention weights nor m
 """
 
 import argparse
-import importlib.metadata
-import time
 from typing import Any
 
 import pyvene  # pyright: ignore[reportMissingImports]
 import torch
 from protocol import Task, Unsupported, Worker, serve
-from torch_model import PEAK, answers, device_name, load_model, tensor_ids
+from torch_model import Loop, answers, load_model, loop_worker
 
 NO_EDGES = "its Qwen2 map has no component for attention weights, scores or masks"
 
 
-class Intervenable:
+class Intervenable(Loop):
     def __init__(self, options: argparse.Namespace):
         self.model = load_model(options, "sdpa")
         self.num_layers = self.model.config.num_hidden_layers
@@ -24,17 +22,9 @@ class Intervenable:
     def __call__(self, task: Task) -> dict[int, list[Any]]:
         if any(v["op"] == "knockout" for v in task.variants.values()):
             raise Unsupported(NO_EDGES)
-        ids = tensor_ids(task.document["ids"])
-        if task.name == "e":
-            return self.lens(task, ids)
-        corrupt = None
-        if task.name == "c":
-            start = time.perf_counter()
-            corrupt = self.residuals(tensor_ids(task.document["corrupt_ids"]))
-            task.fixed_seconds = time.perf_counter() - start
-        return {i: self.read(task, variant, ids, corrupt) for i, variant in task.variants.items()}
+        return super().__call__(task)
 
-    def read(self, task: Task, variant: Any, ids: torch.Tensor, corrupt: Any) -> list[float]:
+    def variant(self, task: Task, variant: Any, ids: torch.Tensor, corrupt: Any) -> list[Any]:
         component, layer, places, change = self.edit(task, variant, corrupt)
         config = {"layer": layer, "component": component, "unit": "pos", "intervention": change}
         edited = pyvene.IntervenableModel(config, model=self.model)
@@ -75,20 +65,12 @@ class Intervenable:
         (_, seen), _ = reader({"input_ids": ids, "logits_to_keep": 1}, unit_locations={"base": places})
         return [x.reshape(1, ids.shape[1], -1) for x in seen]
 
-    def lens(self, task: Task, ids: torch.Tensor) -> dict[int, list[Any]]:
-        start = time.perf_counter()
-        seen = self.residuals(ids)
-        task.fixed_seconds = time.perf_counter() - start
-        norm, head, top = self.model.model.norm, self.model.lm_head, task.document["top"]
-        return {
-            i: [head(norm(x[0, v["position"]][None])).topk(top).indices[0].tolist() for x in seen]
-            for i, v in task.variants.items()
-        }
+    def unembedded(self, row: torch.Tensor) -> torch.Tensor:
+        return self.model.lm_head(self.model.model.norm(row))
 
 
 def load(options: argparse.Namespace) -> Worker:
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "pyvene")}
-    return Worker(run=Intervenable(options), versions=versions, device=device_name(), loops=True, peak_bytes=PEAK)
+    return loop_worker(Intervenable(options), "pyvene")
 
 
 if __name__ == "__main__":

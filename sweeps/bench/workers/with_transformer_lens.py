@@ -4,41 +4,26 @@ Knockouts set attention scores before the softmax; a generated rule finds its qu
 """
 
 import argparse
-import importlib.metadata
-import time
 from typing import Any
 
 import torch
 from protocol import Task, Unsupported, Worker, serve
-from torch_model import PEAK, answers, blocked, device_name, index, load_model, tensor_ids
+from torch_model import Loop, answers, blocked, index, load_model, loop_worker
 from transformer_lens.model_bridge import TransformerBridge  # pyright: ignore[reportMissingImports]
 
 
-class Lens:
+class Lens(Loop):
     def __init__(self, options: argparse.Namespace):
         model = load_model(options, "eager")
         self.bridge = TransformerBridge.boot_transformers(
             str(options.checkpoint / "plain"), hf_model=model, dtype=torch.float32, load_weights=True
         )
 
-    def __call__(self, task: Task) -> dict[int, list[Any]]:
-        ids = tensor_ids(task.document["ids"])
-        if task.name == "e":
-            return self.lens(task, ids)
-        corrupt = None
-        if task.name == "c":
-            start = time.perf_counter()
-            corrupt = self.residuals(tensor_ids(task.document["corrupt_ids"]))
-            task.fixed_seconds = time.perf_counter() - start
-        results = {}
-        for i, variant in task.variants.items():
-            hooks = self.hooks(task, variant, corrupt)
-            if task.name == "b":
-                results[i] = self.generate(task, ids, hooks)
-            else:
-                logits = self.bridge.run_with_hooks(ids, fwd_hooks=hooks, logits_to_keep=1)
-                results[i] = answers(task, logits[0, -1])
-        return results
+    def variant(self, task: Task, variant: Any, ids: torch.Tensor, corrupt: Any) -> list[Any]:
+        hooks = self.hooks(task, variant, corrupt)
+        if task.name == "b":
+            return self.generate(task, ids, hooks)
+        return answers(task, self.bridge.run_with_hooks(ids, fwd_hooks=hooks, logits_to_keep=1)[0, -1])
 
     def generate(self, task: Task, ids: torch.Tensor, hooks: Any) -> list[int]:
         count = task.document["max_new_tokens"]
@@ -93,23 +78,12 @@ class Lens:
         _, cache = self.bridge.run_with_cache(ids, names_filter=lambda name: name in names)
         return [cache[name] for name in names]
 
-    def lens(self, task: Task, ids: torch.Tensor) -> dict[int, list[Any]]:
-        start = time.perf_counter()
-        seen = self.residuals(ids)
-        task.fixed_seconds = time.perf_counter() - start
-        bridge, top = self.bridge, task.document["top"]
-        return {
-            i: [
-                bridge.unembed(bridge.ln_final(x[:, v["position"], None])).topk(top).indices[0, 0].tolist()
-                for x in seen
-            ]
-            for i, v in task.variants.items()
-        }
+    def unembedded(self, row: torch.Tensor) -> torch.Tensor:
+        return self.bridge.unembed(self.bridge.ln_final(row[None]))[0]
 
 
 def load(options: argparse.Namespace) -> Worker:
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers", "transformer-lens")}
-    return Worker(run=Lens(options), versions=versions, device=device_name(), loops=True, peak_bytes=PEAK)
+    return loop_worker(Lens(options), "transformer-lens")
 
 
 if __name__ == "__main__":
