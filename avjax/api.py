@@ -70,6 +70,8 @@ def run(
     Raises:
       ValueError: an edit, site or selector does not fit the model or the prompt.
     """
+    checked_compat(compat)
+    model.check(prompt)
     sites = _sites(capture, model.config.decoder.num_layers)
     masks = {str(g): select(prompt, g) for g in groups}
     lowered = lower(

@@ -10,9 +10,9 @@ import numpy as np
 
 from avjax.api import checked_compat
 from avjax.engine.decoding import decode
-from avjax.engine.planning import default_memory_bytes
+from avjax.engine.planning import checked_memory_bytes
 from avjax.engine.reference import OwnPrompt, reference_prompt
-from avjax.engine.session import Session
+from avjax.engine.session import Session, refuse_overflow
 from avjax.engine.touched import Touched
 from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model
@@ -92,7 +92,7 @@ def generate_variants(
       ValueError: an edit does not fit the model or the prompt, or `max_new_tokens` is below 1.
     """
     checked_executor(executor)
-    if max_new_tokens < 1:
+    if type(max_new_tokens) is not int or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
     if isinstance(variants, str | Edit):
         raise TypeError(f"variants: expected a list of variants, got {variants!r}; put it in a list")
@@ -106,7 +106,7 @@ def generate_variants(
         num_decoded=max_new_tokens - 1,
         allow_noop=allow_noop,
         compat=checked_compat(compat),
-        memory_bytes=default_memory_bytes() if memory_bytes is None else memory_bytes,
+        memory_bytes=checked_memory_bytes(memory_bytes),
         num_slots=num_slots(max_new_tokens),
         kept_logits=num_slots(max_new_tokens) if keep_logits else 0,
     )
@@ -138,7 +138,8 @@ def decoded(session: Session, max_new_tokens: int, penalty: float, executor: Exe
             own = reference_prompt(
                 model.network.decoder, session.inputs, variants, num_variants=batch.size, compat=session.compat
             )
-        tokens, lengths, logits = decode(
+        refuse_overflow(session, batch.variants, np.asarray(own.last)[: len(batch.variants)])
+        tokens, lengths, logits, largest = decode(
             model.network.decoder,
             shared,
             own,
@@ -152,6 +153,7 @@ def decoded(session: Session, max_new_tokens: int, penalty: float, executor: Exe
             keep_logits=session.budget.kept_logits > 0,
             compat=session.compat,
         )
+        refuse_overflow(session, batch.variants, np.asarray(largest)[: len(batch.variants)])
         results |= _generations(session, batch.variants, np.asarray(tokens), np.asarray(lengths), logits)
     return [results[i] for i in range(len(session.lowered))]
 

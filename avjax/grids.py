@@ -51,6 +51,10 @@ class Windows(Axis):
     placement: Placement
     name: str
 
+    def check_field(self, field: str) -> None:
+        if field != "layers":
+            raise ValueError(f"windows: expected to stand for layers, got {field}=")
+
     def points(self, edit: Edit, config: DecoderConfig) -> Points:
         count, before = config.num_layers, _before(self.width, self.placement)
         anchors = range(0, count, self.stride)
@@ -69,10 +73,18 @@ class Each(Axis):
     what: Literal["layers", "heads"]
     name: str
 
+    def check_field(self, field: str) -> None:
+        if field != self.what:
+            raise ValueError(f"each_{self.what[:-1]}: expected to stand for {self.what}, got {field}=")
+
     def points(self, edit: Edit, config: DecoderConfig) -> Points:
         count = config.num_layers
         if self.what == "heads":
             site = getattr(edit, "site", None)
+            if isinstance(site, Axis):
+                raise ValueError(
+                    "each_head: sites differ in their heads; give one site, or heads as an axis of numbers"
+                )
             count = config.num_heads if site is None else num_site_heads(Site(site), config) or 0
         return Points(tuple((i,) for i in range(count)), tuple(range(count)))
 
@@ -91,6 +103,8 @@ def axis(name: str, values: Sequence[Any], labels: Sequence[Any] | None = None) 
     Raises:
       ValueError: there are no values, or not as many labels.
     """
+    if isinstance(values, str):
+        raise ValueError(f"axis {name!r}: expected a list of values, got the text {values!r}; put it in a list")
     values = tuple(values)
     if not values:
         raise ValueError(f"axis {name!r}: expected at least one value, got none")
@@ -201,6 +215,9 @@ class Grid:
             edits = tuple(e.replaced(**c) if c else e for e, c in zip(self.edits, changes, strict=True))
             cells.append(Cell(index, edits))
         notes = {note: (name, values) for name, p in points.items() for note, values in p.notes.items()}
+        taken = sorted(set(notes) & set(points))
+        if taken:
+            raise ValueError(f"grid: the axis {taken[0]!r} has the name of another axis's windows; pass name=")
         return Cells(tuple(points), {name: p.coordinates for name, p in points.items()}, notes, tuple(cells))
 
 
@@ -224,17 +241,17 @@ def grid(*edits: Edit | str) -> Grid:
     return made
 
 
-def as_cells(grid: Any, config: DecoderConfig) -> Cells:
+def as_cells(given: Any, config: DecoderConfig) -> Cells:
     """A grid, an edit, a rule string, or a list of variants (whose dimension is `variant`), on one model.
 
     Raises:
       ValueError: there is no cell.
     """
-    if isinstance(grid, Grid):
-        return grid.cells(config)
-    if isinstance(grid, Edit | str):
-        return globals()["grid"](grid).cells(config)
-    variants = [as_edits([v] if isinstance(v, Edit | str) else v) for v in grid]
+    if isinstance(given, Edit | str):
+        given = grid(given)
+    if isinstance(given, Grid):
+        return given.cells(config)
+    variants = [as_edits([v] if isinstance(v, Edit | str) else v) for v in given]
     if not variants:
         raise ValueError("grid: expected at least one variant, got none")
     for edits in variants:

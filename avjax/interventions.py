@@ -15,13 +15,16 @@ from avjax.models.sites import HEADED, Site, num_site_heads, parse_site
 from avjax.tokens import ALIASES, Selector, as_indices
 
 Indices = Sequence[int] | None
-MAX_NUMBER = 1e30  # what is multiplied by it must stay finite in float32
-MAX_ATTENTION_FACTOR = 1e6  # beyond, float32 loses what an edge's weight is compared with
+MAX_NUMBER = 1e15  # norms square what it multiplies, and that must stay finite in float32
+ATTENTION_FACTORS = (1e-6, 1e6)  # beyond, float32 loses what an edge's weight is compared with
 READ_ONLY = (Site.PATTERN, Site.MASS)
 
 
 class Axis:
     """A placeholder for several values of a field; `avjax.grids` has them."""
+
+    def check_field(self, field: str) -> None:
+        """Raises ValueError when the axis cannot stand for layers, or for heads."""
 
 
 class Edit:
@@ -39,7 +42,9 @@ class Edit:
                 object.__setattr__(self, name, as_indices(value, name))
         for name in ("layers", "heads"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, Axis):
+            if isinstance(value, Axis):
+                value.check_field(name)
+            elif value is not None:
                 object.__setattr__(self, name, as_indices(value, name))
         for name in self.numbers:
             value = getattr(self, name)
@@ -50,7 +55,9 @@ class Edit:
                 or not isinstance(value, int | float | np.number)
                 or not abs(value) <= MAX_NUMBER
             ):
-                raise ValueError(f"{type(self).__name__}: expected a finite {name} (float32), got {value!r}")
+                raise ValueError(
+                    f"{type(self).__name__}: expected a finite {name} within -1e15 to 1e15 (float32), got {value!r}"
+                )
             object.__setattr__(self, name, float(value))
 
     def layer_indices(self, config: DecoderConfig) -> tuple[int, ...]:
@@ -123,7 +130,7 @@ class ScaleAttention(EdgeEdit):
 
     Attributes:
       query, key, layers, heads: as in `Knockout`.
-      factor: at least 0; 0 is a knockout, 1 leaves the edges alone.
+      factor: 0, a knockout, or 1e-6 to 1e6; 1 leaves the edges alone.
     """
 
     numbers = ("factor",)
@@ -135,8 +142,9 @@ class ScaleAttention(EdgeEdit):
 
     def __post_init__(self):
         super().__post_init__()
-        if not isinstance(self.factor, Axis) and not 0 <= self.factor <= MAX_ATTENTION_FACTOR:
-            raise ValueError(f"ScaleAttention: expected a factor within 0 to 1e6, got {self.factor:g}")
+        low, high = ATTENTION_FACTORS
+        if not isinstance(self.factor, Axis) and self.factor != 0 and not low <= self.factor <= high:
+            raise ValueError(f"ScaleAttention: expected a factor of 0 or within 1e-6 to 1e6, got {self.factor:g}")
 
     @property
     def multiplier(self) -> float:
@@ -242,7 +250,7 @@ class Ablate(PositionEdit):
       mode: "zero"; "mean" over the selected tokens of the clean pass; "resample": each token takes the activation of
         another selected token of the clean pass, at random; "noise": adds Gaussian noise.
       site, layers, heads: as in `Scale`.
-      seed: of "resample" and "noise".
+      seed: of "resample" and "noise"; what is drawn also differs by prompt and tokens, and for noise by site.
       noise: standard deviations of the noise, in units of the clean activations' own at the site and layer; the
         default is that of causal tracing.
 
@@ -260,6 +268,10 @@ class Ablate(PositionEdit):
 
     def __post_init__(self):
         super().__post_init__()
+        if not isinstance(self.seed, Axis):
+            if isinstance(self.seed, bool) or not isinstance(self.seed, int | np.integer) or self.seed < 0:
+                raise ValueError(f"Ablate: expected a seed of at least 0, got {self.seed!r}")
+            object.__setattr__(self, "seed", int(self.seed))
         if not isinstance(self.mode, Axis) and self.mode not in MODES:
             raise ValueError(f"Ablate: expected a mode among {', '.join(MODES)}, got {self.mode!r}")
 

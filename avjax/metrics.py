@@ -18,7 +18,6 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from avjax.model import Model
 from avjax.prompt import Prompt
@@ -108,11 +107,14 @@ def answer_tokens(model: Model, answer: Answer) -> tuple[int, ...]:
         forms = (answer.strip(), f" {answer.strip()}")
         tokens = [tokenized(model, form)[0] for form in forms]
         return tuple(dict.fromkeys(tokens))
-    ids = (answer,) if isinstance(answer, int | np.integer) else tuple(answer)
-    wrong = [i for i in ids if isinstance(i, bool) or not 0 <= i < model.config.decoder.vocab_size]
-    if wrong or not ids:
-        raise ValueError(f"answer: expected token ids within 0:{model.config.decoder.vocab_size}, got {answer!r}")
-    return tuple(int(i) for i in ids)
+    return tuple(dict.fromkeys(_in_vocabulary(model, answer)))
+
+
+def _in_vocabulary(model: Model, ids: Sequence[int] | int) -> tuple[int, ...]:
+    found, vocab = as_indices(ids, "answer"), model.config.decoder.vocab_size
+    if not found or any(not 0 <= i < vocab for i in found):
+        raise ValueError(f"answer: expected token ids within 0:{vocab}, got {ids!r}")
+    return found
 
 
 def tokenized(model: Model, text: str) -> tuple[int, ...]:
@@ -136,8 +138,8 @@ class _OfAnswer(Metric):
     answer: Answer
 
     def __post_init__(self):
-        if not isinstance(self.answer, str | int):
-            object.__setattr__(self, "answer", tuple(int(i) for i in self.answer))
+        if not isinstance(self.answer, str):
+            object.__setattr__(self, "answer", as_indices(self.answer, "answer"))
 
     def prepare(self, model: Model, prompt: Prompt) -> jax.Array:
         return _ids(answer_tokens(model, self.answer))
@@ -190,10 +192,10 @@ class Logits(Metric):
     dims: ClassVar[tuple[str, ...]] = ("token",)
 
     def __post_init__(self):
-        object.__setattr__(self, "tokens", tuple(int(t) for t in self.tokens))
+        object.__setattr__(self, "tokens", as_indices(self.tokens, "tokens"))
 
     def read_tokens(self, model: Model) -> tuple[int, ...]:
-        return answer_tokens(model, self.tokens)
+        return _in_vocabulary(model, self.tokens)
 
     def attributes(self, model: Model) -> dict[str, Any]:
         return {"tokens": list(self.tokens)}
@@ -217,8 +219,8 @@ class LogitDiff(Metric):
     def __post_init__(self):
         for field in ("a", "b"):
             value = getattr(self, field)
-            if not isinstance(value, str | int):
-                object.__setattr__(self, field, tuple(int(i) for i in value))
+            if not isinstance(value, str):
+                object.__setattr__(self, field, as_indices(value, field))
 
     def prepare(self, model: Model, prompt: Prompt) -> jax.Array:
         """bool: which of the read tokens are those of `a`."""
@@ -255,7 +257,7 @@ class LogLikelihood(Metric):
 
     def __post_init__(self):
         if not isinstance(self.text, str):
-            object.__setattr__(self, "text", tuple(int(t) for t in self.text))
+            object.__setattr__(self, "text", as_indices(self.text, "text"))
 
     @property
     def unit(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -267,7 +269,7 @@ class LogLikelihood(Metric):
     def continuation(self, model: Model) -> tuple[int, ...]:
         if isinstance(self.text, str):
             return tokenized(model, self.text)
-        return answer_tokens(model, self.text)
+        return _in_vocabulary(model, self.text)
 
     def attributes(self, model: Model) -> dict[str, Any]:
         return {"continuation": str(self.text), "tokens": list(self.continuation(model))}
@@ -325,7 +327,7 @@ class TopK(Metric):
     averages: ClassVar[bool] = False
 
     def __post_init__(self):
-        if self.k < 1:
+        if type(self.k) is not int or self.k < 1:
             raise ValueError(f"TopK: expected k of at least 1, got {self.k}")
 
     def __call__(self, view: View) -> Values:
@@ -379,5 +381,5 @@ class Caption(Metric):
     averages: ClassVar[bool] = False
 
     def __post_init__(self):
-        if self.max_new_tokens < 1:
+        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
             raise ValueError(f"Caption: expected max_new_tokens of at least 1, got {self.max_new_tokens}")

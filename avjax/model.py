@@ -118,6 +118,15 @@ class Model:
         """
         return self.processor.from_embeddings(embeddings, positions, types)
 
+    def check(self, prompt: Prompt) -> None:
+        """Raises ValueError when the prompt is not one of this architecture."""
+        if prompt.made_for != self.config:
+            raise ValueError("prompt: it was made for another architecture; make it with this model's own methods")
+        ids, vocab = prompt.token_ids, self.config.decoder.vocab_size
+        bad = [] if prompt.embeddings is not None else sorted(set(ids[(ids < 0) | (ids >= vocab)].tolist()))
+        if bad:
+            raise ValueError(f"prompt: expected token ids within 0:{vocab}, got {bad[:5]}")
+
     def encode(self, prompt: Prompt, groups: TokenGroups | None = None) -> Inputs:
         """What the decoder sees: text embeddings with each clip's encoder output in its place.
 
@@ -129,8 +138,7 @@ class Model:
         Returns:
           Embeddings [T, D], positions [3, T] and token groups [T], not padded.
         """
-        if prompt.made_for != self.config:
-            raise ValueError("prompt: it was made for another architecture; make it with this model's own methods")
+        self.check(prompt)
         if prompt.embeddings is not None:
             embeddings = jnp.asarray(prompt.embeddings, self.dtype)
         else:
@@ -176,10 +184,6 @@ class Model:
 
 def _merge(model: Model, prompt: Prompt) -> jax.Array:
     ids = model.config.tokens
-    vocab = model.config.decoder.vocab_size
-    if prompt.token_ids.min() < 0 or prompt.token_ids.max() >= vocab:
-        bad = prompt.token_ids[(prompt.token_ids < 0) | (prompt.token_ids >= vocab)]
-        raise ValueError(f"prompt: expected token ids within 0:{vocab}, got {sorted(set(bad.tolist()))[:5]}")
     embeddings = _embed(model.network, jnp.asarray(prompt.token_ids))
     for token, clips in ((ids.audio, prompt.audio), (ids.image, prompt.images), (ids.video, prompt.videos)):
         if clips:

@@ -34,7 +34,7 @@ class Plan:
     Attributes:
       cells, samples: of the dataset; the clean cell comes on top.
       naive_forwards: full passes over a prompt that one per cell would take, of all samples together.
-      forwards: full passes of the replay: clean ones.
+      forwards: full passes of the replay: clean ones, of the prompts and of those that sources come from.
       naive_flops, flops: of one forward pass per cell, and of the replay.
       naive_bytes, bytes: parameters and keys and values read from memory.
       peak_bytes: parameters, and the most that a batch holds beside them.
@@ -100,7 +100,10 @@ def cost(planned: Sweep, *, calibrate: bool) -> Plan:
     naive_flops = flops = naive_bytes = read = 0.0
     peak, num_batches, shapes = 0, 0, set()
     cells = len(planned.cells.cells)
-    for (_, place), session in planned.sessions.items():
+    sources: dict[Any, dict[int, Prompt]] = {}  # run once for all passes of a sample
+    for (sample, place), session in planned.sessions.items():
+        needed = {id(prompt): prompt for prompt, _ in session.folded.bank.needs}
+        sources.setdefault(sample, {}).update(needed)
         one = planned.parts[place]
         steps = one.max_new_tokens - 1 if isinstance(one, Caption) else 0
         size = session.num_positions
@@ -120,6 +123,9 @@ def cost(planned: Sweep, *, calibrate: bool) -> Plan:
             peak = max(peak, session.budget.shared_bytes() + batch.size * session.budget.variant_bytes(batch.num_rows))
             num_batches += 1
         shapes |= {("clean", session.size, session.clean_rows), ("keys", len(session.layout.slots))}
+    runs = [prompt for needed in sources.values() for prompt in needed.values()]
+    flops += sum(counts.forward(len(prompt)) for prompt in runs)
+    read += sum(weights + counts.cache_bytes(len(prompt)) for prompt in runs)
     seconds = None
     if calibrate:
         rate, bandwidth = calibration(cfg.embed_dim, cfg.mlp_dim, str(planned.model.dtype))
@@ -128,7 +134,7 @@ def cost(planned: Sweep, *, calibrate: bool) -> Plan:
         cells=cells,
         samples=len(planned.prompts),
         naive_forwards=cells * len(planned.sessions),
-        forwards=len(planned.sessions),
+        forwards=len(planned.sessions) + len(runs),
         naive_flops=naive_flops,
         flops=flops,
         naive_bytes=naive_bytes,

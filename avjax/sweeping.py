@@ -12,7 +12,7 @@ import xarray as xr
 
 from avjax.api import checked_compat
 from avjax.engine.activations import CleanRuns
-from avjax.engine.planning import default_memory_bytes
+from avjax.engine.planning import checked_memory_bytes
 from avjax.engine.scoring import (
     Attended,
     block_size,
@@ -24,7 +24,7 @@ from avjax.engine.scoring import (
     score,
     unembedded,
 )
-from avjax.engine.session import Reads, Session
+from avjax.engine.session import Reads, Session, with_fed
 from avjax.generation import Executor, checked_executor, decoded, generation_penalty, num_slots
 from avjax.grids import Cells, Grid, as_cells
 from avjax.interventions import Edit, for_sample
@@ -135,6 +135,7 @@ def sweep(
 
     Raises:
       ValueError: something does not fit; all of it is found before anything is compiled.
+      OverflowError: a cell's activations grew beyond float32; the cell is named.
     """
     checked_executor(executor)
     if store is not None:
@@ -176,6 +177,10 @@ def prepare(
     """
     named = _named_prompts(prompts)
     cells = as_cells(grid, model.config.decoder)
+    if isinstance(metrics, type):
+        raise TypeError(
+            f"metrics: expected a metric, got the class {metrics.__name__}; call it: {metrics.__name__}(...)"
+        )
     several = [metrics] if isinstance(metrics, Metric) else list(metrics)
     if not several:
         raise ValueError("metrics: expected at least one, got none")
@@ -188,7 +193,6 @@ def prepare(
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ValueError(f"metrics: {twice[0]!r} occurs twice; give one of them another name=")
-    _refuse_collisions(cells, several)
     captions = tuple(m for m in several if isinstance(m, Caption))
     read = [m for m in several if not isinstance(m, Caption)]
     planned = Sweep(
@@ -199,20 +203,47 @@ def prepare(
         captions=captions,
         compat=checked_compat(compat),
         allow_noop=allow_noop,
-        memory_bytes=default_memory_bytes() if memory_bytes is None else memory_bytes,
+        memory_bytes=checked_memory_bytes(memory_bytes),
         clean_runs=CleanRuns(model),
     )
     return dataclasses.replace(planned, sessions=_check(planned))
 
 
-def _refuse_collisions(cells: Cells, metrics: Sequence[Metric]) -> None:
-    """Each name of the dataset may mean one thing."""
-    taken = {"sample", CELL, *COUNTS}
-    for metric in metrics:
-        taken |= {metric.name, f"{metric.name}_clean", *metric.dims}
+def _refuse_collisions(
+    cells: Cells, names: Mapping[str, Sequence[str]], shapes: Mapping[Metric, Sequence[int]]
+) -> None:
+    """Each name of the dataset may mean one thing.
+
+    Args:
+      names: of each metric's variables.
+      shapes: of one value of each metric.
+    """
+    taken: dict[str, str] = dict.fromkeys(("sample", CELL, *COUNTS), "a name of the dataset's own")
+    for metric, variables in names.items():
+        for name in (v + suffix for v in variables for suffix in ("", "_clean")):
+            if name in taken:
+                raise ValueError(f"metric {metric!r}: its variable {name!r} is {taken[name]} too; pass another name=")
+            taken[name] = f"a variable of the metric {metric!r}"
+    for dim in sorted({dim for dims in dimensions(shapes).values() for dim in dims}):
+        if dim in taken:
+            raise ValueError(f"metrics: {dim!r} is {taken[dim]} and a dimension of a metric too; pass another name=")
+        taken[dim] = "a dimension of a metric"
     for name in (*cells.dims, *cells.notes):
         if name in taken:
-            raise ValueError(f"grid: the axis {name!r} has the name of a metric or of another dimension; pass name=")
+            raise ValueError(f"grid: the axis {name!r} has the name of {taken[name]}; pass name=")
+
+
+def dimensions(shapes: Mapping[Metric, Sequence[int]]) -> dict[Metric, tuple[str, ...]]:
+    """The dataset's names of each metric's dimensions: its own, behind the metric's name where lengths differ.
+
+    Args:
+      shapes: of one value of each metric.
+    """
+    lengths: dict[str, set[int]] = {}
+    for metric, shape in shapes.items():
+        for dim, length in zip(metric.dims, shape, strict=True):
+            lengths.setdefault(dim, set()).add(length)
+    return {m: tuple(d if len(lengths[d]) == 1 else f"{m.name}_{d}" for d in m.dims) for m in shapes}
 
 
 def _check(planned: Sweep) -> dict[tuple[Any, int], Session]:
@@ -224,20 +255,26 @@ def _check(planned: Sweep) -> dict[tuple[Any, int], Session]:
             "Caption, or a metric of the next token"
         )
     sessions: dict[tuple[Any, int], Session] = {}
+    names: dict[str, Sequence[str]] = {c.name: (c.name, f"{c.name}_tokens") for c in planned.captions}
+    shapes: dict[Metric, Sequence[int]] = {}
     for name, prompt in planned.prompts.items():
+        model.check(prompt)
         if planned.captions:
             generation_penalty(model, prompt, None)  # refuses what cannot be decoded
         for one in planned.passes:
             for metric in one.metrics:
                 attention = None if metric.attention() is None else (cfg.num_layers, cfg.num_heads)
                 read = metric.read_tokens(model)
-                check_values(
+                found = check_values(
                     metric,
                     metric.prepare(model, prompt),
                     num_tokens=cfg.vocab_size if read is None else len(read),
                     continuation=len(one.continuation),
                     attention=attention,
                 )
+                names[metric.name] = [f"{metric.name}_{suffix}" if suffix else metric.name for suffix in found]
+                shapes[metric] = next(iter(found.values())).shape
+        _refuse_collisions(planned.cells, names, shapes)
         variants = planned.variants(name)
         for place, one in enumerate(planned.parts):
             made = variants if isinstance(one, Pass) else [(), *variants]
@@ -263,11 +300,15 @@ def _reads(prompt: Prompt, one: Pass) -> Reads:
     queries, keys = [], []
     for metric in one.metrics:
         if (asked := metric.attention()) is not None:
+            fed = max(0, len(one.continuation) - 1)
             query, key = (select(prompt, s) for s in asked)
-            if not query[:-1].any():
-                raise ValueError(f"metric {metric.name!r}: the prompt has no {asked[0]} tokens to ask for attention")
-            if not key[:-1].any():
+            if not with_fed(query, fed).any():
+                why = "and no continuation is fed whose tokens could ask" if query[-1] else "to ask for attention"
+                raise ValueError(f"metric {metric.name!r}: the prompt has no {asked[0]} tokens {why}")
+            if not with_fed(key, fed).any():
                 raise ValueError(f"metric {metric.name!r}: the prompt has no {asked[1]} tokens (key)")
+            if not (with_fed(query, fed) & (np.cumsum(with_fed(key, fed)) > 0)).any():
+                raise ValueError(f"metric {metric.name!r}: no {asked[0]} token comes at or after a {asked[1]} token")
             queries.append(query)
             keys.append(key)
     return Reads(continuation=one.continuation, queries=tuple(queries), keys=tuple(keys))
@@ -283,10 +324,10 @@ def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[t
     tokens = one.unembedded(model)
     places = places_of([metric.read_tokens(model) for metric in one.metrics], tokens)
     num_tokens = decoder.cfg.vocab_size if tokens is None else len(tokens)
-    size = block_size(len(session.lowered) + 1, session.num_reads, num_tokens)
+    size = block_size(len(session.lowered) + 1, session.num_reads, num_tokens, session.budget.memory_bytes)
     readings = session.replayed() if executor == "replay" else session.referenced()
     clean = None
-    for variants, residual, mass in blocks(_ahead(itertools.chain([session.clean_reading()], readings)), size):
+    for variants, residual, mass in blocks(session, _ahead(itertools.chain([session.clean_reading()], readings)), size):
         logits, logprobs = read_block(decoder, residual, continuation, tokens)
         if clean is None:
             clean = first_of_block(logits, logprobs, mass)
@@ -311,11 +352,11 @@ def _attended(session: Session, one: Pass) -> list[Attended | None]:
         if metric.attention() is None:
             places.append(None)
             continue
-        query, key = session.reads.queries[index][:-1], session.reads.keys[index]
+        key = session.reads.keys[index]
         members = session.lowered.members[key.tobytes()]
         classes = members[session.layout.class_group].astype(np.float32)
-        rows = np.flatnonzero(query)
-        share = np.mean(np.cumsum(key[:-1])[rows] / (rows + 1))
+        rows = np.flatnonzero(session.fed_too(session.reads.queries[index]))
+        share = np.mean(np.cumsum(session.fed_too(key))[rows] / (rows + 1))
         places.append(Attended(query_set=jnp.int32(index), classes=jnp.asarray(classes), key_share=jnp.float32(share)))
         index += 1
     return places
@@ -328,6 +369,8 @@ def _named_prompts(prompts: Any) -> dict[Any, Prompt]:
     if not named:
         raise ValueError("prompts: expected at least one, got none")
     for name, prompt in named.items():
+        if isinstance(name, tuple | list | set | dict):
+            raise ValueError(f"prompts: expected a sample's name to be text or a number, got {name!r}")
         if not isinstance(prompt, Prompt):
             raise TypeError(f"prompts: expected prompts (model.prompt(...)), got {type(prompt).__name__} for {name!r}")
     return named
@@ -385,12 +428,13 @@ class Columns:
         cells = self.planned.cells
         dims = (*cells.dims, "sample")
         variables: dict[str, Any] = {}
+        axes = dimensions({m: self.clean[name].shape[1:] for name, m in self.metric.items()})
         for name, metric in self.metric.items():
             about = {"units": metric.unit, "averages": int(metric.averages)}
             about |= {k: str(v) for k, v in metric.attributes(self.planned.model).items()}
             values = self.values[name].reshape(*cells.shape, *self.values[name].shape[1:])
-            variables[name] = ((*dims, *metric.dims), values, about)
-            variables[f"{name}_clean"] = (("sample", *metric.dims), self.clean[name], about | {"cell": "clean"})
+            variables[name] = ((*dims, *axes[metric]), values, about)
+            variables[f"{name}_clean"] = (("sample", *axes[metric]), self.clean[name], about | {"cell": "clean"})
         for name in COUNTS:
             variables[name] = (dims, self.touched[name].reshape(*cells.shape, -1), {"units": "count", "averages": 0})
         coordinates: dict[str, Any] = {name: list(cells.coordinates[name]) for name in cells.dims}

@@ -58,7 +58,7 @@ def as_indices(values: Sequence[int] | int, what: str) -> tuple[int, ...]:
     Raises:
       TypeError: a value is no integer.
     """
-    items = [values] if isinstance(values, int | np.integer) else values
+    items = [values] if isinstance(values, int | np.integer) else values if isinstance(values, str) else list(values)
     if isinstance(items, str) or any(isinstance(i, bool | np.bool_) or not hasattr(i, "__index__") for i in items):
         raise TypeError(f"{what}: expected integers, got {values!r}; a mask becomes positions by numpy.flatnonzero")
     return tuple(operator.index(i) for i in items)
@@ -223,7 +223,7 @@ class _Parser:
             keep[:-1] = (self.layout.frames >= max(low, 0)) & (self.layout.frames < high)
         else:
             if mask[-1]:
-                raise self.error(f"the span [{span}] counts generated tokens, which are one; take '- generated' first")
+                raise self.error(f"the span [{span}] counts generated tokens, which are one; name prompt tokens alone")
             order = np.cumsum(mask) - 1
             keep = (order >= low) & (order < high)
         return mask & keep

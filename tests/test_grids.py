@@ -136,7 +136,7 @@ OTHER = np.zeros((8, 16, D), np.float32)
     ("make", "message"),
     [
         (lambda: avjax.ScaleAttention(query="last", key="audio", factor=NAN), "finite factor"),
-        (lambda: avjax.ScaleAttention(query="last", key="audio", factor=-1), "within 0 to 1e6"),
+        (lambda: avjax.ScaleAttention(query="last", key="audio", factor=-1), "0 or within 1e-6 to 1e6"),
         (lambda: avjax.Scale("audio", float("inf")), "finite factor"),
         (lambda: avjax.Steer("audio", np.full(D, NAN)), "finite vector"),
         (lambda: avjax.Steer("audio", np.ones(D + 1)), r"expected a vector \[64\]"),

@@ -172,6 +172,60 @@ def test_attention_mass(omni_model, prompt, swept):
     assert swept["attention_mass"].dims == ("variant", "sample", "layer", "head")
 
 
+def test_attention_from_generated_tokens(omni_model, ids, prompt):
+    """Tokens of the continuation that are fed count as generated; edits of `answer` reach them."""
+    fed, rules = len(CONTINUATION) - 1, "answer->[0:9]*5"
+    longer = omni_model.prompt_from_hf({"input_ids": np.append(ids, CONTINUATION[:fed])[None].astype(np.int64)})
+    asked = [metrics.LogLikelihood(CONTINUATION)]
+    queries = {"generated": range(24, 24 + fed), "answer": range(23, 24 + fed)}
+    asked += [metrics.AttentionMass("[0:9] | generated", query=q, name=q) for q in queries]
+    got = avjax.sweep(omni_model, prompt, rules, asked, progress=False)
+    keys = [*range(9), *range(24, 24 + fed)]
+    for edits, suffix in (((), "_clean"), (("[23:27]->[0:9]*5",), "")):
+        pattern = np.asarray(avjax.run(omni_model, longer, *edits, capture=["pattern"]).captures["pattern"], np.float64)
+        for name, rows in queries.items():
+            mass = pattern[:, :, rows][..., keys].sum(-1).mean(-1)
+            share = np.mean([sum(k <= q for k in keys) / (q + 1) for q in rows])
+            values = [got[f"{n}{suffix}"].values.reshape(mass.shape) for n in (name, f"{name}_per_key")]
+            np.testing.assert_allclose(values[0], mass, atol=5e-6)
+            np.testing.assert_allclose(values[1], mass / share, rtol=1e-4)
+
+
+def test_metrics_of_other_lengths_have_dimensions_of_their_own(omni_model, prompt):
+    asked = [metrics.Logits([1, 2], name="a"), metrics.Logits([3, 4, 5], name="b"), metrics.TopK(5)]
+    got = avjax.sweep(omni_model, prompt, VARIANTS[0], asked, progress=False)
+    assert [got[n].dims[-1] for n in ("a", "b", "a_clean", "top_k")] == ["a_token", "b_token", "a_token", "top"]
+    assert (got.sizes["a_token"], got.sizes["b_token"]) == (2, 3)
+
+
+def test_ids_count_once(omni_model, prompt):
+    got = avjax.sweep(
+        omni_model, prompt, VARIANTS[0], [metrics.Prob([7], name="one"), metrics.Prob((7, 7), name="two")]
+    )
+    np.testing.assert_array_equal(got["one"], got["two"])
+    assert metrics.LogProb(np.int64(5)) == metrics.LogProb((5,))
+    for wrong in ([1.7], [True]):
+        with pytest.raises(TypeError, match="expected integers"):
+            metrics.Prob(wrong)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ([metrics.KL(), metrics.Prob(5, name="kl_clean")], "'kl_clean' is a variable of the metric 'kl' too"),
+        ([metrics.TopK(3), metrics.Prob(5, name="top_k_prob")], "'top_k_prob' is a variable of the metric 'top_k'"),
+        ([metrics.Prob(5, name="edges")], "'edges' is a name of the dataset's own"),
+        ([metrics.Prob(5, name="cell")], "'cell' is a name of the dataset's own"),
+        ([metrics.TopK(3), metrics.Prob(5, name="top")], "'top' is a variable of the metric 'top' and a dimension"),
+        ([metrics.AttentionMass("[9]", query="[2]")], r"no \[2\] token comes at or after a \[9\] token"),
+    ],
+)
+def test_names_and_masks_that_would_mean_nothing(omni_model, prompt, asked, message: str):
+    with count_compilations() as seen, pytest.raises(ValueError, match=message):
+        avjax.sweep(omni_model, prompt, VARIANTS[0], asked, progress=False)
+    assert seen == []
+
+
 def test_answers_by_text(omni_model, prompt, logits):
     """A word counts over its surface forms; a rank takes the likeliest of them."""
     tokenizer = omni_model.processor.tokenizer

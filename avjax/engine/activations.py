@@ -1,6 +1,7 @@
 """Activations of unedited prompts, found when they are needed and not before."""
 
 import collections
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,27 +15,34 @@ KEPT = 2  # a source and the prompt itself; more would hold every sample of a sw
 
 
 class CleanRuns:
-    """The sites of clean passes over prompts; the last few that were asked for are kept."""
+    """The sites of clean passes over prompts; those of the last few prompts that were asked for are kept."""
 
     def __init__(self, model: Model):
         self.model = model
+        self.expected: dict[int, set[Site]] = {}
         # A value holds its prompt, so that an id stays that prompt's.
-        self.held: collections.OrderedDict[tuple[int, Site], tuple[Prompt, jax.Array]] = collections.OrderedDict()
+        self.held: collections.OrderedDict[int, tuple[Prompt, dict[Site, jax.Array]]] = collections.OrderedDict()
+
+    def expect(self, needs: Iterable[tuple[Prompt, Site]]) -> None:
+        """Names what will be asked for, so that one pass over a prompt finds all of its sites."""
+        for prompt, site in needs:
+            self.expected.setdefault(id(prompt), set()).add(site)
 
     def __call__(self, prompt: Prompt, site: Site) -> jax.Array:
         """[L, T, ...], or [T, D] of the embedding, in the compute dtype."""
-        key = (id(prompt), site)
-        if key not in self.held:
-            self.held[key] = (prompt, clean_site(self.model, prompt, site))
+        _, found = self.held.get(id(prompt), (prompt, {}))
+        if site not in found:
+            sites = sorted(self.expected.get(id(prompt), set()) | {site})
+            self.held[id(prompt)] = (prompt, clean_sites(self.model, prompt, sites))
             if len(self.held) > KEPT:
                 self.held.popitem(last=False)
-        self.held.move_to_end(key)
-        return self.held[key][1]
+        self.held.move_to_end(id(prompt))
+        return self.held[id(prompt)][1][site]
 
 
-def clean_site(model: Model, prompt: Prompt, site: Site) -> jax.Array:
-    """One site in a clean pass over a prompt."""
+def clean_sites(model: Model, prompt: Prompt, sites: Sequence[Site]) -> dict[Site, jax.Array]:
+    """Sites in a clean pass over a prompt."""
     inputs = pad_inputs(model.encode(prompt), bucket(len(prompt)))
-    _, seen = logits_at(model.network.decoder, inputs, None, jnp.zeros(1, jnp.int32), capture=(site,))
-    axis = 0 if site is Site.EMBED else 1
-    return jax.lax.slice_in_dim(seen[site], 0, len(prompt), axis=axis)
+    _, seen = logits_at(model.network.decoder, inputs, None, jnp.zeros(1, jnp.int32), capture=tuple(sites))
+    axes = {site: 0 if site is Site.EMBED else 1 for site in sites}
+    return {site: jax.lax.slice_in_dim(seen[site], 0, len(prompt), axis=axes[site]) for site in sites}

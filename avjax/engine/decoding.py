@@ -27,6 +27,7 @@ class _State:
     tokens: jax.Array  # int32 I G
     done: jax.Array  # bool I
     logits: jax.Array  # float32 I G V, or I 0 V when they are not kept
+    largest: jax.Array  # float32 I: of the final residuals so far, in size
     seen: jax.Array  # bool I V: tokens of the prompt and so far, for the repetition penalty
     keys: jax.Array  # L I G K H
     values: jax.Array
@@ -47,7 +48,7 @@ def decode(
     num_slots: int,
     keep_logits: bool,
     compat: Compat | None,
-) -> tuple[Int[Array, "I G"], Int[Array, "I"], Float[Array, "I G V"] | None]:
+) -> tuple[Int[Array, "I G"], Int[Array, "I"], Float[Array, "I G V"] | None, Float[Array, "I"]]:
     """The most likely token at each step, until a stop token or `limit` tokens.
 
     Args:
@@ -60,7 +61,8 @@ def decode(
         1 leaves them alone.
 
     Returns:
-      Tokens, how many of them are real per variant (a stop token counts), and the logits they were chosen from.
+      Tokens, how many of them are real per variant (a stop token counts), the logits they were chosen from, and the
+      largest size of a final residual, which tells of overflow.
     """
     num_layers, num_variants, _, *per_key = own.keys.shape
     vocab = decoder.cfg.vocab_size
@@ -69,6 +71,7 @@ def decode(
         tokens=jnp.zeros((num_variants, num_slots), jnp.int32),
         done=jnp.zeros(num_variants, bool),
         logits=jnp.zeros((num_variants, num_slots if keep_logits else 0, vocab), jnp.float32),
+        largest=jnp.zeros(num_variants, jnp.float32),
         seen=jnp.broadcast_to(prompt_tokens, (num_variants, vocab)),
         keys=jnp.zeros((num_layers, num_variants, num_slots, *per_key), own.keys.dtype),
         values=jnp.zeros((num_layers, num_variants, num_slots, *per_key), own.keys.dtype),
@@ -81,13 +84,17 @@ def decode(
         x_ID, cache = _token_pass(
             decoder, prompt, own, variants, fed, (state.keys, state.values), state.step - 1, position, compat
         )
-        return choose(dataclasses.replace(state, keys=cache[0], values=cache[1]), decoder.logits(x_ID))
+        # What follows a variant's end is not its own.
+        size = jnp.where(state.done, 0.0, jnp.max(jnp.abs(x_ID.astype(jnp.float32)), axis=-1))
+        largest = jnp.maximum(state.largest, size)
+        state = dataclasses.replace(state, keys=cache[0], values=cache[1], largest=largest)
+        return choose(state, decoder.logits(x_ID))
 
     state = choose(state, decoder.logits(own.last))
     state = jax.lax.while_loop(lambda s: (s.step < limit) & ~jnp.all(s.done), step, state)
     stops = jnp.isin(state.tokens, stop_tokens) & (jnp.arange(num_slots) < state.step)
     lengths = jnp.where(stops.any(axis=1), jnp.argmax(stops, axis=1) + 1, state.step)
-    return state.tokens, lengths, state.logits if keep_logits else None
+    return state.tokens, lengths, state.logits if keep_logits else None, state.largest
 
 
 def _token_pass(

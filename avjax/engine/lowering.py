@@ -4,6 +4,7 @@ Axes: I variant, L layer, N heads, M token group, T position, S dense sources, V
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,16 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from avjax.config import DecoderConfig
+from avjax.engine.activations import CleanRuns
 from avjax.engine.operations import EdgeOp, Op, SiteOp, operations
-from avjax.engine.sources import CleanActivations
 from avjax.engine.touched import Touched, count_touched
-from avjax.interventions import Edit
+from avjax.interventions import Edit, name_of
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site, SiteEdit, SiteSources, num_site_heads, site_shape
 from avjax.prompt import Prompt
 from avjax.tokens import TokenGroups, partition
 
 GROUP_BUCKETS = (2, 4, 8, 16, 32, 64, 128)
+FACTOR_PRODUCTS = (1e-30, 1e30)  # of the edits of one edge: float32 still weighs them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,14 +61,14 @@ class Lowered:
         one = jax.tree.map(lambda leaf: leaf[0], stacked)
         return dataclasses.replace(one, sources=self.bank.sources(num_positions))
 
-    def factor(self, variant: int) -> np.ndarray:
-        """float32 [L, N, M, M] of one variant; edits multiply."""
+    def factor(self, variant: int, dtype: type = np.float32) -> np.ndarray:
+        """[L, N, M, M] of one variant; edits multiply."""
         cfg, size = self.config, self.groups.num_groups
-        factor = np.ones((cfg.num_layers, cfg.num_heads, size, size), np.float32)
+        factor = np.ones((cfg.num_layers, cfg.num_heads, size, size), dtype)
         for op in self.ops[variant]:
             if isinstance(op, EdgeOp):
                 query, key = (np.flatnonzero(self.members[m.tobytes()]).tolist() for m in (op.query, op.key))
-                factor[np.ix_(op.layers, op.heads, query, key)] *= np.float32(op.factor)
+                factor[np.ix_(op.layers, op.heads, query, key)] *= dtype(op.factor)
         return factor
 
     def pattern(self, ops: Sequence[EdgeOp]) -> np.ndarray:
@@ -125,10 +127,14 @@ class Bank:
         """`shifts`: by how many layers an operation was moved; `final`: resid_post holds the last layer alone."""
         self.config, self.final = config, final
         self.entries: dict[Site, _Entries] = {}
+        self._needs: dict[tuple[int, Site], tuple[Prompt, Site]] = {}
         for op in (op for variant in ops for op in variant if isinstance(op, SiteOp)):
             entries = self.entries.setdefault(op.site, _Entries())
             if op.source is not None:
                 entries.slots[id(op)] = self._slot(entries, op, shifts.get(id(op), 0))
+                if op.source.needs is not None:
+                    prompt, site = op.source.needs
+                    self._needs[id(prompt), site] = (prompt, site)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -140,8 +146,19 @@ class Bank:
         return sum(len(entries.dense) for entries in self.entries.values())
 
     @property
-    def has_sources(self) -> bool:
-        return any(entries.keys for entries in self.entries.values())
+    def needs(self) -> list[tuple[Prompt, Site]]:
+        """The clean passes, and their sites, that the sources are made of; each once."""
+        return list(self._needs.values())
+
+    @property
+    def weights_per_group(self) -> int:
+        """How many floats one variant's edits of sites take for each token group."""
+        return sum(
+            self.num_layers(site)
+            * (num_site_heads(site, self.config) or 1)
+            * (1 + _bucket(len(entries.dense)) + _bucket(len(entries.vectors)))
+            for site, entries in self.entries.items()
+        )
 
     def num_layers(self, site: Site) -> int:
         return 1 if self.final and site is Site.RESID_POST else self.config.num_layers
@@ -213,7 +230,7 @@ def lower(
     *,
     num_decoded: int,
     allow_noop: bool = False,
-    clean: CleanActivations,
+    clean: CleanRuns,
     selectors: Sequence[np.ndarray] = (),
 ) -> Lowered:
     """Every variant over one partition of the prompt.
@@ -238,7 +255,26 @@ def lower(
     groups = _padded(partition(list(distinct.values()), len(prompt)))
     members = dict(zip(distinct, groups.members, strict=True))
     bank = Bank(ops, config, {}, final=False)
-    return Lowered(prompt=prompt, config=config, ops=ops, groups=groups, members=members, bank=bank)
+    clean.expect(bank.needs)
+    lowered = Lowered(prompt=prompt, config=config, ops=ops, groups=groups, members=members, bank=bank)
+    _refuse_extremes(lowered, variants)
+    return lowered
+
+
+def _refuse_extremes(lowered: Lowered, variants: Sequence[Sequence[Edit]]) -> None:
+    """Refuses edges whose factors together leave what float32 can weigh."""
+    low, high = FACTOR_PRODUCTS
+    for index, ops in enumerate(lowered.ops):
+        factors = [op.factor for op in ops if isinstance(op, EdgeOp) and op.factor]
+        bounds = math.prod(f for f in factors if f < 1), math.prod(f for f in factors if f > 1)
+        if low <= bounds[0] and bounds[1] <= high:
+            continue
+        found = lowered.factor(index, np.float64)
+        if ((found != 0) & ((found < low) | (found > high))).any():
+            raise ValueError(
+                f"{name_of(variants[index])}: expected attention factors whose product on an edge is 0 or within "
+                f"{low:g} to {high:g}; use a knockout, or smaller steps"
+            )
 
 
 def folded(lowered: Lowered) -> Lowered:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from avjax.config import DecoderConfig
-from avjax.engine.sources import CleanActivations, Source, ablation_source, patch_source, steer_source
+from avjax.engine.activations import CleanRuns
+from avjax.engine.sources import Source, ablation_source, patch_source, steer_source
 from avjax.interventions import Ablate, EdgeEdit, Edit, Patch, PositionEdit, Scale, Steer
 from avjax.models.sites import FLOW, Site, num_site_heads
 from avjax.prompt import Prompt
@@ -51,7 +52,7 @@ def operations(
     *,
     num_decoded: int,
     allow_noop: bool,
-    clean: CleanActivations,
+    clean: CleanRuns,
 ) -> tuple[Op, ...]:
     """The operations of one variant, in the order in which the forward pass meets them.
 
@@ -88,7 +89,7 @@ def _site_ops(
     config: DecoderConfig,
     num_decoded: int,
     allow_noop: bool,
-    clean: CleanActivations,
+    clean: CleanRuns,
 ) -> list[SiteOp]:
     where = _selected(edit, prompt, edit.where)
     site, layers, heads = Site(edit.site), edit.layer_indices(config), edit.head_indices(config)

@@ -2,7 +2,9 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -18,6 +20,7 @@ ROW_BUCKETS = (1, 8, 32)
 FIRST_ROWS = 16  # an edit of nearly all of a prompt leaves what is before its first position, in such steps
 CPU_ROWS = 128  # rows of a batch beyond which a CPU gains nothing
 ACCELERATOR_ROWS = 4096
+REFERENCE_BATCH = 8  # whole passes
 MEMORY_SHARE = 0.5  # of what is free, when no budget is given
 
 
@@ -101,6 +104,9 @@ class Budget:
       num_groups: M.
       num_slots: generated tokens that a variant may hold; 0 when nothing is generated.
       kept_logits: generated tokens whose logits are kept.
+      key_slots: keys of the shared prompt with the empty slots of its blocks.
+      masses: query sets times key classes of attention masses.
+      site_weights: floats of one variant's edits of activations.
       num_sources: arrays of a site in every layer and position: sources, and the clean runs they are made of.
     """
 
@@ -115,12 +121,16 @@ class Budget:
     edges: bool = True
     clean_rows: int = 1
     num_sources: int = 0
+    key_slots: int = 0
+    masses: int = 0
+    site_weights: int = 0
 
     def shared_bytes(self) -> int:
         """The clean pass and what is kept of it."""
         cfg, size = self.cfg, self.num_keys
         per_key = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * self.itemsize
-        kept = 2 * size * per_key + (cfg.num_layers + 1) * self.clean_rows * cfg.embed_dim * self.itemsize
+        residual = (cfg.num_layers + 1) * self.clean_rows * cfg.embed_dim * self.itemsize
+        kept = (size + max(size, self.key_slots)) * per_key + residual
         sources = self.num_sources * cfg.num_layers * size * cfg.embed_dim * self.itemsize
         block = min(size, BLOCK_BOUNDS[1])
         heads = 1 if jax.default_backend() == "cpu" else cfg.num_heads
@@ -131,9 +141,10 @@ class Budget:
         """What one more variant of a batch takes."""
         cfg = self.cfg
         edit = cfg.num_layers * cfg.num_heads * self.num_groups**2 * 4 if self.edges else 0
+        edit += 4 * self.site_weights + 2 * 4 * cfg.num_layers * cfg.num_heads * self.masses
         keys = min(self.num_keys, BLOCK_BOUNDS[1]) if num_rows > ROW_BUCKETS[-1] else num_rows
         heads = cfg.num_heads if num_rows <= ROW_BUCKETS[-1] or jax.default_backend() != "cpu" else 1
-        scores = 4 * 4 * heads * keys * (self.num_keys + num_rows)
+        scores = 4 * 4 * heads * keys * (max(self.num_keys, self.key_slots) + num_rows)
         activations = num_rows * (8 * cfg.embed_dim + 3 * cfg.mlp_dim + 4 * cfg.num_heads * cfg.head_dim) * 4
         logits = (2 * self.num_reads + self.kept_logits + (3 if self.num_slots else 0)) * cfg.vocab_size * 4
         per_key = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * self.itemsize
@@ -152,7 +163,8 @@ class Budget:
             need = self.shared_bytes() + self.variant_bytes(num_rows)
             raise ValueError(
                 f"memory_bytes: expected at least {need:,} for the clean pass and one variant of {num_rows} rows, got "
-                f"{self.memory_bytes:,}; raise it, or shorten the prompt"
+                f"{self.memory_bytes:,} ({self.num_groups} token groups); raise it, shorten the prompt, or sweep over "
+                "fewer different selectors at a time"
             )
         if self.num_slots:
             return _floor(min(fit, count_bucket(count)))
@@ -160,12 +172,36 @@ class Budget:
         # Two batches rather than one: the second starts at its own first layer. More read the parameters too often.
         return _floor(max(1, min(fit, rows // num_rows, count_bucket(max(8, -(-count // 2))))))
 
+    def references(self) -> int:
+        """How many whole passes run together: on a CPU one after the other, else as many as fit."""
+        if jax.default_backend() == "cpu":
+            return REFERENCE_BATCH
+        return int(np.clip(self.memory_bytes // self.variant_bytes(self.num_keys), 1, REFERENCE_BATCH))
+
+
+def checked_memory_bytes(memory_bytes: int | None) -> int:
+    """The budget that was asked for, or the default.
+
+    Raises:
+      ValueError: it is no number of bytes.
+    """
+    if memory_bytes is None:
+        return default_memory_bytes()
+    if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, int | np.integer):
+        raise ValueError(f"memory_bytes: expected a whole number of bytes, got {memory_bytes!r}")
+    return int(memory_bytes)
+
 
 def default_memory_bytes() -> int:
     """Half of what the device has free."""
     stats = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(MEMORY_SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():  # counts what the page cache would give back
+        available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+        if available is not None:
+            return int(MEMORY_SHARE * 1024 * int(available[1]))
     return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
 
 

@@ -16,7 +16,7 @@ from avjax.models.layers import dot
 from avjax.models.sites import Site
 
 NARROW = 32  # rows of a variant up to which all variants read the prompt in one product
-Attended = tuple[Array, Array | None]  # z [I, R, N, H], and masses [I, N, Q, C]
+Result = tuple[Array, Array | None]  # z [I, R, N, H], and masses [I, N, Q, C]
 
 
 class Rows:
@@ -36,7 +36,7 @@ class Rows:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Region:
+class RegionAttention:
     """The dirty rows of a batch of variants.
 
     Attributes:
@@ -56,7 +56,7 @@ class Region:
         v: Float[Array, "I R K H"],
         factor: Float[Array, "I N M M"] | None,
         layer: Int[Array, ""] | int,
-    ) -> Attended:
+    ) -> Result:
         """Attention of some of the rows to the clean prompt before them, and to the rows themselves.
 
         Args:
@@ -66,9 +66,7 @@ class Region:
         over = self._narrow if self.rows.count <= NARROW else self._wide
         return over(queries, q, k, v, factor, layer)
 
-    def _narrow(
-        self, queries: Rows, q: Array, k: Array, v: Array, factor: Array | None, layer: Array | int
-    ) -> Attended:
+    def _narrow(self, queries: Rows, q: Array, k: Array, v: Array, factor: Array | None, layer: Array | int) -> Result:
         prompt, rows, query_sets = self.prompt, self.rows, self.query_sets
         own = OwnKeys(
             keys=k,
@@ -91,7 +89,7 @@ class Region:
         )
         return z, None if mass is None or query_sets is None else dot("inrc,qr->inqc", mass, query_sets)
 
-    def _wide(self, queries: Rows, q: Array, k: Array, v: Array, factor: Array | None, layer: Array | int) -> Attended:
+    def _wide(self, queries: Rows, q: Array, k: Array, v: Array, factor: Array | None, layer: Array | int) -> Result:
         if factor is None:
             return self._each(queries, q, k, v, None, layer)
         # Most layers of a window have no edge to edit; there a factor per edge would cost an eighth of the pass.
@@ -101,11 +99,11 @@ class Region:
             lambda: self._each(queries, q, k, v, factor, layer),
         )
 
-    def _each(self, queries: Rows, q: Array, k: Array, v: Array, factor: Array | None, layer: Array | int) -> Attended:
+    def _each(self, queries: Rows, q: Array, k: Array, v: Array, factor: Array | None, layer: Array | int) -> Result:
         """A whole sequence per variant: the clean prompt with the variant's rows in their place."""
         inputs, clean, query_sets = self.prompt.inputs, self.prompt.clean, self.query_sets
 
-        def one(variant: tuple[Array, Array, Array, Array | None]) -> Attended:
+        def one(variant: tuple[Array, Array, Array, Array | None]) -> Result:
             q, k, v, factor = variant
             keys, values = (
                 jax.lax.dynamic_update_slice_in_dim(whole[layer], new, self.rows.first, axis=0)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from avjax.engine.region import Region, Rows
+from avjax.engine.region import RegionAttention, Rows
 from avjax.engine.shared import SharedPrompt, clean_mass, first_of_last
 from avjax.models.attention import Compat
 from avjax.models.decoder import Decoder
@@ -62,7 +62,7 @@ def replay(
     clean, last = prompt.clean, decoder.cfg.num_layers - 1
     first, num_reads = first_of_last(prompt.inputs.length, num_rows), clean.final.shape[0]
     all_rows, read_rows = Rows(prompt, first, num_rows), Rows(prompt, prompt.first_read, num_reads)
-    region = Region(prompt=prompt, rows=all_rows, query_sets=query_sets, compat=compat)
+    region = RegionAttention(prompt=prompt, rows=all_rows, query_sets=query_sets, compat=compat)
     positions = jax.lax.dynamic_slice_in_dim(prompt.inputs.positions, first, num_rows, axis=1)
     rotary = decoder.rotary(positions, prompt.inputs.embeddings.dtype)
     variants, last_edit = split_last(variants)

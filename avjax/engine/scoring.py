@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avjax.engine.planning import count_bucket
-from avjax.engine.session import Reading
+from avjax.engine.session import Reading, Session, refuse_overflow
 from avjax.metrics import Metric, View
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
@@ -66,16 +66,22 @@ def places_of(wanted: Sequence[tuple[int, ...] | None], tokens: np.ndarray | Non
     return found
 
 
-def block_size(count: int, num_reads: int, num_tokens: int) -> int:
+def block_size(count: int, num_reads: int, num_tokens: int, memory_bytes: int) -> int:
     """Variants that are scored together: one shape for all of a sweep, so that equal residuals give equal bits."""
-    most = max(1, min(SCORED_TOGETHER, LOGIT_BYTES // (4 * num_reads * max(1, num_tokens))))
+    most = min(LOGIT_BYTES, memory_bytes // 8) // (4 * num_reads * max(1, num_tokens))
+    most = max(1, min(SCORED_TOGETHER, most))
     return min(most, count_bucket(-(-count // -(-count // most))))
 
 
-def blocks(readings: Iterable[Reading], size: int) -> Iterator[tuple[tuple[int, ...], np.ndarray, np.ndarray | None]]:
+def blocks(
+    session: Session, readings: Iterable[Reading], size: int
+) -> Iterator[tuple[tuple[int, ...], np.ndarray, np.ndarray | None]]:
     """Readings regrouped to `size` variants each: their indices, residuals [size, P, D] and masses.
 
     The last block repeats its last variant.
+
+    Raises:
+      OverflowError: see `refuse_overflow`.
     """
     variants: list[int] = []
     residuals: list[np.ndarray] = []
@@ -92,8 +98,10 @@ def blocks(readings: Iterable[Reading], size: int) -> Iterator[tuple[tuple[int, 
 
     for reading in readings:
         count = len(reading.variants)
+        residual = np.asarray(reading.residual)[:count]
+        refuse_overflow(session, reading.variants, residual)
         variants.extend(reading.variants)
-        residuals.extend(np.asarray(reading.residual)[:count])
+        residuals.extend(residual)
         if reading.mass is not None:
             masses.extend(np.asarray(reading.mass)[:count])
         while len(variants) >= size:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.engine.activations import KEPT, CleanRuns
+from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import folded, lower
 from avjax.engine.operations import EdgeOp
 from avjax.engine.planning import Batch, Budget, Region, batches, longest, region
@@ -27,7 +27,7 @@ from avjax.engine.shared import (
     key_layout,
     shared_keys,
 )
-from avjax.interventions import Edit
+from avjax.interventions import Edit, name_of
 from avjax.model import Model
 from avjax.models.attention import Compat, SharedKeys
 from avjax.models.intervention import Intervention
@@ -51,7 +51,7 @@ class Reads:
 
     Attributes:
       continuation: token ids fed after the prompt, as the model's own; read-outs predict each of them.
-      queries: position masks [T + 1] over whose mean attention is wanted.
+      queries: position masks [T + 1] over whose mean attention is wanted; tokens of the continuation are generated.
       keys: position masks whose attention mass is wanted.
     """
 
@@ -78,7 +78,9 @@ class Session:
         kept_logits: int = 0,
         clean_runs: CleanRuns | None = None,
     ):
+        model.check(prompt)
         self.model, self.prompt, self.compat, self.reads = model, prompt, compat, reads or Reads()
+        self.variants = variants
         self.num_reads = max(1, len(self.reads.continuation))
         fed = self.num_reads - 1
         cfg = model.config.decoder
@@ -108,7 +110,10 @@ class Session:
             kept_logits=kept_logits,
             edges=self.has_edges,
             clean_rows=self.clean_rows,
-            num_sources=self.folded.bank.num_dense + (KEPT if self.folded.bank.has_sources else 0),
+            key_slots=len(self.layout.slots),
+            masses=len(self.reads.queries) * len(self.layout.class_group),
+            site_weights=self.folded.bank.weights_per_group * self.groups.num_groups,
+            num_sources=self.folded.bank.num_dense + len(self.folded.bank.needs),
         )
         self.planned = batches(regions, self.budget)
 
@@ -116,11 +121,15 @@ class Session:
     def has_edges(self) -> bool:
         return any(isinstance(op, EdgeOp) for ops in self.lowered.ops for op in ops)
 
+    def fed_too(self, mask: np.ndarray) -> np.ndarray:
+        """A position mask [T + 1] over the prompt and the tokens that are fed after it, which count as generated."""
+        return with_fed(mask, self.num_reads - 1)
+
     def regions(self) -> list[Region]:
         """Each variant's region of effect, and of its readings."""
         first_read = len(self.prompt) - 1
         for mask in self.reads.queries:
-            first_read = min(first_read, int(np.flatnonzero(mask[:-1])[0]))
+            first_read = min(first_read, int(np.flatnonzero(self.fed_too(mask))[0]))
         return [
             region(self.folded, i, num_positions=self.num_positions, first_read=first_read)
             for i in range(len(self.folded))
@@ -210,7 +219,7 @@ class Session:
         first = max(0, self.num_positions - num_rows)
         weights = np.zeros((len(self.reads.queries), max(num_rows, self.num_positions - first)), np.float32)
         for row, mask in enumerate(self.reads.queries):
-            where = np.flatnonzero(mask[:-1])
+            where = np.flatnonzero(self.fed_too(mask))
             weights[row, where - first] = 1 / len(where)
         return jnp.asarray(weights[:, :num_rows])
 
@@ -247,8 +256,9 @@ class Session:
         """A full forward pass per variant: what replays must equal."""
         reads = jnp.arange(len(self.prompt) - 1, len(self.prompt) - 1 + self.num_reads)
         weights = self.query_weights(self.size)
-        for start in range(0, len(self.lowered), REFERENCE_BATCH):
-            variants = tuple(range(start, min(start + REFERENCE_BATCH, len(self.lowered))))
+        size = self.budget.references()
+        for start in range(0, len(self.lowered), size):
+            variants = tuple(range(start, min(start + size, len(self.lowered))))
             residual, mass = reference_batch(
                 self.model.network.decoder,
                 self.inputs,
@@ -263,11 +273,32 @@ class Session:
             yield Reading(variants=variants, residual=residual, mass=mass)
 
 
-REFERENCE_BATCH = 8
+MAX_ACTIVATION = 1e17
 CLEAN = -1  # the variant that is the unedited run
 
 
 _clean_mass = jax.jit(clean_mass)
+
+
+def refuse_overflow(session: Session, variants: Sequence[int], residual: np.ndarray) -> None:
+    """Refuses final residuals [I, ...] beyond what a norm can square: their read-outs would mean nothing.
+
+    Raises:
+      OverflowError: the first such variant is named.
+    """
+    largest = np.abs(residual.astype(np.float32)).reshape(len(residual), -1).max(axis=1)
+    for variant, value in zip(variants, largest, strict=False):
+        if not value <= MAX_ACTIVATION:
+            edits = () if variant == CLEAN else session.variants[variant]
+            raise OverflowError(
+                f"{name_of(edits)}: activations reach {value:g}, which float32 cannot carry through a norm; use "
+                "smaller factors"
+            )
+
+
+def with_fed(mask: np.ndarray, fed: int) -> np.ndarray:
+    """A position mask [T + 1] with its last entry once for each of `fed` tokens after the prompt."""
+    return np.concatenate([mask[:-1], np.full(fed, mask[-1])])
 
 
 def _extended(groups: TokenGroups, fed: int) -> TokenGroups:

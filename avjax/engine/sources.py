@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 
 from avjax.config import DecoderConfig
+from avjax.engine.activations import CleanRuns
 from avjax.interventions import Ablate, Patch, Steer
 from avjax.models.sites import Site, site_shape
 from avjax.prompt import Prompt
 from avjax.tokens import select
-
-CleanActivations = Callable[[Prompt, Site], Any]  # [L, T, ...] of a prompt's clean pass; [T, D] of the embedding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -29,11 +28,13 @@ class Source:
       values: what gives [L, n, ...], n positions that `rows` points at; or [L, ...] when `rows` is None, the same
         everywhere. It may run a clean pass, so nothing calls it before a whole sweep has been checked.
       rows: int [T]; which of the n positions stands in for each position of this prompt, -1 for none.
+      needs: the clean pass, and its site, that the values are made of.
     """
 
     key: tuple[Any, ...]
     values: Callable[[], Any]
     rows: np.ndarray | None
+    needs: tuple[Prompt, Site] | None = None
 
 
 def steer_source(edit: Steer, site: Site, config: DecoderConfig) -> Source:
@@ -55,7 +56,7 @@ def patch_source(
     where: np.ndarray,
     prompt: Prompt,
     config: DecoderConfig,
-    clean: CleanActivations,
+    clean: CleanRuns,
     num_decoded: int,
 ) -> Source:
     if isinstance(edit.source, str):
@@ -66,8 +67,12 @@ def patch_source(
     positions = np.flatnonzero(where[:-1])
     shape = site_shape(site, config)
     captures, origin = getattr(edit.source, "captures", None), getattr(edit.source, "prompt", None)
+    needs = None
     if isinstance(edit.source, Prompt):
         source = edit.source
+        if source.made_for != prompt.made_for:
+            raise ValueError("the source prompt was made for another architecture; make it with this model's methods")
+        needs = (source, site)
         aligned = positions if source is prompt else align(edit, where, prompt, source)
         values = functools.partial(_clean, clean, source, site)
     elif captures is None:
@@ -82,7 +87,7 @@ def patch_source(
         values = lambda: captured  # noqa: E731
     rows = np.full(len(prompt), -1)
     rows[positions] = aligned
-    return Source(key=("dense", id(edit.source), site), values=values, rows=rows)
+    return Source(key=("dense", id(edit.source), site), values=values, rows=rows, needs=needs)
 
 
 def align(edit: Patch, where: np.ndarray, prompt: Prompt, origin: Prompt) -> np.ndarray:
@@ -107,7 +112,7 @@ def align(edit: Patch, where: np.ndarray, prompt: Prompt, origin: Prompt) -> np.
 
 
 def ablation_source(
-    edit: Ablate, site: Site, where: np.ndarray, prompt: Prompt, clean: CleanActivations, num_decoded: int
+    edit: Ablate, site: Site, where: np.ndarray, prompt: Prompt, clean: CleanRuns, num_decoded: int
 ) -> Source:
     if edit.mode == "mean":
         return _mean(prompt, site, where, clean)
@@ -118,22 +123,29 @@ def ablation_source(
         if len(positions) < 2:
             raise ValueError(f"expected at least 2 tokens to resample from, got {len(positions)}")
         # A random cycle: no token keeps its own activation.
-        order = np.random.default_rng(edit.seed).permutation(positions)
+        order = _drawn(edit, prompt, where).permutation(positions)
         rows[order] = np.roll(order, 1)
-        values = functools.partial(_clean, clean, prompt, site)
-        return Source(key=("resample", site, edit.seed, where.tobytes()), values=values, rows=rows)
+        values, needs = functools.partial(_clean, clean, prompt, site), (prompt, site)
+        return Source(key=("resample", site, edit.seed, where.tobytes()), values=values, rows=rows, needs=needs)
 
     def noise() -> np.ndarray:
         host = np.asarray(_clean(clean, prompt, site), np.float32)
         spread = host[:, positions].std(axis=tuple(range(1, host.ndim)), keepdims=True)
-        unit = np.random.default_rng(edit.seed).normal(size=(host.shape[0], len(positions), *host.shape[2:]))
+        unit = _drawn(edit, prompt, where, site).normal(size=(host.shape[0], len(positions), *host.shape[2:]))
         return edit.noise * spread * unit.astype(np.float32)
 
     rows[positions] = np.arange(len(positions))
-    return Source(key=("noise", site, edit.seed, edit.noise, where.tobytes()), values=noise, rows=rows)
+    key = ("noise", site, edit.seed, edit.noise, where.tobytes())
+    return Source(key=key, values=noise, rows=rows, needs=(prompt, site))
 
 
-def _clean(clean: CleanActivations, prompt: Prompt, site: Site) -> Any:
+def _drawn(edit: Ablate, prompt: Prompt, where: np.ndarray, site: str = "") -> np.random.Generator:
+    """Of the seed, the prompt and the place: samples and places must not share their draws."""
+    digest = hashlib.blake2b(prompt.fingerprint + where[:-1].tobytes() + site.encode(), digest_size=16).digest()
+    return np.random.default_rng([edit.seed, *np.frombuffer(digest, np.uint32).tolist()])
+
+
+def _clean(clean: CleanRuns, prompt: Prompt, site: Site) -> Any:
     return _layered(clean(prompt, site), site)
 
 
@@ -142,7 +154,7 @@ def _layered(values: Any, site: Site) -> Any:
     return values[None] if site is Site.EMBED else values
 
 
-def _mean(prompt: Prompt, site: Site, where: np.ndarray, clean: CleanActivations) -> Source:
+def _mean(prompt: Prompt, site: Site, where: np.ndarray, clean: CleanRuns) -> Source:
     positions = np.flatnonzero(where[:-1])
     if not len(positions):
         raise ValueError("a mean over no prompt token does not exist; select prompt tokens")
@@ -150,7 +162,7 @@ def _mean(prompt: Prompt, site: Site, where: np.ndarray, clean: CleanActivations
     def values() -> np.ndarray:
         return np.asarray(_clean(clean, prompt, site), np.float32)[:, positions].mean(axis=1)
 
-    return Source(key=("mean", site, where[:-1].tobytes()), values=values, rows=None)
+    return Source(key=("mean", site, where[:-1].tobytes()), values=values, rows=None, needs=(prompt, site))
 
 
 def refuse_generated(where: np.ndarray, num_decoded: int) -> None:
@@ -179,7 +191,7 @@ def _array(
         values = layered if site is Site.EMBED else np.broadcast_to(layered, (config.num_layers, *layered.shape[1:]))
     if values.ndim != len(shape) + 2:
         raise ValueError(
-            f"expected a source [L, T, ...] or [T, ...] with {list(shape)} at each position, got {list(source.shape)}"
+            f"expected a source [L, T, ...] or [T, ...] with {list(shape)} at each position, got {list(values.shape)}"
         )
     _check_width(values, shape, site, config)
     if values.shape[1] == size:

@@ -22,7 +22,7 @@ class Intervention:
       attention_factor: float32 [L, N, M, M] (query group, key group): multiplies exp(score); 0 removes the edge, 1
         leaves it alone. None edits no edge.
       sites: the affine edit of each edited site.
-      sources: what the edits mix in; variants share them, so they are not stacked (`Intervention.AXES`).
+      sources: what the edits mix in; variants share them, so they are not stacked (`VARIANTS`).
     """
 
     attention_factor: jax.Array | None

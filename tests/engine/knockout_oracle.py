@@ -134,7 +134,8 @@ class _LayerEdit:
         mask, hidden = kwargs.get("attention_mask"), kwargs.get("hidden_states", args[0] if args else None)
         if mask is None or not torch.is_floating_point(mask):
             raise RuntimeError("no additive attention mask reached the layer; use attn_implementation='eager'")
-        cache, queries = kwargs.get("past_key_values"), hidden.shape[1]
+        # transformers 5.24 calls it `cache`.
+        cache, queries = kwargs.get("cache", kwargs.get("past_key_values")), hidden.shape[1]
         past = 0 if cache is None else cache.get_seq_length(self.index)
         size = past + queries
         if mask.shape != (1, 1, queries, size):

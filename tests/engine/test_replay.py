@@ -262,8 +262,8 @@ def test_grids_of_one_shape_share_executables(omni_model: avjax.Model, pool):
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list:
     """The prompts and sites of clean passes that sources ask for."""
-    seen, clean_site = [], activations.clean_site
-    monkeypatch.setattr(activations, "clean_site", lambda m, p, s: seen.append((p, s)) or clean_site(m, p, s))
+    seen, clean_sites = [], activations.clean_sites
+    monkeypatch.setattr(activations, "clean_sites", lambda m, p, s: seen.append((p, s)) or clean_sites(m, p, s))
     return seen
 
 
@@ -281,7 +281,7 @@ def test_clean_activations_are_computed_once_and_not_before_the_sweep(omni_model
     sweeping.prepare(omni_model, prompt, grid, Logits([1]))
     assert asked == []
     avjax.sweep(omni_model, prompt, grid, Logits([1]), progress=False)
-    assert asked == [(prompt, "z")]
+    assert asked == [(prompt, ["z"])]
 
 
 def test_every_sample_has_its_own_source_and_few_are_held(omni_model: avjax.Model, pool, asked):
@@ -304,12 +304,76 @@ def test_every_sample_has_its_own_source_and_few_are_held(omni_model: avjax.Mode
     assert differ[0] > 1e-3 and differ[1] == 0
 
 
+def test_noise_differs_between_prompts_and_places(omni_model: avjax.Model):
+    """And is the same for one seed, prompt and place, so that a run can be repeated."""
+
+    def noise(prompt: avjax.Prompt, where: str, site: str, seed: int = 0) -> np.ndarray:
+        edit = avjax.Ablate(where, "noise", site=site, seed=seed)
+        session = next(iter(sweeping.prepare(omni_model, prompt, edit, Logits([1])).sessions.values()))
+        drawn = np.asarray(next(iter(session.sources.values())).dense)[:, 0]
+        return drawn[drawn.any(axis=tuple(range(1, drawn.ndim)))].ravel()[:64]
+
+    one, other = (made_prompt(omni_model, 40, seed) for seed in (0, 1))
+    first = noise(one, "[5:9]", "mlp_out")
+    np.testing.assert_array_equal(first, noise(made_prompt(omni_model, 40, 0), "[5:9]", "mlp_out"))
+    for different in (
+        noise(other, "[5:9]", "mlp_out"),
+        noise(one, "[5:9]", "attn_out"),
+        noise(one, "[5:9]", "mlp_out", seed=1),
+    ):
+        assert abs(np.corrcoef(first[first != 0][:60], different[different != 0][:60])[0, 1]) < 0.6
+
+
+def test_one_pass_finds_all_sites_of_a_prompt(omni_model: avjax.Model, pool, asked):
+    prompt, source = pool(40).prompt, pool(40).run.prompt
+    edits = [avjax.Ablate("audio", "mean", site=s) for s in ("z", "value", "mlp_out", "resid_mid")]
+    edits += [avjax.Patch("video", source, site=s) for s in ("resid_pre", "attn_out")]
+    asks = [Logits([1]), LogLikelihood((3, 4))]
+    avjax.sweep(omni_model, prompt, edits, asks, progress=False)
+    assert sorted(len(sites) for _, sites in asked) == [2, 4]
+    assert avjax.plan(omni_model, prompt, edits, asks, calibrate=False).forwards == 1 + 2
+
+
+@pytest.mark.parametrize("executor", ["replay", "reference"])
+def test_activations_beyond_float32_are_refused(omni_model: avjax.Model, pool, executor: str):
+    """Where a norm would overflow, a read-out is no number that means anything; the cell is named."""
+    prompt = pool(40).prompt
+    huge = avjax.Scale("all", 1e15, site="resid_pre", layers=[0])
+    fine = avjax.sweep(omni_model, prompt, huge, Logits([1, 2]), executor=executor, progress=False)
+    assert np.isfinite(fine["logits"]).all() and not np.allclose(fine["logits"], fine["logits_clean"])
+    twice = [["last->audio"], [huge, avjax.Scale("all", 1e10, site="resid_pre", layers=[1])]]
+    with pytest.raises(OverflowError, match=r"\*1e\+15 at resid_pre@0.*activations reach"):
+        avjax.sweep(omni_model, prompt, twice, Logits([1]), executor=executor, progress=False)
+    with pytest.raises(OverflowError, match="activations reach"):
+        avjax.generate_variants(omni_model, prompt, twice, max_new_tokens=3, executor=executor)
+    late = [
+        [avjax.Scale("generated", 1e15, site="resid_pre", layers=[0]), avjax.Scale("generated", 1e10, site="embed")]
+    ]
+    with pytest.raises(OverflowError, match="activations reach"):
+        avjax.generate_variants(omni_model, prompt, late, max_new_tokens=3, executor=executor)
+
+
+def test_factors_that_compose_beyond_float32_are_refused(omni_model: avjax.Model, pool):
+    def scaled(factor: float, count: int, keys: str = "all") -> list[Any]:
+        return [avjax.ScaleAttention(query="last", key=keys, factor=factor)] * count
+
+    prompt, metric = pool(40).prompt, Logits(range(omni_model.config.decoder.vocab_size))
+    for factor, most in ((1e-6, 5), (1e6, 5)):  # a common factor cancels
+        for executor in ("replay", "reference"):
+            got = avjax.sweep(omni_model, prompt, [scaled(factor, most)], metric, executor=executor, progress=False)
+            np.testing.assert_allclose(got["logits"].values[0], got["logits_clean"].values, rtol=1e-4, atol=1e-5)
+        with pytest.raises(ValueError, match="product on an edge"):
+            avjax.sweep(omni_model, prompt, [scaled(factor, 6)], metric, progress=False)
+    apart = [*scaled(1e6, 4, "audio"), *scaled(1e6, 4, "video")]  # on no edge together
+    avjax.sweep(omni_model, prompt, [apart], metric, progress=False)
+
+
 def test_what_cannot_be_refuses_before_anything_runs(omni_model: avjax.Model, pool, asked):
     prompt = pool(40).prompt
     short = omni_model.prompt("nothing to hear")
     metric = Logits([1])
-    wrong = {"aligned": avjax.Patch("audio", short), "twice": avjax.Ablate("last", "resample")}
-    for edit, message in zip(wrong.values(), ("cannot be aligned", "at least 2 tokens"), strict=True):
+    wrong = {"cannot be aligned": avjax.Patch("audio", short), "at least 2 tokens": avjax.Ablate("last", "resample")}
+    for message, edit in wrong.items():
         with count_compilations() as seen, pytest.raises(ValueError, match=message):
             avjax.sweep(omni_model, prompt, [avjax.Ablate("audio", "mean"), edit], metric, progress=False)
         assert seen == [] and asked == []
