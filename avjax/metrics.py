@@ -18,13 +18,14 @@ from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from avjax.model import Model
 from avjax.prompt import Prompt
 from avjax.tokens import Selector, as_indices
 from avjax.topk import top_k
 
-Answer = str | int | Sequence[int]
+Answer = str | int | np.integer | Sequence[int]
 Values = jax.Array | Mapping[str, jax.Array]
 
 
@@ -110,7 +111,7 @@ def answer_tokens(model: Model, answer: Answer) -> tuple[int, ...]:
     return tuple(dict.fromkeys(_in_vocabulary(model, answer)))
 
 
-def _in_vocabulary(model: Model, ids: Sequence[int] | int) -> tuple[int, ...]:
+def _in_vocabulary(model: Model, ids: Sequence[int] | int | np.integer) -> tuple[int, ...]:
     found, vocab = as_indices(ids, "answer"), model.config.decoder.vocab_size
     if not found or any(not 0 <= i < vocab for i in found):
         raise ValueError(f"answer: expected token ids within 0:{vocab}, got {ids!r}")

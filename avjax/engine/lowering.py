@@ -23,7 +23,7 @@ from avjax.prompt import Prompt
 from avjax.tokens import TokenGroups, partition
 
 GROUP_BUCKETS = (2, 4, 8, 16, 32, 64, 128)
-FACTOR_PRODUCTS = (1e-30, 1e30)  # of the edits of one edge: float32 still weighs them
+FACTOR_PRODUCTS = (1e-31, 1e31)  # of the edits of one edge: float32 still weighs them
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

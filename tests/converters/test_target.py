@@ -60,14 +60,14 @@ def test_a_disk_that_fills_up_leaves_nothing(
     def blocks(self: Parameter, original=Parameter.blocks):
         nonlocal written
         for block in original(self):
-            if written == 100:
+            if written >= 100:  # several writers count
                 raise NO_SPACE[error]
             yield block
             written += 1
 
     monkeypatch.setattr(Parameter, "blocks", blocks)
     assert_the_disk_is_full(lambda: convert(omni.directory, target), target)
-    assert written == 100
+    assert written >= 100
     monkeypatch.undo()
     convert(omni.directory, target)  # nothing is in the way of a second attempt
     avjax.load(target)

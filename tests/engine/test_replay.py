@@ -311,7 +311,7 @@ def test_noise_differs_between_prompts_and_places(omni_model: avjax.Model):
         edit = avjax.Ablate(where, "noise", site=site, seed=seed)
         session = next(iter(sweeping.prepare(omni_model, prompt, edit, Logits([1])).sessions.values()))
         drawn = np.asarray(next(iter(session.sources.values())).dense)[:, 0]
-        return drawn[drawn.any(axis=tuple(range(1, drawn.ndim)))].ravel()[:64]
+        return drawn[drawn != 0][:64]
 
     one, other = (made_prompt(omni_model, 40, seed) for seed in (0, 1))
     first = noise(one, "[5:9]", "mlp_out")
@@ -321,8 +321,7 @@ def test_noise_differs_between_prompts_and_places(omni_model: avjax.Model):
         noise(one, "[5:9]", "attn_out"),
         noise(one, "[5:9]", "mlp_out", seed=1),
     ):
-        assert abs(np.corrcoef(first[first != 0][:60], different[different != 0][:60])[0, 1]) < 0.6
-
+        assert abs(np.corrcoef(first, different)[0, 1]) < 0.6
 
 def test_one_pass_finds_all_sites_of_a_prompt(omni_model: avjax.Model, pool, asked):
     prompt, source = pool(40).prompt, pool(40).run.prompt
