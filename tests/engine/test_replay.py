@@ -323,6 +323,7 @@ def test_noise_differs_between_prompts_and_places(omni_model: avjax.Model):
     ):
         assert abs(np.corrcoef(first, different)[0, 1]) < 0.6
 
+
 def test_one_pass_finds_all_sites_of_a_prompt(omni_model: avjax.Model, pool, asked):
     prompt, source = pool(40).prompt, pool(40).run.prompt
     edits = [avjax.Ablate("audio", "mean", site=s) for s in ("z", "value", "mlp_out", "resid_mid")]
