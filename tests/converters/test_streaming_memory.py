@@ -1,6 +1,7 @@
 """Peak memory of a conversion, an export and a load, measured on a checkpoint of more than 4 GB.
 
-Needs 14 GB of disk and 9 GB of memory under pytest's base directory (`--basetemp`) and some minutes: `pytest -m large -n 0`.
+Needs 14 GB of disk and 9 GB of memory under pytest's base directory (`--basetemp`) and some minutes:
+`pytest -m large -n 0`.
 """
 
 import hashlib
