@@ -71,7 +71,8 @@ def barking(rng: np.random.Generator) -> np.ndarray:
 
 def ringing(rng: np.random.Generator) -> np.ndarray:
     base, ratios = rng.uniform(450, 1000), (0.5, 1.0, 1.19, 1.5, 2.0, 2.74, 3.76)
-    strike = sum(_tone(base * r) * _decay(SECONDS, rng.uniform(0.3, 0.8) / r) / r**0.5 for r in ratios)
+    partials = [_tone(base * r) * _decay(SECONDS, rng.uniform(0.3, 0.8) / r) / r**0.5 for r in ratios]
+    strike = np.sum(partials, axis=0)
     return _placed([(s, strike) for s in _beats(rng, 0.6, 1.6)])
 
 
@@ -118,8 +119,8 @@ def playing(rng: np.random.Generator) -> np.ndarray:
     root, pieces = rng.uniform(180, 330), []
     for start in _beats(rng, 0.8, 1.8):
         notes = root * 2 ** (np.array(chords[rng.integers(len(chords))]) / 12) * rng.choice([1.0, 1.122, 0.89])
-        chord = sum(_harmonics(n, 1 / np.arange(1, 8) ** 1.5) for n in notes) * _decay(SECONDS, 0.5)
-        pieces.append((start, chord))
+        chord = np.sum([_harmonics(n, 1 / np.arange(1, 8) ** 1.5) for n in notes], axis=0)
+        pieces.append((start, chord * _decay(SECONDS, 0.5)))
     return _placed(pieces)
 
 
@@ -153,7 +154,7 @@ def talking(rng: np.random.Generator) -> np.ndarray:
         pitch = voice * (1 + 0.15 * np.sin(np.pi * _times(length) / length + rng.uniform(0, 3)))
         first, second = np.array(vowels[rng.integers(len(vowels))]) * rng.uniform(0.9, 1.15)
         multiples = voice * np.arange(1, 25)
-        loud = sum(np.exp(-(((multiples - f) / 130) ** 2)) for f in (first, second)) + 0.03
+        loud = np.exp(-(((multiples - first) / 130) ** 2)) + np.exp(-(((multiples - second) / 130) ** 2)) + 0.03
         pieces.append((start, _harmonics(pitch, loud, length) * np.sin(np.pi * _times(length) / length) ** 0.6))
         start += length + rng.uniform(0.01, 0.12)
     return _placed(pieces)
