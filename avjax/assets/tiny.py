@@ -60,7 +60,7 @@ You are a helpful assistant.<|im_end|>
 {% endif %}"""
 
 
-def write_tokenizer(directory: Path, family: Family = "qwen2_5_omni") -> dict[str, int]:
+def write_tokenizer(directory: Path, family: Family = "qwen2_5_omni", corpus: str = CORPUS) -> dict[str, int]:
     """Writes a byte-level tokenizer with the family's control tokens and chat template.
 
     Returns:
@@ -76,7 +76,7 @@ def write_tokenizer(directory: Path, family: Family = "qwen2_5_omni") -> dict[st
     trainer = trainers.BpeTrainer(
         vocab_size=NUM_TEXT_TOKENS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
-    tokenizer.train_from_iterator(CORPUS.splitlines(), trainer)
+    tokenizer.train_from_iterator(corpus.splitlines(), trainer)
     special = [*CONTROL, *markers.values()]
     tokenizer.add_special_tokens(special)
     template = CHAT_TEMPLATE
@@ -96,11 +96,13 @@ def write_tokenizer(directory: Path, family: Family = "qwen2_5_omni") -> dict[st
     return {**ids, "vocab_size": tokenizer.get_vocab_size()}
 
 
-def write_preprocessor(directory: Path, *, num_mel_bins: int = 128) -> None:
-    """Writes `preprocessor_config.json` as the published checkpoints have it."""
+def write_preprocessor(
+    directory: Path, *, num_mel_bins: int = 128, media_options: dict[str, Any] | None = None
+) -> None:
+    """Writes `preprocessor_config.json` as the published checkpoints have it, and media options of the model's own."""
     from avjax.media.options import CLIP_MEAN, CLIP_STD
 
-    options = {
+    options: dict[str, Any] = {
         "chunk_length": 300,
         "feature_extractor_type": "WhisperFeatureExtractor",
         "feature_size": num_mel_bins,
@@ -116,6 +118,8 @@ def write_preprocessor(directory: Path, *, num_mel_bins: int = 128) -> None:
         "sampling_rate": 16000,
         "temporal_patch_size": 2,
     }
+    if media_options:
+        options["media_options"] = media_options
     (directory / "preprocessor_config.json").write_text(json.dumps(options, indent=2) + "\n")
 
 

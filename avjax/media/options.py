@@ -73,11 +73,16 @@ def read_options(directory: Path, config: ModelConfig) -> MediaOptions:
     image = {**legacy, **nested.get("image_processor", {})}
     audio = {**legacy, **nested.get("feature_extractor", {})}
     bounds = image.get("size") or {}
-    options = MediaOptions().override(
-        image_min_pixels=image.get("min_pixels") or bounds.get("shortest_edge"),
-        image_max_pixels=image.get("max_pixels") or bounds.get("longest_edge"),
-        image_mean=tuple(image["image_mean"]) if image.get("image_mean") else None,
-        image_std=tuple(image["image_std"]) if image.get("image_std") else None,
+    # `media_options` is ours: the clips that a model was trained on may be smaller than Qwen's.
+    options = (
+        MediaOptions()
+        .override(**legacy.get("media_options", {}))
+        .override(
+            image_min_pixels=image.get("min_pixels") or bounds.get("shortest_edge"),
+            image_max_pixels=image.get("max_pixels") or bounds.get("longest_edge"),
+            image_mean=tuple(image["image_mean"]) if image.get("image_mean") else None,
+            image_std=tuple(image["image_std"]) if image.get("image_std") else None,
+        )
     )
     _check_patches(image, config, directory)
     if config.audio is None:

@@ -80,16 +80,36 @@ class Processor:
         source = video if audio == "from_video" else audio
         audio_clips = () if source is None else (audio_features(source, options, of_audio),)
 
-        content = [{"type": "image", "image": str(path)} for path in images]
-        content += [{"type": "video", "video": str(video)}] if video is not None else []
-        content += [{"type": "audio", "audio": str(audio)}] if audio not in (None, "from_video") else []
+        return self.prompt_of(
+            text,
+            images=image_clips,
+            videos=video_clips,
+            audio=audio_clips,
+            audio_in_video=audio == "from_video",
+            system=system,
+        )
+
+    def prompt_of(
+        self,
+        text: str,
+        *,
+        images: tuple[VisionFeatures, ...] = (),
+        videos: tuple[VisionFeatures, ...] = (),
+        audio: tuple[AudioFeatures, ...] = (),
+        audio_in_video: bool = False,
+        system: str | None = None,
+    ) -> Prompt:
+        """A prompt from text and the features of its clips."""
+        content = [{"type": "image", "image": clip.source} for clip in images]
+        content += [{"type": "video", "video": clip.source} for clip in videos]
+        content += [] if audio_in_video else [{"type": "audio", "audio": clip.source} for clip in audio]
         token_ids = expand_placeholders(
             self._templated([*content, {"type": "text", "text": text}], system),
-            _shapes(image_clips, video_clips, audio_clips),
+            _shapes(images, videos, audio),
             self.config,
-            audio_in_video=audio == "from_video",
+            audio_in_video=audio_in_video,
         )
-        return self.assemble(token_ids, images=image_clips, videos=video_clips, audio=audio_clips)
+        return self.assemble(token_ids, images=images, videos=videos, audio=audio)
 
     def _templated(self, content: list[dict[str, str]], system: str | None) -> list[int]:
         if not self.tokenizer.chat_template:

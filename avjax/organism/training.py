@@ -1,0 +1,200 @@
+"""Training of the tiny models with optax: captions under teacher forcing, one fixed token layout per condition.
+
+Axes: B clip, T prompt position, A caption token, D embed.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Hashable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from avjax.media.features import evenly_spaced, frame_features, waveform_features
+from avjax.model import Model
+from avjax.models.audio import AudioTower
+from avjax.models.decoder import Block, Decoder
+from avjax.models.qwen2_5_omni import Qwen2_5Omni
+from avjax.models.vision import VisionTower, window_layout
+from avjax.organism import world
+from avjax.organism.checkpoint import PROMPT
+from avjax.organism.pictures import SIDE
+from avjax.parameters import path_name
+from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
+
+SAMPLED_FRAMES = 4  # of a clip of 2 s, at 2 a second
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """Which of a clip's media a prompt has."""
+
+    picture: bool
+    sound: bool
+
+
+BOTH, PICTURE, SOUND = Shown(True, True), Shown(True, False), Shown(False, True)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Batch:
+    """Clips as features, and their captions as tokens."""
+
+    patches: jax.Array | None  # float32 [B, steps, windows, slots, P]
+    mel: jax.Array | None  # float32 [B, frames, bins]
+    captions: jax.Array  # int32 [B, A], ends with the stop token, then padding of -1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What all prompts of one kind share."""
+
+    prompt: Prompt
+    video: np.ndarray  # int [n], positions of video tokens
+    audio: np.ndarray
+
+
+def features(model: Model, clip: world.Clip) -> tuple[np.ndarray, np.ndarray]:
+    """Patches [steps, windows, slots, P] and log-mel frames [frames, bins], as the media path makes them of a file."""
+    options, vision = model.processor.options, model.config.vision
+    chosen = clip.frames[evenly_spaced(len(clip.frames), SAMPLED_FRAMES)]
+    seen = frame_features(chosen, vision, options, source="clip")
+    heard = waveform_features(clip.samples, options, source="clip")
+    return windowed(seen, model), heard.mel
+
+
+def windowed(seen: VisionFeatures, model: Model) -> np.ndarray:
+    steps, height, width = seen.grid
+    order = window_layout(model.config.vision, height, width)
+    patches = seen.patches.reshape(steps, height * width, -1)[:, order.patch_index]
+    return np.where(order.valid[..., None], patches, 0)
+
+
+def layout(model: Model, clip: world.Clip, shown: Shown) -> Layout:
+    """The prompt of a clip, whose tokens are those of every clip's."""
+    processor, vision = model.processor, model.config.vision
+    chosen = clip.frames[evenly_spaced(len(clip.frames), SAMPLED_FRAMES)]
+    videos: tuple[VisionFeatures, ...] = ()
+    audio: tuple[AudioFeatures, ...] = ()
+    if shown.picture:
+        videos = (frame_features(chosen, vision, processor.options, source="clip"),)
+    if shown.sound:
+        audio = (waveform_features(clip.samples, processor.options, source="clip"),)
+    prompt = processor.prompt_of(PROMPT, videos=videos, audio=audio, audio_in_video=shown.picture and shown.sound)
+    ids = model.config.tokens
+    return Layout(
+        prompt=prompt,
+        video=np.flatnonzero(prompt.token_ids == ids.video),
+        audio=np.flatnonzero(prompt.token_ids == ids.audio),
+    )
+
+
+def caption_tokens(model: Model, text: str, length: int) -> np.ndarray:
+    """int32 [length]: the text and a stop token, padded with -1."""
+    tokens = [*model.processor.tokenizer(text, add_special_tokens=False)["input_ids"], model.generation.stop_tokens[0]]
+    if len(tokens) > length:
+        raise ValueError(f"caption {text!r}: expected at most {length} tokens, got {len(tokens)}")
+    return np.array(tokens + [-1] * (length - len(tokens)), np.int32)
+
+
+def loss(network: Qwen2_5Omni, batch: Batch, place: Layout) -> tuple[jax.Array, jax.Array]:
+    """Mean negative log-likelihood (nats) per caption token, and the share of tokens that are predicted."""
+    logits, real = caption_logits(network, batch, place), batch.captions >= 0
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch.captions, 0))
+    hits = jnp.argmax(logits, -1) == batch.captions
+    return jnp.sum(nll * real) / jnp.sum(real), jnp.sum(hits * real) / jnp.sum(real)
+
+
+def predictions(network: Qwen2_5Omni, batch: Batch, place: Layout) -> jax.Array:
+    """int32 [B, A], the likeliest token at each place of the captions, given those before it."""
+    return jnp.argmax(caption_logits(network, batch, place), axis=-1)
+
+
+def caption_logits(network: Qwen2_5Omni, batch: Batch, place: Layout) -> jax.Array:
+    """float32 [B, A, V], what each caption token is predicted from."""
+    decoder, ids = network.decoder, jnp.asarray(place.prompt.token_ids)
+    size, fed = len(place.prompt), batch.captions[:, :-1]
+    x = jnp.broadcast_to(decoder.embed(ids), (len(fed), size, decoder.cfg.embed_dim))
+    if batch.patches is not None:
+        x = x.at[:, place.video].set(_video(network.vision, batch.patches))
+    if batch.mel is not None:
+        x = x.at[:, place.audio].set(_audio(network.audio, batch.mel))
+    x = jnp.concatenate([x, decoder.embed(jnp.maximum(fed, 0))], axis=1)
+    after = place.prompt.next_position() + np.arange(fed.shape[1])
+    positions = np.concatenate([place.prompt.positions, np.broadcast_to(after, (3, len(after)))], axis=1)
+    return decoder.logits(hidden_states(decoder, x, jnp.asarray(positions))[:, size - 1 :])
+
+
+def hidden_states(decoder: Decoder, x: jax.Array, positions: jax.Array) -> jax.Array:
+    """Final residuals [B, T, D] of sequences of one layout, all heads in one product: made for gradients.
+
+    Args:
+      x: [B, T, D], embeddings.
+      positions: int32 [3, T].
+    """
+    rotary = decoder.rotary(positions, x.dtype)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True), None
+
+    def layer(x: jax.Array, block: Block) -> tuple[jax.Array, None]:
+        return block(x, rotary, attend, lambda _, x: x)
+
+    return jax.lax.scan(layer, x, decoder.layers)[0]
+
+
+def _video(tower: VisionTower, patches: jax.Array) -> jax.Array:
+    """[B, video tokens, D]"""
+    side = SIDE // tower.cfg.patch_size
+    order = window_layout(tower.cfg, side, side)
+    flat = patches.reshape(-1, *patches.shape[2:])
+    merged = tower(flat, jnp.asarray(order.rows_columns), jnp.asarray(order.valid))[0][:, order.merged_index]
+    return merged.reshape(patches.shape[0], -1, merged.shape[-1])
+
+
+def _audio(tower: AudioTower, mel: jax.Array) -> jax.Array:
+    """[B, audio tokens, D]; a clip of 2 s is one chunk."""
+    tokens, _ = tower(mel, jnp.full(len(mel), mel.shape[1]))
+    return tokens.reshape(len(mel), -1, tokens.shape[-1])
+
+
+def optimiser(network: Qwen2_5Omni, rates: Mapping[str, float], steps: int) -> optax.GradientTransformation:
+    """AdamW with a warm-up and a cosine for each part of the network by the start of its path; 0 freezes it."""
+
+    def part(path: Any, _: Any) -> str:
+        name = path_name(path)
+        return max((p for p in rates if name.startswith(p)), key=len)
+
+    labels = jax.tree_util.tree_map_with_path(part, network)
+    made: dict[Hashable, Any] = {
+        name: optax.set_to_zero()
+        if rate == 0
+        else optax.adamw(
+            optax.warmup_cosine_decay_schedule(0, rate, steps // 20 + 1, steps, rate / 50), weight_decay=0.01
+        )
+        for name, rate in rates.items()
+    }
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(made, labels))
+
+
+def stepper(place: Layout, transformation: optax.GradientTransformation) -> Any:
+    """A compiled step: (network, state, batch) -> (network, state, loss, share of tokens predicted)."""
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(network: Any, state: Any, batch: Batch) -> tuple[Any, Any, jax.Array, jax.Array]:
+        (value, hits), gradient = jax.value_and_grad(loss, has_aux=True)(network, batch, place)
+        changes, state = transformation.update(gradient, state, network)
+        return optax.apply_updates(network, changes), state, value, hits
+
+    return step
+
+
+def batches(rng: np.random.Generator, count: int, size: int) -> Iterator[np.ndarray]:
+    """Shuffled indices below `count`, `size` at a time, for ever."""
+    while True:
+        order = rng.permutation(count)
+        yield from (order[i : i + size] for i in range(0, count - size + 1, size))
