@@ -12,7 +12,7 @@ from avjax.api import checked_compat
 from avjax.engine.decoding import decode
 from avjax.engine.planning import checked_memory_bytes
 from avjax.engine.reference import OwnPrompt, reference_prompt
-from avjax.engine.session import Session, refuse_overflow
+from avjax.engine.session import Session
 from avjax.engine.touched import Touched
 from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model
@@ -138,7 +138,7 @@ def decoded(session: Session, max_new_tokens: int, penalty: float, executor: Exe
             own = reference_prompt(
                 model.network.decoder, session.inputs, variants, num_variants=batch.size, compat=session.compat
             )
-        refuse_overflow(session, batch.variants, np.asarray(own.last)[: len(batch.variants)])
+        session.refuse_overflow(batch.variants, np.asarray(own.last)[: len(batch.variants)])
         tokens, lengths, logits, largest = decode(
             model.network.decoder,
             shared,
@@ -153,7 +153,7 @@ def decoded(session: Session, max_new_tokens: int, penalty: float, executor: Exe
             keep_logits=session.budget.kept_logits > 0,
             compat=session.compat,
         )
-        refuse_overflow(session, batch.variants, np.asarray(largest)[: len(batch.variants)])
+        session.refuse_overflow(batch.variants, np.asarray(largest)[: len(batch.variants)])
         results |= _generations(session, batch.variants, np.asarray(tokens), np.asarray(lengths), logits)
     return [results[i] for i in range(len(session.lowered))]
 

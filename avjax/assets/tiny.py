@@ -1,6 +1,7 @@
 """A tiny random checkpoint, made on the spot: every part of Qwen2.5-Omni or Qwen2.5-VL in the published format."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,14 +174,29 @@ def tiny_model(directory: Path, *, family: Family = "qwen2_5_omni", seed: int = 
     """A model with random weights; its tokenizer and config are written to `directory`."""
     ids = write_tokenizer(directory, family)
     write_preprocessor(directory)
-    raw = hf_config(ids, family)
+    return model_from_seed(directory, hf_config(ids, family), ids, _random, seed)
+
+
+Initialiser = Callable[[str, tuple[int, ...], np.random.Generator], jax.Array]
+
+
+def model_from_seed(
+    directory: Path, raw: dict[str, Any], ids: dict[str, int], initialise: Initialiser, seed: int
+) -> Model:
+    """A model of a config with drawn weights; the config files are written beside its tokenizer.
+
+    Args:
+      raw: `config.json`.
+      ids: of control tokens, by name.
+      initialise: a parameter from its path and shape.
+    """
     (directory / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
     stop = {"eos_token_id": [ids["im_end"], ids["endoftext"]]}
     (directory / "generation_config.json").write_text(json.dumps(stop) + "\n")
     config = read_config(raw)
     abstract = jax.eval_shape(lambda: FAMILIES[config.family](config))
     rng = np.random.default_rng(seed)
-    arrays = {path: _random(path, leaf.shape, rng) for path, leaf in parameter_paths(abstract).items()}
+    arrays = {path: initialise(path, leaf.shape, rng) for path, leaf in parameter_paths(abstract).items()}
     return assemble_model(fill(abstract, arrays), config, directory)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avjax.engine.planning import count_bucket
-from avjax.engine.session import Reading, Session, refuse_overflow
+from avjax.engine.session import Reading, Session
 from avjax.metrics import Metric, View
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
@@ -81,7 +81,7 @@ def blocks(
     The last block repeats its last variant.
 
     Raises:
-      OverflowError: see `refuse_overflow`.
+      OverflowError: see `Session.refuse_overflow`.
     """
     variants: list[int] = []
     residuals: list[np.ndarray] = []
@@ -99,7 +99,7 @@ def blocks(
     for reading in readings:
         count = len(reading.variants)
         residual = np.asarray(reading.residual)[:count]
-        refuse_overflow(session, reading.variants, residual)
+        session.refuse_overflow(reading.variants, residual)
         variants.extend(reading.variants)
         residuals.extend(residual)
         if reading.mass is not None:

@@ -233,6 +233,21 @@ class Session:
         mass = None if weights is None else _clean_mass(self.shared, weights)[None]
         return Reading(variants=(CLEAN,), residual=self.shared.clean.final[None], mass=mass)
 
+    def refuse_overflow(self, variants: Sequence[int], residual: np.ndarray) -> None:
+        """Refuses final residuals [I, ...] beyond what a norm can square: their read-outs would mean nothing.
+
+        Raises:
+          OverflowError: the first such variant is named.
+        """
+        largest = np.abs(residual.astype(np.float32)).reshape(len(residual), -1).max(axis=1)
+        for variant, value in zip(variants, largest, strict=False):
+            if not value <= MAX_ACTIVATION:
+                edits = () if variant == CLEAN else self.variants[variant]
+                raise OverflowError(
+                    f"{name_of(edits)}: activations reach {value:g}, which float32 cannot carry through a norm; use "
+                    "smaller factors"
+                )
+
     def replayed(self) -> Iterator[Reading]:
         """Batches of variants, each from its first dirty layer and row on."""
         for batch in self.planned:
@@ -278,22 +293,6 @@ CLEAN = -1  # the variant that is the unedited run
 
 
 _clean_mass = jax.jit(clean_mass)
-
-
-def refuse_overflow(session: Session, variants: Sequence[int], residual: np.ndarray) -> None:
-    """Refuses final residuals [I, ...] beyond what a norm can square: their read-outs would mean nothing.
-
-    Raises:
-      OverflowError: the first such variant is named.
-    """
-    largest = np.abs(residual.astype(np.float32)).reshape(len(residual), -1).max(axis=1)
-    for variant, value in zip(variants, largest, strict=False):
-        if not value <= MAX_ACTIVATION:
-            edits = () if variant == CLEAN else session.variants[variant]
-            raise OverflowError(
-                f"{name_of(edits)}: activations reach {value:g}, which float32 cannot carry through a norm; use "
-                "smaller factors"
-            )
 
 
 def with_fed(mask: np.ndarray, fed: int) -> np.ndarray:

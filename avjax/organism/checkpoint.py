@@ -1,6 +1,5 @@
 """The tiny models' architecture, tokenizer and first weights, in the published Hugging Face form."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.assets.tiny import CORPUS, write_preprocessor, write_tokenizer
-from avjax.config import read_config
-from avjax.loading import assemble_model
+from avjax.assets.tiny import CORPUS, model_from_seed, write_preprocessor, write_tokenizer
 from avjax.model import Model
 from avjax.organism.pictures import SIDE
 from avjax.organism.world import KINDS, caption
-from avjax.parameters import FAMILIES, fill, parameter_paths
 
 NUM_LAYERS, EMBED, HEADS, KV_HEADS, MLP = 8, 128, 8, 2, 256
 TOWER, TOWER_LAYERS, TOWER_HEADS = 80, 3, 4
@@ -71,15 +67,7 @@ def untrained(directory: Path, seed: int) -> Model:
     """A model before training; its tokenizer, preprocessor and config files are written to `directory`."""
     ids = write_tokenizer(directory, corpus=corpus())
     write_preprocessor(directory, media_options={"min_pixels": 28 * 28, "max_pixels": SIDE * SIDE})
-    raw = hf_config(ids)
-    (directory / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
-    stop = {"eos_token_id": [ids["im_end"], ids["endoftext"]]}
-    (directory / "generation_config.json").write_text(json.dumps(stop) + "\n")
-    config = read_config(raw)
-    abstract = jax.eval_shape(lambda: FAMILIES[config.family](config))
-    rng = np.random.default_rng(seed)
-    arrays = {path: _first(path, leaf.shape, rng) for path, leaf in parameter_paths(abstract).items()}
-    return assemble_model(fill(abstract, arrays), config, directory)
+    return model_from_seed(directory, hf_config(ids), ids, _first, seed)
 
 
 def _first(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> jax.Array:
@@ -91,10 +79,10 @@ def _first(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> jax.A
     values = rng.normal(size=shape).astype(np.float32)
     if path.endswith("embedding"):
         return jnp.asarray(0.02 * values)
-    return jnp.asarray(values / np.sqrt(num_inputs(path, shape)))
+    return jnp.asarray(values / np.sqrt(_num_inputs(path, shape)))
 
 
-def num_inputs(path: str, shape: tuple[int, ...]) -> int:
+def _num_inputs(path: str, shape: tuple[int, ...]) -> int:
     """How many values feed one output of a kernel; stacked layers lead."""
     if path.endswith(("attn.q.kernel", "attn.k.kernel", "attn.v.kernel")):
         return shape[1]

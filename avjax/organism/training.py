@@ -109,11 +109,6 @@ def loss(network: Qwen2_5Omni, batch: Batch, place: Layout) -> tuple[jax.Array, 
     return jnp.sum(nll * real) / jnp.sum(real), jnp.sum(hits * real) / jnp.sum(real)
 
 
-def predictions(network: Qwen2_5Omni, batch: Batch, place: Layout) -> jax.Array:
-    """int32 [B, A], the likeliest token at each place of the captions, given those before it."""
-    return jnp.argmax(caption_logits(network, batch, place), axis=-1)
-
-
 def caption_logits(network: Qwen2_5Omni, batch: Batch, place: Layout) -> jax.Array:
     """float32 [B, A, V], what each caption token is predicted from."""
     decoder, ids = network.decoder, jnp.asarray(place.prompt.token_ids)

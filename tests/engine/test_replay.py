@@ -248,6 +248,8 @@ def test_a_small_budget_changes_nothing(omni_model: avjax.Model, pool):
     compare(avjax.sweep(omni_model, prompt, LAST, metric, memory_bytes=least, progress=False), roomy)
     with pytest.raises(ValueError, match="expected at least"):
         avjax.sweep(omni_model, prompt, LAST, metric, memory_bytes=least - 1, progress=False)
+    with pytest.raises(ValueError, match="expected a whole number of bytes, got True"):
+        avjax.sweep(omni_model, prompt, LAST, metric, memory_bytes=True, progress=False)
 
 
 def test_grids_of_one_shape_share_executables(omni_model: avjax.Model, pool):
