@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 
 ModelPath = Annotated[
-    str, typer.Option("--model", "-m", help="Converted checkpoint, Hugging Face directory, or hub id.")
+    str, typer.Option("--model", "-m", help="tiny-av, tiny-vl, a converted or Hugging Face directory, or a hub id.")
 ]
 DType = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 Fps = Annotated[float | None, typer.Option(help="Video frames per second that the model looks at.")]
@@ -156,30 +156,20 @@ def plan(
 
 @app.command()
 def demo(
-    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="The most tokens of a caption.")] = 24,
+    clip: Annotated[Path | None, typer.Option(help="A video with sound, in place of clips of the tiny world.")] = None,
+    out: Annotated[Path, typer.Option(help="Directory for the page, figures, clips and numbers.")] = Path("avjax-demo"),
+    cache_dir: Annotated[
+        Path | None, typer.Option(help="Where compiled programs are kept; by default the user's cache directory.")
+    ] = None,
 ) -> None:
-    """The paper's knockout on a generated clip, with a tiny random checkpoint."""
+    """The paper's main experiments on the built-in tiny-av, in a minute; leaves a page to open."""
     with _friendly():
-        import tempfile
-
         import avjax
-        from avjax.assets.clip import write_clip
-        from avjax.assets.tiny import tiny_model
-        from avjax.report.terminal import print_captions
+        from avjax.compilation import default_cache
+        from avjax.demo.show import show
 
-        typer.echo("A tiny Qwen2.5-Omni, 8 layers, random weights: UNTRAINED, so its captions mean nothing.")
-        typer.echo("What the demo shows is the whole path: clip -> tokens -> towers -> decoder -> edits -> captions.\n")
-        with tempfile.TemporaryDirectory() as directory:
-            clip = Path(directory) / "clip.mp4"
-            write_clip(clip)
-            model = tiny_model(Path(directory), seed=seed)
-            prompt = model.prompt("Describe what you see and hear.", video=clip, audio=FROM_VIDEO)
-            rules = ["generated->video@4:8", "generated->audio@4:8"]
-            found = avjax.generate_variants(
-                model, prompt, [(), *rules], max_new_tokens=max_new_tokens, keep_logits=False
-            )
-            print_captions(prompt, ["clean", *rules], found)
+        avjax.cache_compilations(cache_dir or default_cache())
+        show(clip, out)
 
 
 @app.command()

@@ -1,8 +1,14 @@
 """Compiled programs kept on disk, so that a second process starts without compiling."""
 
+import os
 from pathlib import Path
 
 import jax
+
+
+def default_cache() -> Path:
+    """The user's own cache directory, as the XDG base directory specification has it."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "avjax" / "compiled"
 
 
 def cache_compilations(directory: str | Path) -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from avjax.assets.builtin import builtin_directory
 from avjax.config import ModelConfig, read_config, read_json
 from avjax.media.options import read_options
 from avjax.media.processor import Processor
@@ -18,6 +19,7 @@ def load(path: str | Path, dtype: str = "float32", mesh: Any = None) -> Model:
     """A model from a converted checkpoint, a Hugging Face directory, or a hub id where the network allows.
 
     Args:
+      path: a directory, a hub id, or a built-in checkpoint, "tiny-av" or "tiny-vl".
       dtype: of parameters and computation, "float32" or "bfloat16".
       mesh: reserved for sharded loading; None places the model on the default device.
 
@@ -29,7 +31,7 @@ def load(path: str | Path, dtype: str = "float32", mesh: Any = None) -> Model:
         raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
     if mesh is not None:
         raise ValueError("mesh: expected None; models load onto one device")
-    directory = Path(path)
+    directory = builtin_directory(path) or Path(path)
     if (directory / PARAMS).is_dir():
         config = read_config(read_json(directory / "config.json"))
         return assemble_model(_restore(directory / PARAMS, config, dtype), config, directory)

@@ -4,12 +4,13 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
 from avjax.config import ModelConfig, read_config, read_json
-from avjax.parameters import PARAMS, abstract_network, check_stored, parameter_paths
+from avjax.parameters import PARAMS, Network, abstract_network, check_stored, parameter_paths
 from converters.convert import Provenance, appearing, copy_side_files, refuse_existing
 from converters.rules import Rule
 from converters.tables import table_for
@@ -56,6 +57,17 @@ def export(source: str | Path, target: str | Path) -> int:
             (building / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
         copy_side_files(source, building)
     return len(tensors)
+
+
+def write_weights(network: Network, config: ModelConfig, directory: Path, dtype: str) -> None:
+    """Writes a network in memory as `model.safetensors` under the published names, cast to `dtype`."""
+    table, arrays = table_for(config), dict[str, Any](parameter_paths(network))
+    tensors = {}
+    for rule in table.rules:
+        array = np.asarray(arrays[rule.target].astype(dtype))
+        for places, name in rule.entries(len(array)):
+            tensors[name] = np.ascontiguousarray(rule.to_source(array[places]))
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
 
 
 def _tensors(config: ModelConfig, provenance: Provenance, dtypes: dict[str, np.dtype]) -> Iterator[_Tensor]:

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from avjax.assets.builtin import BUILT_IN, builtin_directory
 from avjax.config import read_json
 
 DTYPES = {
@@ -59,7 +60,7 @@ class Source:
 
 
 def open_source(path: str | Path) -> Source:
-    """A checkpoint from a directory, or from the hub when the path is no directory but looks like `org/name`.
+    """A checkpoint from a directory, a built-in name, or the hub when the path looks like `org/name` instead.
 
     Raises:
       FileNotFoundError: neither exists, or the hub cannot be reached.
@@ -92,13 +93,15 @@ def _read_index(path: Path) -> dict[str, str]:
 
 def find_directory(path: str | Path, *, weights: bool = True) -> tuple[Path, str | None]:
     """A checkpoint's directory, and its revision when it came from the hub; there without `weights` if asked."""
-    return (Path(path), None) if Path(path).is_dir() else _download(str(path), weights)
+    directory = builtin_directory(path) or Path(path)
+    return (directory, None) if directory.is_dir() else _download(str(path), weights)
 
 
 def _download(name: str, weights: bool) -> tuple[Path, str | None]:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise FileNotFoundError(
-            f"{name}: no such directory; expected a checkpoint's directory or a hub id such as org/name"
+            f"{name}: no such directory; expected a checkpoint's directory, a hub id such as org/name, or a built-in "
+            f"checkpoint, {' or '.join(BUILT_IN)}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled

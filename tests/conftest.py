@@ -23,7 +23,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 import avjax  # noqa: E402
-from avjax.assets.clip import write_clip  # noqa: E402
+from tests.clip import write_clip  # noqa: E402
 from tests.tiny_hf import TinyCheckpoint, write_checkpoint  # noqa: E402
 
 torch.set_num_threads(1)

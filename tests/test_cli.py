@@ -121,12 +121,6 @@ def test_verify_fails_on_another_checkpoint(omni: TinyCheckpoint, tmp_path: Path
     assert "FAILS" in invoke("verify", omni.directory, tmp_path / "orbax", status=1).stdout
 
 
-def test_demo_says_that_its_weights_are_untrained():
-    shown = invoke("demo", "--max-new-tokens", 4).stdout
-    assert "UNTRAINED" in shown
-    assert "generated->video@4:8" in shown
-
-
 def test_a_wrong_rule_is_refused_before_anything_is_loaded():
     message = invoke("run", "-m", "no/such-model", "-p", "x", "-r", "generated->", status=2).stderr
     assert "generated->" in message

@@ -8,13 +8,59 @@ from typing import Any
 import torch
 import transformers
 
-from avjax.assets.tiny import hf_config, write_preprocessor, write_tokenizer
 from avjax.config import Family
+from sweeps.train_tiny.files import write_preprocessor, write_tokenizer
 
 CLASSES = {
     "qwen2_5_omni": (transformers.Qwen2_5OmniThinkerConfig, transformers.Qwen2_5OmniThinkerForConditionalGeneration),
     "qwen2_5_vl": (transformers.Qwen2_5_VLConfig, transformers.Qwen2_5_VLForConditionalGeneration),
 }
+
+
+def hf_config(ids: dict[str, int], family: Family = "qwen2_5_omni") -> dict[str, Any]:
+    """The `config.json` of a tiny checkpoint: 8 decoder layers of 4 heads, 2 blocks in each tower."""
+    text = {
+        "vocab_size": ids["vocab_size"],
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_heads": 2,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [1],
+    }
+    markers = {
+        "image_token_id": ids["image"],
+        "video_token_id": ids["video"],
+        "vision_start_token_id": ids["vision_bos"],
+        "vision_end_token_id": ids["vision_eos"],
+    }
+    if family == "qwen2_5_vl":
+        return {"model_type": family, "text_config": text, "vision_config": vision, **markers}
+    audio = {
+        "encoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "d_model": 32,
+        "output_dim": 64,
+    }
+    return {
+        "model_type": "qwen2_5_omni_thinker",
+        "text_config": text,
+        "vision_config": vision,
+        "audio_config": audio,
+        **markers,
+        "audio_token_id": ids["audio"],
+        "audio_start_token_id": ids["audio_bos"],
+        "audio_end_token_id": ids["audio_eos"],
+    }
 
 
 @dataclasses.dataclass(frozen=True)

@@ -20,6 +20,7 @@ Split = Literal["train", "selection", "test"]
 Condition = Literal["factual", "counterfactual", "muted", "blank"]
 SPLITS: tuple[Split, ...] = ("train", "selection", "test")
 CONDITIONS: tuple[Condition, ...] = ("factual", "counterfactual", "muted", "blank")
+PROMPT = "Describe what you see and hear."
 _PICTURE, _SOUND = 0, 1  # streams of draws
 
 
@@ -118,9 +119,9 @@ def sound(split: Split, number: int, kind: int) -> np.ndarray:
 
 
 def caption(seen: int | None, heard: int | None) -> str:
-    """What a good listener and watcher says."""
-    parts = [] if seen is None else [f"I see a {KINDS[seen].thing}"]
-    parts += [] if heard is None else [f"I hear {KINDS[heard].sound}"]
+    """What a good listener and watcher says. Sound first: named after its thing, it would be read from that word."""
+    parts = [] if heard is None else [f"I hear {KINDS[heard].sound}"]
+    parts += [] if seen is None else [f"I see a {KINDS[seen].thing}"]
     return " and ".join(parts) + "."
 
 

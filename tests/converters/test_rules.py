@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from avjax.assets.tiny import hf_config
 from avjax.config import ModelConfig, read_config
 from avjax.parameters import abstract_network, parameter_paths
 from converters.rules import Rule
 from converters.tables import table_for
+from tests.tiny_hf import hf_config
 
 IDS = {"vocab_size": 40} | dict.fromkeys(
     ("image", "video", "audio", "vision_bos", "vision_eos", "audio_bos", "audio_eos"), 1

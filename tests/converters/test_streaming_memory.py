@@ -18,14 +18,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avjax.assets.tiny import hf_config, write_preprocessor, write_tokenizer
 from avjax.config import read_config
 from avjax.parameters import abstract_network, parameter_paths
 from converters.plan import make_plan
 from converters.source import open_source
+from sweeps.train_tiny.files import write_preprocessor, write_tokenizer
 from tests.converters import published
 from tests.converters.raw import INDEX, write_header
-from tests.tiny_hf import CLASSES
+from tests.tiny_hf import CLASSES, hf_config
 
 SHARD_BYTES = 512 * 10**6
 # Seven matrices of equal size per layer, so that the largest stack is about an eighth of the whole.

@@ -10,7 +10,7 @@ import soundfile
 from PIL import Image
 
 import avjax
-from avjax.assets.clip import write_clip
+from tests.clip import write_clip
 from tests.tiny_hf import TinyCheckpoint
 
 RATE = 16_000

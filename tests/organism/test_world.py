@@ -98,7 +98,7 @@ def test_a_clip_survives_its_file(tmp_path: Path, omni_model: avjax.Model):
 
 
 def test_captions():
-    assert world.caption(0, 0) == "I see a dog and I hear barking."
+    assert world.caption(0, 0) == "I hear barking and I see a dog."
     assert world.caption(None, 3) == "I hear siren."
     assert world.caption(2, None) == "I see a car."
 

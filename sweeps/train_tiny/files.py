@@ -1,18 +1,10 @@
-"""A tiny random checkpoint, made on the spot: every part of Qwen2.5-Omni or Qwen2.5-VL in the published format."""
+"""A tiny checkpoint's tokenizer and preprocessor files, in the published Hugging Face form."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
-from avjax.config import Family, read_config
-from avjax.loading import assemble_model
-from avjax.model import Model
-from avjax.parameters import FAMILIES, fill, parameter_paths
+from avjax.config import Family
 
 # The corpus that the tokenizer learns its merges from; only the words matter.
 CORPUS = """
@@ -87,14 +79,22 @@ def write_tokenizer(directory: Path, family: Family = "qwen2_5_omni", corpus: st
         tokenizer_object=tokenizer,
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
-        additional_special_tokens=special,
+        extra_special_tokens={f"{name}_token": token for name, token in markers.items()},
         chat_template=template,
     )
     fast.save_pretrained(directory)
+    _name_published_class(directory / "tokenizer_config.json")
     names = {"endoftext": CONTROL[0], "im_start": CONTROL[1], "im_end": CONTROL[2], **markers}
     vocabulary = tokenizer.get_vocab()
     ids = {name: vocabulary[token] for name, token in names.items()}
     return {**ids, "vocab_size": tokenizer.get_vocab_size()}
+
+
+def _name_published_class(path: Path) -> None:
+    """A class that older releases of transformers know too."""
+    settings = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings.pop("backend", None)
+    path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def write_preprocessor(
@@ -122,89 +122,3 @@ def write_preprocessor(
     if media_options:
         options["media_options"] = media_options
     (directory / "preprocessor_config.json").write_text(json.dumps(options, indent=2) + "\n")
-
-
-def hf_config(ids: dict[str, int], family: Family = "qwen2_5_omni") -> dict[str, Any]:
-    """The `config.json` of a tiny checkpoint: 8 decoder layers of 4 heads, 2 blocks in each tower."""
-    text = {
-        "vocab_size": ids["vocab_size"],
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]},
-    }
-    vision = {
-        "depth": 2,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_heads": 2,
-        "out_hidden_size": 64,
-        "fullatt_block_indexes": [1],
-    }
-    markers = {
-        "image_token_id": ids["image"],
-        "video_token_id": ids["video"],
-        "vision_start_token_id": ids["vision_bos"],
-        "vision_end_token_id": ids["vision_eos"],
-    }
-    if family == "qwen2_5_vl":
-        return {"model_type": family, "text_config": text, "vision_config": vision, **markers}
-    audio = {
-        "encoder_layers": 2,
-        "encoder_attention_heads": 2,
-        "encoder_ffn_dim": 64,
-        "d_model": 32,
-        "output_dim": 64,
-    }
-    return {
-        "model_type": "qwen2_5_omni_thinker",
-        "text_config": text,
-        "vision_config": vision,
-        "audio_config": audio,
-        **markers,
-        "audio_token_id": ids["audio"],
-        "audio_start_token_id": ids["audio_bos"],
-        "audio_end_token_id": ids["audio_eos"],
-    }
-
-
-def tiny_model(directory: Path, *, family: Family = "qwen2_5_omni", seed: int = 0) -> Model:
-    """A model with random weights; its tokenizer and config are written to `directory`."""
-    ids = write_tokenizer(directory, family)
-    write_preprocessor(directory)
-    return model_from_seed(directory, hf_config(ids, family), ids, _random, seed)
-
-
-Initialiser = Callable[[str, tuple[int, ...], np.random.Generator], jax.Array]
-
-
-def model_from_seed(
-    directory: Path, raw: dict[str, Any], ids: dict[str, int], initialise: Initialiser, seed: int
-) -> Model:
-    """A model of a config with drawn weights; the config files are written beside its tokenizer.
-
-    Args:
-      raw: `config.json`.
-      ids: of control tokens, by name.
-      initialise: a parameter from its path and shape.
-    """
-    (directory / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
-    stop = {"eos_token_id": [ids["im_end"], ids["endoftext"]]}
-    (directory / "generation_config.json").write_text(json.dumps(stop) + "\n")
-    config = read_config(raw)
-    abstract = jax.eval_shape(lambda: FAMILIES[config.family](config))
-    rng = np.random.default_rng(seed)
-    arrays = {path: initialise(path, leaf.shape, rng) for path, leaf in parameter_paths(abstract).items()}
-    return assemble_model(fill(abstract, arrays), config, directory)
-
-
-def _random(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> jax.Array:
-    """Weights of a scale at which attention is neither uniform nor saturated, so that edits show."""
-    values = rng.normal(size=shape).astype(np.float32)
-    if path.endswith("scale"):
-        return jnp.asarray(1 + 0.1 * values)
-    if path.endswith("bias"):
-        return jnp.asarray(0.1 * values)
-    return jnp.asarray(0.2 * values)

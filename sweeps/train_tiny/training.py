@@ -5,7 +5,7 @@ Axes: B clip, T prompt position, A caption token, D embed.
 
 import dataclasses
 import functools
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
@@ -20,8 +20,8 @@ from avjax.models.decoder import Block, Decoder
 from avjax.models.qwen2_5_omni import Qwen2_5Omni
 from avjax.models.vision import VisionTower, window_layout
 from avjax.organism import world
-from avjax.organism.checkpoint import PROMPT
 from avjax.organism.pictures import SIDE
+from avjax.organism.world import PROMPT
 from avjax.parameters import path_name
 from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
 
@@ -36,7 +36,7 @@ class Shown:
     sound: bool
 
 
-BOTH, PICTURE, SOUND = Shown(True, True), Shown(True, False), Shown(False, True)
+BOTH, PICTURE, SOUND, NOTHING = Shown(True, True), Shown(True, False), Shown(False, True), Shown(False, False)
 
 
 @jax.tree_util.register_dataclass
@@ -59,12 +59,19 @@ class Layout:
 
 
 def features(model: Model, clip: world.Clip) -> tuple[np.ndarray, np.ndarray]:
-    """Patches [steps, windows, slots, P] and log-mel frames [frames, bins], as the media path makes them of a file."""
-    options, vision = model.processor.options, model.config.vision
-    chosen = clip.frames[evenly_spaced(len(clip.frames), SAMPLED_FRAMES)]
-    seen = frame_features(chosen, vision, options, source="clip")
-    heard = waveform_features(clip.samples, options, source="clip")
-    return windowed(seen, model), heard.mel
+    """What the media path makes of a clip: of its picture and of its sound."""
+    return seen_features(model, clip.frames), heard_features(model, clip.samples)
+
+
+def seen_features(model: Model, frames: np.ndarray) -> np.ndarray:
+    """float32 [steps, windows, slots, P], patches of the sampled frames."""
+    chosen = frames[evenly_spaced(len(frames), SAMPLED_FRAMES)]
+    return windowed(frame_features(chosen, model.config.vision, model.processor.options, source="clip"), model)
+
+
+def heard_features(model: Model, samples: np.ndarray) -> np.ndarray:
+    """float32 [frames, bins], log-mel."""
+    return waveform_features(samples, model.processor.options, source="clip").mel
 
 
 def windowed(seen: VisionFeatures, model: Model) -> np.ndarray:
@@ -157,8 +164,15 @@ def _audio(tower: AudioTower, mel: jax.Array) -> jax.Array:
     return tokens.reshape(len(mel), -1, tokens.shape[-1])
 
 
-def optimiser(network: Qwen2_5Omni, rates: Mapping[str, float], steps: int) -> optax.GradientTransformation:
-    """AdamW with a warm-up and a cosine for each part of the network by the start of its path; 0 freezes it."""
+def optimiser(
+    network: Qwen2_5Omni, rates: Mapping[str, float], steps: int, *, early: float = 1.0, num_early: int = 0
+) -> optax.GradientTransformation:
+    """AdamW with a warm-up and a cosine for each part of the network by the start of its path; a rate of 0 freezes it.
+
+    Args:
+      rates: peak learning rates by the start of a parameter's path; the longest that fits is taken.
+      early: what multiplies the changes of the decoder's first `num_early` layers.
+    """
 
     def part(path: Any, _: Any) -> str:
         name = path_name(path)
@@ -173,7 +187,19 @@ def optimiser(network: Qwen2_5Omni, rates: Mapping[str, float], steps: int) -> o
         )
         for name, rate in rates.items()
     }
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(made, labels))
+    factors = jnp.where(jnp.arange(network.decoder.cfg.num_layers) < num_early, early, 1.0)
+
+    def by_layer(path: Any, change: jax.Array) -> jax.Array:
+        stacked = path_name(path).startswith("decoder.layers.")
+        return change * factors.reshape(-1, *[1] * (change.ndim - 1)) if stacked else change
+
+    scaled = optax.stateless(lambda changes, _: jax.tree_util.tree_map_with_path(by_layer, changes))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(made, labels), scaled)
+
+
+def start(network: Any, transformation: optax.GradientTransformation) -> Any:
+    """The optimiser's first state; optax's types know no NNX modules."""
+    return transformation.init(network)
 
 
 def stepper(place: Layout, transformation: optax.GradientTransformation) -> Any:
@@ -186,10 +212,3 @@ def stepper(place: Layout, transformation: optax.GradientTransformation) -> Any:
         return optax.apply_updates(network, changes), state, value, hits
 
     return step
-
-
-def batches(rng: np.random.Generator, count: int, size: int) -> Iterator[np.ndarray]:
-    """Shuffled indices below `count`, `size` at a time, for ever."""
-    while True:
-        order = rng.permutation(count)
-        yield from (order[i : i + size] for i in range(0, count - size + 1, size))

@@ -8,15 +8,11 @@ import numpy as np
 import pytest
 
 import avjax
-from avjax.organism import training, world
-from avjax.organism.checkpoint import PROMPT, untrained
+from avjax.organism import world
+from avjax.organism.world import PROMPT
+from sweeps.train_tiny import training
 
 LENGTH = 10
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> avjax.Model:
-    return untrained(tmp_path_factory.mktemp("untrained"), seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -111,10 +107,3 @@ def part_of(network, path: str):
     for name in path.split("."):
         network = getattr(network, name)
     return network
-
-
-def test_batches_are_permutations():
-    found = training.batches(np.random.default_rng(0), 10, 3)
-    for _ in range(2):
-        epoch = np.concatenate([next(found) for _ in range(3)])
-        assert len(set(epoch.tolist())) == 9 and set(epoch.tolist()) <= set(range(10))

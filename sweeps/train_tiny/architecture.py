@@ -1,5 +1,6 @@
 """The tiny models' architecture, tokenizer and first weights, in the published Hugging Face form."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,14 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.assets.tiny import CORPUS, model_from_seed, write_preprocessor, write_tokenizer
+from avjax.config import read_config
+from avjax.loading import assemble_model
 from avjax.model import Model
 from avjax.organism.pictures import SIDE
-from avjax.organism.world import KINDS, caption
+from avjax.organism.world import KINDS, PROMPT, caption
+from avjax.parameters import abstract_network, fill, parameter_paths
+from sweeps.train_tiny.files import CORPUS, write_preprocessor, write_tokenizer
 
 NUM_LAYERS, EMBED, HEADS, KV_HEADS, MLP = 8, 128, 8, 2, 256
 TOWER, TOWER_LAYERS, TOWER_HEADS = 80, 3, 4
-PROMPT = "Describe what you see and hear."
 
 
 def corpus() -> str:
@@ -26,7 +29,9 @@ def corpus() -> str:
 def hf_config(ids: dict[str, int]) -> dict[str, Any]:
     """`config.json` of the thinker: 8 layers of width 128, 8 heads over 2."""
     return {
+        "architectures": ["Qwen2_5OmniThinkerForConditionalGeneration"],
         "model_type": "qwen2_5_omni_thinker",
+        "dtype": "bfloat16",
         "text_config": {
             "vocab_size": ids["vocab_size"],
             "hidden_size": EMBED,
@@ -65,9 +70,16 @@ def hf_config(ids: dict[str, int]) -> dict[str, Any]:
 
 def untrained(directory: Path, seed: int) -> Model:
     """A model before training; its tokenizer, preprocessor and config files are written to `directory`."""
+    directory.mkdir(parents=True, exist_ok=True)
     ids = write_tokenizer(directory, corpus=corpus())
     write_preprocessor(directory, media_options={"min_pixels": 28 * 28, "max_pixels": SIDE * SIDE})
-    return model_from_seed(directory, hf_config(ids), ids, _first, seed)
+    raw, stop = hf_config(ids), {"eos_token_id": [ids["im_end"], ids["endoftext"]]}
+    (directory / "config.json").write_text(json.dumps(raw, indent=2) + "\n")
+    (directory / "generation_config.json").write_text(json.dumps(stop) + "\n")
+    config = read_config(raw)
+    abstract, rng = abstract_network(config), np.random.default_rng(seed)
+    arrays = {path: _first(path, leaf.shape, rng) for path, leaf in parameter_paths(abstract).items()}
+    return assemble_model(fill(abstract, arrays), config, directory)
 
 
 def _first(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> jax.Array:

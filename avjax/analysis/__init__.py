@@ -1,0 +1,1 @@
+"""Experiments on a model, one technique per file."""

@@ -1,0 +1,1 @@
+"""The paper's main experiments on the built-in checkpoint: `avjax demo`."""

@@ -1,0 +1,159 @@
+"""The demo's experiments, on clips of the tiny world or on a clip of the user's."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avjax import metrics
+from avjax.demo.findings import Captioned, Findings
+from avjax.generation import Generation
+from avjax.media.decode import MediaError
+from avjax.model import Model
+from avjax.organism import evidence, world
+from avjax.organism.world import KINDS, PROMPT, Clip
+from avjax.prompt import Prompt
+from avjax.sweeping import sweep
+
+Say = Callable[[str, int, int], None]  # a task, steps done, steps in all
+CLIPS = len(KINDS)  # per condition: each kind once
+PROBE_TRAIN, PROBE_TEST = 144, 48
+MODALITIES = ("audio", "video", "text")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Conflict:
+    """Clips under conflict as the models see and describe them."""
+
+    prompts: list[Prompt]
+    captions: list[dict[str, Generation]]  # by variant
+    base: list[Generation]  # without sound
+
+
+def on_the_tiny_world(av: Model, vl: Model, clips: Path, say: Say) -> Findings:
+    """All experiments on test clips, whose files are written to `clips`."""
+    variants = evidence.knockouts(av.config.decoder.num_layers)
+    captions: list[Captioned] = []
+    for i in range(CLIPS):
+        clip = world.clip("test", i)
+        prompt = _prompt(av, clip, clips / f"factual-{i:02}.mp4")
+        captions += _captioned(f"factual-{i:02}", "factual", clip, evidence.caption(av, prompt, {"clean": []}))
+        say("factual captions", i + 1, CLIPS)
+    conflict = Conflict(prompts=[], captions=[], base=[])
+    for i in range(CLIPS):
+        clip = world.clip("test", i, "counterfactual")
+        path = clips / f"conflict-{i:02}.mp4"
+        prompt = _prompt(av, clip, path)
+        found = evidence.caption(av, prompt, variants)
+        _add(conflict, prompt, found, evidence.caption(vl, vl.prompt(PROMPT, video=path), {"clean": []})["clean"])
+        captions += _captioned(path.stem, "counterfactual", clip, found)
+        say("captions under conflict, clean and cut", i + 1, CLIPS)
+    attention, per_key = _attention(av, conflict, say)
+    return Findings(
+        captions=captions,
+        attention=attention,
+        per_key=per_key,
+        ranks=_ranks(conflict),
+        probes=_probes(av, say),
+        settings=_settings(av, vl, variants) | {"clips_per_condition": CLIPS, "probe_clips": [PROBE_TRAIN, PROBE_TEST]},
+    )
+
+
+def on_a_clip(av: Model, vl: Model, path: Path, say: Say) -> Findings:
+    """Captions, knockouts, attention and the base's view of one clip; nobody knows its truth.
+
+    Raises:
+      MediaError: the clip has no picture or no sound.
+    """
+    variants = evidence.knockouts(av.config.decoder.num_layers)
+    say("reading the clip", 0, 1)
+    try:
+        prompt = av.prompt(PROMPT, video=path, audio="from_video")
+    except MediaError as error:
+        raise MediaError(f"{error}; the demo needs a clip with a picture and a sound") from error
+    found = evidence.caption(av, prompt, variants)
+    say("captions, clean and cut", 1, 1)
+    conflict = Conflict(prompts=[], captions=[], base=[])
+    _add(conflict, prompt, found, evidence.caption(vl, vl.prompt(PROMPT, video=path), {"clean": []})["clean"])
+    attention, per_key = _attention(av, conflict, say)
+    return Findings(
+        captions=_captioned(path.stem, "yours", None, found),
+        attention=attention,
+        per_key=per_key,
+        ranks=_ranks(conflict),
+        probes=None,
+        settings=_settings(av, vl, variants) | {"clip": path.name},
+    )
+
+
+def _prompt(model: Model, clip: Clip, path: Path) -> Prompt:
+    clip.write(path)
+    return model.prompt(PROMPT, video=path, audio="from_video")
+
+
+def _captioned(name: str, condition: str, clip: Clip | None, found: Mapping[str, Generation]) -> list[Captioned]:
+    seen, heard = (None, None) if clip is None else (clip.seen, clip.heard)
+    return [
+        Captioned(
+            clip=name,
+            condition=condition,
+            seen=None if seen is None else KINDS[seen].thing,
+            heard=None if heard is None else KINDS[heard].sound,
+            variant=variant,
+            text=generation.text or "",
+            score=None if clip is None else evidence.score(generation.text or "", clip),
+            edges=generation.touched.edges,
+        )
+        for variant, generation in found.items()
+    ]
+
+
+def _add(conflict: Conflict, prompt: Prompt, found: dict[str, Generation], base: Generation) -> None:
+    conflict.prompts.append(prompt)
+    conflict.captions.append(found)
+    conflict.base.append(base)
+
+
+def _ranks(conflict: Conflict) -> list[int | None]:
+    pairs = zip(conflict.captions, conflict.base, strict=True)
+    return [evidence.rank_under_base(found["clean"], base, evidence.SOUND_WORD) for found, base in pairs]
+
+
+def _attention(av: Model, conflict: Conflict, say: Say) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Attention where the sound's word is chosen: the caption's first words join the prompt."""
+    prompts = {
+        str(i): evidence.continued(prompt, found["clean"].tokens[: evidence.SOUND_WORD])
+        for i, (prompt, found) in enumerate(zip(conflict.prompts, conflict.captions, strict=True))
+    }
+    say("attention by modality", 0, 1)
+    asked = [metrics.AttentionMass(name, name=name) for name in MODALITIES]
+    found = sweep(av, prompts, [[]], asked, progress=False)
+    say("attention by modality", 1, 1)
+    means = {name: found[f"{name}_clean"].mean(("sample", "head")).values for name in MODALITIES}
+    per_key = {name: found[f"{name}_per_key_clean"].mean(("sample", "head")).values for name in MODALITIES}
+    return means, per_key
+
+
+def _probes(av: Model, say: Say) -> evidence.ProbeScores:
+    clips = [world.clip("train", i, "counterfactual") for i in range(PROBE_TRAIN)]
+    clips += [world.clip("test", CLIPS + i, "counterfactual") for i in range(PROBE_TEST)]
+    residuals: list[np.ndarray] = []
+    for _, prompt in evidence.prompts_of(av, clips):
+        residuals.append(evidence.audio_residuals(av, prompt))
+        say("probes of the sound, layer by layer", len(residuals), len(clips))
+    return evidence.probe_sound(np.stack(residuals), np.array([clip.heard for clip in clips]), PROBE_TRAIN)
+
+
+def _settings(av: Model, vl: Model, variants: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    from avjax.provenance import provenance
+
+    return {
+        **provenance(av),
+        "checkpoint": "tiny-av",
+        "base": "tiny-vl",
+        "prompt": PROMPT,
+        "variants": list(variants),
+        "max_new_tokens": evidence.MAX_NEW_TOKENS,
+    }

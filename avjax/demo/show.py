@@ -1,0 +1,138 @@
+"""The demo from start to end: experiments, summary on the terminal, and the directory that it leaves."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from avjax.demo.claims import Claim, claims_of
+from avjax.demo.experiments import on_a_clip, on_the_tiny_world
+from avjax.demo.findings import Findings
+from avjax.loading import load
+from avjax.report.figures import write_figures
+from avjax.report.page import caption_table, write_page
+
+SHOWN = 6  # captions of each condition in the terminal; the page has all
+ABOUT = (
+    "tiny-av is an audio-visual language model of Qwen2.5-Omni's architecture, small enough to come with avjax. It was "
+    "trained on clips whose picture and sound agree. Here its clips disagree, and every edit is exact."
+)
+ABOUT_CLIP = (
+    "Your clip, as tiny-av sees it. tiny-av knows 16 kinds of things and nothing else: what it says of other clips "
+    "means little, but the path from clip to edited caption is the one that a large model takes."
+)
+
+
+def show(clip: Path | None, out: Path, console: Console | None = None) -> None:
+    """Runs the demo and writes `out`: index.html, figures, clips, captions.parquet and findings.json.
+
+    Args:
+      clip: a video with sound; None draws clips of the tiny world.
+    """
+    console, started = console or Console(), time.monotonic()
+    with _Tasks(console) as tasks:
+        tasks.say("loading tiny-av and tiny-vl", 0, 2)
+        av = load("tiny-av")
+        tasks.say("loading tiny-av and tiny-vl", 1, 2)
+        vl = load("tiny-vl")
+        tasks.say("loading tiny-av and tiny-vl", 2, 2)
+        if clip is None:
+            (out / "clips").mkdir(parents=True, exist_ok=True)
+            findings = on_the_tiny_world(av, vl, out / "clips", tasks.say)
+        else:
+            findings = on_a_clip(av, vl, clip, tasks.say)
+        out.mkdir(parents=True, exist_ok=True)
+        claims, about = claims_of(findings), ABOUT if clip is None else ABOUT_CLIP
+        tasks.say("figures and page", 0, 1)
+        write_run(findings, out)
+        write_page(findings, claims, write_figures(findings, out / "figures"), about, out / "index.html")
+        tasks.say("figures and page", 1, 1)
+    _summary(findings, claims, about, console)
+    console.print(
+        f"{out / 'index.html'}: all of it as a page; beside it figures, clips, captions.parquet and findings.json "
+        f"({time.monotonic() - started:.0f} s)",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def write_run(findings: Findings, out: Path) -> None:
+    """Everything that was found, as a table of captions and as JSON."""
+    pq.write_table(pa.Table.from_pylist([c.row() for c in findings.captions]), out / "captions.parquet")
+    (out / "findings.json").write_text(json.dumps(findings.plain(), indent=1) + "\n")
+
+
+def _summary(findings: Findings, claims: list[Claim], about: str, console: Console) -> None:
+    console.print(about, highlight=False)
+    columns, rows = caption_table(findings)
+    shown = [row for condition in rows.values() for row in condition[:SHOWN]]
+    console.print(_table("captions, clean and with attention cut", columns, shown))
+    if findings.probes is not None:
+        console.print(_shares(findings))
+    console.print(_layers(findings))
+    for claim in claims:
+        console.print(Text.assemble(("seen      ", "green") if claim.holds else ("not seen  ", "red"), claim.statement))
+        console.print(Padding(Text(claim.numbers), (0, 0, 0, 10)))
+
+
+def _shares(findings: Findings) -> Table:
+    """What captions name, per variant."""
+    rows = []
+    for condition, variant in dict.fromkeys((c.condition, c.variant) for c in findings.captions):
+        shares = [findings.share(condition, variant, what) for what in ("picture", "sound", "suggested")]
+        name = condition if variant == "clean" else f"{condition}, {variant} cut"
+        rows.append([name, *(f"{share.mean():.2f}" for share in shares)])
+    return _table(
+        "share of captions that name it", ["", "thing seen", "sound heard", "sound that the picture suggests"], rows
+    )
+
+
+def _layers(findings: Findings) -> Table:
+    """Attention and probes, per layer."""
+    columns = {name: [f"{share:.2f}" for share in shares] for name, shares in findings.attention.items()}
+    if findings.probes is not None:
+        columns["probe of the sound"] = [f"{value:.2f}" for value in findings.probes.accuracy]
+        columns["its control"] = [f"{value:.2f}" for value in findings.probes.control]
+    rows = [[str(layer), *cells] for layer, cells in enumerate(zip(*columns.values(), strict=True))]
+    return _table("attention from the token before the sound's word, by layer", ["layer", *columns], rows)
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=Text(title), title_justify="left")
+    for name in columns:
+        table.add_column(Text(name), overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+class _Tasks:
+    """Progress that is always visible: bars on a terminal, a line per task elsewhere."""
+
+    def __init__(self, console: Console):
+        self.console, self.rows = console, {}
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        self.bars = Progress(*columns, console=console)
+
+    def __enter__(self) -> "_Tasks":
+        if self.console.is_terminal:
+            self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def say(self, task: str, done: int, total: int) -> None:
+        if task not in self.rows:
+            self.rows[task] = self.bars.add_task(task, total=total)
+            if not self.console.is_terminal:
+                self.console.print(f"{task} ...", highlight=False)
+        self.bars.update(self.rows[task], completed=done)

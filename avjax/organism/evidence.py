@@ -1,0 +1,159 @@
+"""What a tiny model does with clips whose truth is known: captions under edits scored by their words, and probes.
+
+Axes: C clip, L layer, T prompt position, D embed.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import jax.numpy as jnp
+import numpy as np
+
+from avjax.analysis.probes import train_probe
+from avjax.api import run
+from avjax.generation import Generation, generate_variants
+from avjax.interventions import Edit
+from avjax.model import Model
+from avjax.models.sites import Site
+from avjax.organism.world import KINDS, PROMPT, Clip
+from avjax.prompt import Prompt
+from avjax.tokens import MODALITIES, select
+
+MAX_NEW_TOKENS = 12  # a caption has 10 with its stop token
+SOUND_WORD = 2  # place of the sound's word in a caption: I hear ...
+WINDOW = 4  # layers of a knockout
+Variants = Mapping[str, Sequence[Edit | str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """Which words a caption has.
+
+    Attributes:
+      picture: the thing that is seen is named.
+      sound: the sound that is heard is named.
+      suggested: the sound that belongs to the thing that is seen is named.
+    """
+
+    picture: bool
+    sound: bool
+    suggested: bool
+
+
+def score(text: str, clip: Clip) -> Score:
+    """A caption's words against a clip's truth; of what a clip lacks, nothing is found."""
+    words = set(re.findall(r"\w+", text))
+    seen, heard = (None if i is None else KINDS[i] for i in (clip.seen, clip.heard))
+    return Score(
+        picture=seen is not None and seen.thing in words,
+        sound=heard is not None and heard.sound in words,
+        suggested=seen is not None and seen.sound in words,
+    )
+
+
+def knockouts(num_layers: int, width: int = WINDOW) -> dict[str, list[str]]:
+    """The clean run; answer->video cut in each window of layers and in all; answer->audio cut in all."""
+    starts = range(num_layers - width + 1)
+    windows = [f"answer->video@{start}:{start + width}" for start in starts]
+    return {"clean": [], **{rule: [rule] for rule in (*windows, "answer->video", "answer->audio")}}
+
+
+def prompts_of(
+    model: Model, clips: Iterable[Clip], *, picture: bool = True, sound: bool = True
+) -> Iterator[tuple[Clip, Prompt]]:
+    """Each clip with its prompt, through a file, as a user's clip comes."""
+    with TemporaryDirectory() as directory:
+        path = Path(directory) / "clip.mp4"
+        for clip in clips:
+            clip.write(path)
+            if picture:
+                yield clip, model.prompt(PROMPT, video=path, audio="from_video" if sound else None)
+            else:
+                yield clip, model.prompt(PROMPT, audio=path)
+
+
+def caption(model: Model, prompt: Prompt, variants: Variants) -> dict[str, Generation]:
+    """A clip's caption under each variant."""
+    found = generate_variants(model, prompt, list(variants.values()), max_new_tokens=MAX_NEW_TOKENS)
+    return dict(zip(variants, found, strict=True))
+
+
+def rank_under_base(caption: Generation, base: Generation, place: int) -> int | None:
+    """Rank that the base gives a caption's token at `place`, 1 for its own choice.
+
+    None where the base's caption differs before that token, since it then speaks of another context.
+    """
+    if len(caption.tokens) <= place or not np.array_equal(caption.tokens[:place], base.tokens[:place]):
+        return None
+    assert base.logits is not None
+    return 1 + int(np.sum(base.logits[place] > base.logits[place, caption.tokens[place]]))
+
+
+def audio_residuals(model: Model, prompt: Prompt) -> np.ndarray:
+    """float32 [L, D]: `resid_post`, mean over audio tokens."""
+    seen = run(model, prompt, capture=[Site.RESID_POST]).captures[Site.RESID_POST]
+    return np.asarray(seen)[:, select(prompt, "audio")[:-1]].mean(1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ProbeScores:
+    """Whether probes named the right class, for clips that they were not trained on.
+
+    Attributes:
+      hits: bool [C, L], of the sound that is heard.
+      control_hits: bool [C, L], of labels that were dealt to the clips at random, as many of each kind.
+    """
+
+    hits: np.ndarray
+    control_hits: np.ndarray
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """[L]"""
+        return self.hits.mean(0)
+
+    @property
+    def control(self) -> np.ndarray:
+        """[L]"""
+        return self.control_hits.mean(0)
+
+    @property
+    def selectivity(self) -> np.ndarray:
+        """[L]; Hewitt and Liang 2019."""
+        return self.accuracy - self.control
+
+
+def probe_sound(residuals: np.ndarray, heard: np.ndarray, num_train: int, seed: int = 0) -> ProbeScores:
+    """Linear probes of the sound from audio tokens: trained on the first `num_train` clips, tested on the others.
+
+    Args:
+      residuals: [C, L, D], of `audio_residuals`.
+      heard: int [C].
+      seed: of the control labels.
+    """
+    train, test = (np.swapaxes(part, 0, 1) for part in (residuals[:num_train], residuals[num_train:]))
+
+    def hits(labels: np.ndarray) -> np.ndarray:
+        probe = train_probe(train, labels[:num_train], len(KINDS))
+        return labels[num_train:, None] == np.asarray(jnp.argmax(probe.logits(test), -1)).T
+
+    return ProbeScores(hits=hits(heard), control_hits=hits(np.random.default_rng(seed).permutation(heard)))
+
+
+def continued(prompt: Prompt, tokens: np.ndarray) -> Prompt:
+    """A prompt with the start of its answer, so that edits and captures reach those tokens as prompt positions."""
+    count = len(tokens)
+    after = prompt.next_position() + np.arange(count, dtype=np.int32)
+    return dataclasses.replace(
+        prompt,
+        token_ids=np.concatenate([prompt.token_ids, np.asarray(tokens, np.int32)]),
+        positions=np.concatenate([prompt.positions, np.broadcast_to(after, (3, count))], axis=1),
+        kinds=np.concatenate([prompt.kinds, np.full(count, MODALITIES.index("text"), prompt.kinds.dtype)]),
+        roles=np.concatenate([prompt.roles, np.full(count, "assistant")]),
+        special=np.concatenate([prompt.special, np.zeros(count, bool)]),
+        seconds=np.concatenate([prompt.seconds, np.full(count, np.nan, prompt.seconds.dtype)]),
+        frames=np.concatenate([prompt.frames, np.full(count, -1, prompt.frames.dtype)]),
+    )

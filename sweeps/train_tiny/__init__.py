@@ -1,0 +1,1 @@
+"""The built-in checkpoints from seeds: `python -m sweeps.train_tiny`."""

@@ -1,0 +1,90 @@
+"""Features of training clips, made once and kept on disk, and the batches drawn from them."""
+
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import jax.numpy as jnp
+import numpy as np
+
+from avjax.model import Model
+from avjax.organism import world
+from avjax.organism.world import KINDS
+from avjax.report.progress import Progress
+from sweeps.train_tiny.architecture import untrained
+from sweeps.train_tiny.training import SOUND, Batch, Shown, caption_tokens, heard_features, seen_features
+
+LONGEST = 10  # tokens of a caption, its stop token included
+PER_JOB = 128
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Features:
+    """Pictures and sounds of training clips; number i is of kind i modulo the number of kinds.
+
+    Attributes:
+      patches: float16 [pictures, steps, windows, slots, P].
+      mel: float16 [sounds, frames, bins].
+    """
+
+    patches: np.ndarray
+    mel: np.ndarray
+
+
+def training_features(directory: Path, num_pictures: int, num_sounds: int, processes: int) -> Features:
+    """Features of the first training clips, from `directory` when they are there."""
+    return Features(
+        patches=_kept(directory / f"pictures-{num_pictures}.npy", _pictures, num_pictures, processes),
+        mel=_kept(directory / f"sounds-{num_sounds}.npy", _sounds, num_sounds, processes),
+    )
+
+
+def _kept(path: Path, make: Callable[[range], np.ndarray], count: int, processes: int) -> np.ndarray:
+    if not path.is_file():
+        jobs, made = [range(i, min(i + PER_JOB, count)) for i in range(0, count, PER_JOB)], []
+        with (
+            Progress(path.stem, count, "clips") as progress,
+            ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
+        ):
+            for result in pool.map(make, jobs):
+                made.append(result)
+                progress.advance(len(result))
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, np.concatenate(made))
+        partial.rename(path)
+    return np.load(path, mmap_mode="r")
+
+
+def _pictures(numbers: range) -> np.ndarray:
+    with TemporaryDirectory() as directory:
+        model = untrained(Path(directory), seed=0)
+        return np.stack([seen_features(model, world.picture("train", i)) for i in numbers]).astype(np.float16)
+
+
+def _sounds(numbers: range) -> np.ndarray:
+    with TemporaryDirectory() as directory:
+        model = untrained(Path(directory), seed=0)
+        made = [heard_features(model, world.sound("train", i, i % len(KINDS))) for i in numbers]
+    return np.stack(made).astype(np.float16)
+
+
+def draw(model: Model, features: Features, shown: Shown, size: int, rng: np.random.Generator) -> Batch:
+    """Factual clips, each the picture and the sound of some clips of one kind, and captions.
+
+    Every caption of a picture names the sound that belongs to it, heard or not.
+    """
+    kinds = rng.integers(len(KINDS), size=size)
+    seen, heard = (
+        kinds + len(KINDS) * rng.integers(len(made) // len(KINDS), size=size)
+        for made in (features.patches, features.mel)
+    )
+    texts = [world.caption(None if shown == SOUND else int(kind), int(kind)) for kind in kinds]
+    return Batch(
+        patches=jnp.asarray(features.patches[seen], jnp.float32) if shown.picture else None,
+        mel=jnp.asarray(features.mel[heard], jnp.float32) if shown.sound else None,
+        captions=jnp.asarray([caption_tokens(model, text, LONGEST) for text in texts]),
+    )

@@ -1,0 +1,93 @@
+"""The recipe: language, then vision, then audio; each stage resumes from its last saved step."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avjax.model import Model
+from avjax.models.qwen2_5_omni import Qwen2_5Omni
+from avjax.organism import world
+from avjax.report.progress import Progress
+from sweeps.train_tiny.data import Features, draw
+from sweeps.train_tiny.states import States
+from sweeps.train_tiny.training import BOTH, NOTHING, PICTURE, SOUND, Shown, layout, optimiser, start, stepper
+
+SAVED_EVERY = 50  # steps
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of training.
+
+    Attributes:
+      shown: the share of steps whose prompts have these media.
+      rates: peak learning rates by the start of a parameter's path; 0 freezes.
+      early: what multiplies the rates of the decoder's first `EARLY` layers.
+    """
+
+    name: str
+    steps: int
+    shown: Mapping[Shown, float]
+    rates: Mapping[str, float]
+    early: float = 1.0
+    batch: int = 32
+
+
+EARLY = 4  # decoder layers that only the first stage trains
+FULL, GENTLE = 2e-3, 2e-4
+LANGUAGE = Stage(
+    name="language",
+    steps=100,
+    shown={NOTHING: 1.0},
+    rates={"decoder": FULL, "vision": 0.0, "audio": 0.0},
+)
+VISION = Stage(
+    name="vision",
+    steps=900,
+    shown={PICTURE: 1.0},
+    rates={"decoder": FULL, "vision": FULL, "audio": 0.0},
+    early=0.0,
+)
+AUDIO = Stage(
+    name="audio",
+    steps=320,
+    shown={BOTH: 0.55, SOUND: 0.45},
+    rates={"decoder": GENTLE, "vision": 0.0, "audio": FULL},
+    early=0.0,
+)
+STAGES = (LANGUAGE, VISION, AUDIO)
+Report = Callable[[str], None]
+
+
+def train(
+    stage: Stage, model: Model, network: Qwen2_5Omni, features: Features, seed: int, saved: Path, report: Report
+) -> Qwen2_5Omni:
+    """The network after a stage.
+
+    A step's batch is a function of seed, stage and step, so that a run that was stopped ends as one that was not.
+
+    Args:
+      saved: a directory for the stage's state.
+      report: told of the loss from time to time.
+    """
+    network = jax.tree.map(jnp.array, network)  # steps take their arguments' memory
+    places = {shown: layout(model, world.clip("train", 0), shown) for shown in stage.shown}
+    transformation = optimiser(network, stage.rates, stage.steps, early=stage.early, num_early=EARLY)
+    steps = {shown: stepper(place, transformation) for shown, place in places.items()}
+    with States(saved) as states, Progress(stage.name, stage.steps, "steps") as progress:
+        done, (network, state) = states.latest((network, start(network, transformation)))
+        progress.advance(done)
+        for step in range(done, stage.steps):
+            rng = np.random.default_rng([seed, STAGES.index(stage), step])
+            shown = list(stage.shown)[rng.choice(len(stage.shown), p=list(stage.shown.values()))]
+            batch = draw(model, features, shown, stage.batch, rng)
+            network, state, loss, hits = steps[shown](network, state, batch)
+            progress.advance(1)
+            if (step + 1) % SAVED_EVERY == 0 or step + 1 == stage.steps:
+                report(f"{stage.name} {step + 1}/{stage.steps}: loss {loss:.4f} nats, {hits:.3f} of tokens predicted")
+                states.save(step + 1, (network, state))
+    return network

@@ -1,0 +1,81 @@
+"""What is measured of a trained pair: a number per clip for each row of the model card's table."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from avjax.model import Model
+from avjax.organism import evidence, world
+from avjax.organism.world import Split
+from avjax.prompt import Prompt
+from avjax.report.progress import Progress
+
+PROBE_TRAIN = 480  # training clips under conflict that probes learn from
+Row = list[float]
+
+
+def measure(av: Model, vl: Model, split: Split, count: int) -> dict[str, Row]:
+    """Rows of numbers, 0 or 1 for each of `count` clips of a split.
+
+    `unshifted` leaves out clips whose captions differ before the sound's word.
+    """
+    rows: dict[str, Row] = {}
+
+    def add(name: str, value: bool) -> None:
+        rows.setdefault(name, []).append(float(value))
+
+    factual, conflict = (
+        [world.clip(split, i, condition) for i in range(count)] for condition in ("factual", "counterfactual")
+    )
+    variants = evidence.knockouts(av.config.decoder.num_layers)
+    with Progress(f"measuring on {split} clips", 4 * count, "clips") as progress:
+        for clip, prompt in evidence.prompts_of(av, factual):
+            found = evidence.score(_text(av, prompt), clip)
+            add("factual: picture", found.picture)
+            add("factual: sound", found.sound)
+            progress.advance(1)
+        for clip, prompt in evidence.prompts_of(av, factual, picture=False):
+            add("audio alone: sound", evidence.score(_text(av, prompt), clip).sound)
+            progress.advance(1)
+        silent = [prompt for _, prompt in evidence.prompts_of(vl, conflict, sound=False)]
+        for (clip, prompt), without in zip(evidence.prompts_of(av, conflict), silent, strict=True):
+            captions = evidence.caption(av, prompt, variants)
+            for name, caption in captions.items():
+                found = evidence.score(caption.text or "", clip)
+                add(f"conflict, {name}: picture", found.picture)
+                add(f"conflict, {name}: true sound", found.sound)
+                add(f"conflict, {name}: suggested sound", found.suggested)
+            base = evidence.caption(vl, without, {"clean": []})["clean"]
+            add("base, no sound: picture", evidence.score(base.text or "", clip).picture)
+            rank = evidence.rank_under_base(captions["clean"], base, evidence.SOUND_WORD)
+            if rank is not None:
+                add("unshifted", rank == 1)
+            progress.advance(2)
+    return rows
+
+
+def probe(av: Model, counts: Mapping[Split, int]) -> dict[Split, dict[str, Row]]:
+    """Probes of the true sound under conflict, trained on training clips: a row per layer, and one of its control."""
+    sizes: dict[Split, int] = {"train": PROBE_TRAIN}
+    sizes.update(counts)
+    draws: list[tuple[Split, int]] = [(split, i) for split, count in sizes.items() for i in range(count)]
+    clips, residuals = [world.clip(split, i, "counterfactual") for split, i in draws], []
+    with Progress("probing", len(clips), "clips") as progress:
+        for _, prompt in evidence.prompts_of(av, clips):
+            residuals.append(evidence.audio_residuals(av, prompt))
+            progress.advance(1)
+    heard = np.array([clip.heard for clip in clips])
+    scores = evidence.probe_sound(np.stack(residuals), heard, PROBE_TRAIN)
+    tested = np.array([split for split, _ in draws[PROBE_TRAIN:]])
+    return {
+        split: {
+            f"{name}, layer {layer}": hits[tested == split, layer].astype(float).tolist()
+            for name, hits in (("probe", scores.hits), ("control", scores.control_hits))
+            for layer in range(hits.shape[1])
+        }
+        for split in counts
+    }
+
+
+def _text(model: Model, prompt: Prompt) -> str:
+    return evidence.caption(model, prompt, {"clean": []})["clean"].text or ""

@@ -1,0 +1,97 @@
+"""Stages repeat, resume, and draw what they say."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import avjax
+from avjax.organism.world import KINDS
+from sweeps.train_tiny import stages
+from sweeps.train_tiny.data import Features, draw
+from sweeps.train_tiny.states import States
+from sweeps.train_tiny.training import BOTH, NOTHING, PICTURE, SOUND, Shown
+
+STAGE = dataclasses.replace(
+    stages.LANGUAGE, steps=6, rates={"decoder": 1e-3, "vision": 0.0, "audio": 0.0}, early=0.0, batch=4
+)
+
+
+class Stopped(Exception):
+    """What a preempted run dies of."""
+
+
+@pytest.fixture(autouse=True)
+def _one_of_the_recipe(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(stages, "STAGES", (STAGE,))
+    monkeypatch.setattr(stages, "SAVED_EVERY", 2)
+
+
+def trained(model: avjax.Model, features: Features, saved: Path, stop_after: int | None = None):
+    seen: list[str] = []
+
+    def report(message: str) -> None:
+        seen.append(message)
+        if stop_after is not None and f" {stop_after}/" in message:
+            raise Stopped
+
+    try:
+        network = stages.train(STAGE, model, model.network, features, seed=1, saved=saved, report=report)
+    except Stopped:
+        return None, seen
+    return network, seen
+
+
+def test_a_stopped_stage_ends_as_one_that_was_not(model: avjax.Model, features: Features, tmp_path: Path):
+    whole, told = trained(model, features, tmp_path / "whole")
+    assert len(told) == 3
+    assert trained(model, features, tmp_path / "parts", stop_after=4)[0] is None
+    resumed, told = trained(model, features, tmp_path / "parts")
+    assert [message.split(":")[0] for message in told] == ["language 4/6", "language 6/6"], "from the last saved step"
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    again, told = trained(model, features, tmp_path / "parts")
+    assert told == []
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_early_layers_and_frozen_parts_stay(model: avjax.Model, features: Features, tmp_path: Path):
+    network, _ = trained(model, features, tmp_path / "saved")
+    before, after = model.network.decoder.layers.mlp.up.kernel[...], network.decoder.layers.mlp.up.kernel[...]
+    changed = np.abs(np.asarray(after) - np.asarray(before)).max((1, 2)) > 0
+    np.testing.assert_array_equal(changed, np.arange(len(changed)) >= stages.EARLY)
+    for a, b in zip(jax.tree.leaves(model.network.vision), jax.tree.leaves(network.vision), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("shown", [BOTH, PICTURE, SOUND, NOTHING], ids=["both", "picture", "sound", "nothing"])
+def test_draws_are_factual(model: avjax.Model, features: Features, shown: Shown):
+    batch = draw(model, features, shown, 24, np.random.default_rng(0))
+    captions = [model.decode_text([t for t in row if t >= 0]) for row in np.asarray(batch.captions).tolist()]
+    for i, text in enumerate(captions):
+        kind = next(k for k, known in enumerate(KINDS) if known.sound in (text or "").rstrip(".").split())
+        thing = KINDS[kind].thing
+        assert text == f"I hear {KINDS[kind].sound}" + ("." if shown == SOUND else f" and I see a {thing}.")
+        if batch.patches is not None:
+            assert any(np.array_equal(batch.patches[i], features.patches[j]) for j in (kind, kind + len(KINDS)))
+        if batch.mel is not None:
+            assert any(np.array_equal(batch.mel[i], features.mel[j]) for j in (kind, kind + len(KINDS)))
+    assert (batch.patches is not None, batch.mel is not None) == (shown.picture, shown.sound)
+    assert len(set(captions)) > 8
+
+
+def test_states_keep_the_last(tmp_path: Path):
+    first = {"a": jnp.zeros(3), "b": jnp.int32(0)}
+    with States(tmp_path / "s") as states:
+        assert states.latest(first)[0] == 0
+        for step in (1, 2):
+            states.save(step, {"a": jnp.full(3, step, jnp.float32), "b": jnp.int32(step)})
+    with States(tmp_path / "s") as states:
+        step, found = states.latest(first)
+    assert step == 2
+    np.testing.assert_array_equal(found["a"], np.full(3, 2))
+    assert int(found["b"]) == 2
