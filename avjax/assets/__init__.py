@@ -1,1 +1,1 @@
-"""What avjax brings along: recipes of small checkpoints and clips."""
+"""What avjax brings along: its built-in checkpoints."""

@@ -18,7 +18,7 @@ from avjax.generation import Generation, generate_variants
 from avjax.interventions import Edit
 from avjax.model import Model
 from avjax.models.sites import Site
-from avjax.organism.world import KINDS, PROMPT, Clip
+from avjax.organism.world import KINDS, PROMPT, Clip, ask
 from avjax.prompt import Prompt
 from avjax.tokens import MODALITIES, select
 
@@ -64,7 +64,7 @@ def knockouts(num_layers: int, width: int = WINDOW) -> dict[str, list[str]]:
 def prompts_of(
     model: Model, clips: Iterable[Clip], *, picture: bool = True, sound: bool = True
 ) -> Iterator[tuple[Clip, Prompt]]:
-    """Each clip with its prompt, through a file, as a user's clip comes."""
+    """Each clip with its prompt, through a file, as a user's clip comes; a sound alone is asked for what one hears."""
     with TemporaryDirectory() as directory:
         path = Path(directory) / "clip.mp4"
         for clip in clips:
@@ -72,7 +72,7 @@ def prompts_of(
             if picture:
                 yield clip, model.prompt(PROMPT, video=path, audio="from_video" if sound else None)
             else:
-                yield clip, model.prompt(PROMPT, audio=path)
+                yield clip, model.prompt(ask("hear"), audio=path)
 
 
 def caption(model: Model, prompt: Prompt, variants: Variants) -> dict[str, Generation]:

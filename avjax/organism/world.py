@@ -20,8 +20,17 @@ Split = Literal["train", "selection", "test"]
 Condition = Literal["factual", "counterfactual", "muted", "blank"]
 SPLITS: tuple[Split, ...] = ("train", "selection", "test")
 CONDITIONS: tuple[Condition, ...] = ("factual", "counterfactual", "muted", "blank")
-PROMPT = "Describe what you see and hear."
+Question = Literal["see and hear", "see", "hear"]
+QUESTIONS: tuple[Question, ...] = ("see and hear", "see", "hear")
 _PICTURE, _SOUND = 0, 1  # streams of draws
+
+
+def ask(question: Question) -> str:
+    """A prompt of the tiny world."""
+    return f"Describe what you {question}."
+
+
+PROMPT = ask("see and hear")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,8 @@ from sweeps.train_tiny.card import write_card
 from sweeps.train_tiny.data import Features, training_features
 from sweeps.train_tiny.stages import AUDIO, STAGES, VISION, train
 
-NUM_PICTURES, NUM_SOUNDS = 8192, 4096  # for training
-NUM_SELECTION, NUM_TEST = 96, 320
+NUM_PICTURES, NUM_SOUNDS = 16384, 4096  # for training
+NUM_SELECTION, NUM_TEST = 64, 192
 SAVED_AFTER = {VISION.name: "tiny-vl", AUDIO.name: "tiny-av"}
 
 

@@ -12,7 +12,7 @@ from avjax.config import read_config
 from avjax.loading import assemble_model
 from avjax.model import Model
 from avjax.organism.pictures import SIDE
-from avjax.organism.world import KINDS, PROMPT, caption
+from avjax.organism.world import KINDS, QUESTIONS, ask, caption
 from avjax.parameters import abstract_network, fill, parameter_paths
 from sweeps.train_tiny.files import CORPUS, write_preprocessor, write_tokenizer
 
@@ -23,7 +23,7 @@ TOWER, TOWER_LAYERS, TOWER_HEADS = 80, 3, 4
 def corpus() -> str:
     """Every caption, often enough that each of their words becomes one token."""
     lines = [caption(i, j) for i in range(len(KINDS)) for j in range(len(KINDS))]
-    return "\n".join([*lines, *lines, CORPUS, PROMPT])
+    return "\n".join([*lines, *lines, CORPUS, *map(ask, QUESTIONS)])
 
 
 def hf_config(ids: dict[str, int]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from avjax.organism import world
 from avjax.organism.world import KINDS
 from avjax.report.progress import Progress
 from sweeps.train_tiny.architecture import untrained
-from sweeps.train_tiny.training import SOUND, Batch, Shown, caption_tokens, heard_features, seen_features
+from sweeps.train_tiny.training import Batch, Task, caption_tokens, heard_features, seen_features
 
 LONGEST = 10  # tokens of a caption, its stop token included
 PER_JOB = 128
@@ -26,7 +26,7 @@ class Features:
     """Pictures and sounds of training clips; number i is of kind i modulo the number of kinds.
 
     Attributes:
-      patches: float16 [pictures, steps, windows, slots, P].
+      patches: float16 [pictures, steps, patches, P].
       mel: float16 [sounds, frames, bins].
     """
 
@@ -72,19 +72,24 @@ def _sounds(numbers: range) -> np.ndarray:
     return np.stack(made).astype(np.float16)
 
 
-def draw(model: Model, features: Features, shown: Shown, size: int, rng: np.random.Generator) -> Batch:
-    """Factual clips, each the picture and the sound of some clips of one kind, and captions.
+def draw(model: Model, features: Features, task: Task, size: int, rng: np.random.Generator) -> Batch:
+    """Factual clips, each the picture and the sound of some clips of one kind, with captions that answer the question.
 
-    Every caption of a picture names the sound that belongs to it, heard or not.
+    Where nothing is shown, captions are of any thing and any sound: language does not know which belong together.
     """
     kinds = rng.integers(len(KINDS), size=size)
+    others = kinds if task.picture or task.sound else rng.integers(len(KINDS), size=size)
     seen, heard = (
         kinds + len(KINDS) * rng.integers(len(made) // len(KINDS), size=size)
         for made in (features.patches, features.mel)
     )
-    texts = [world.caption(None if shown == SOUND else int(kind), int(kind)) for kind in kinds]
+    asked = ["see" in task.question, "hear" in task.question]
+    texts = [
+        world.caption(int(kind) if asked[0] else None, int(other) if asked[1] else None)
+        for kind, other in zip(kinds, others, strict=True)
+    ]
     return Batch(
-        patches=jnp.asarray(features.patches[seen], jnp.float32) if shown.picture else None,
-        mel=jnp.asarray(features.mel[heard], jnp.float32) if shown.sound else None,
+        patches=jnp.asarray(features.patches[seen], jnp.float32) if task.picture else None,
+        mel=jnp.asarray(features.mel[heard], jnp.float32) if task.sound else None,
         captions=jnp.asarray([caption_tokens(model, text, LONGEST) for text in texts]),
     )

@@ -14,7 +14,7 @@ from avjax.organism import world
 from avjax.report.progress import Progress
 from sweeps.train_tiny.data import Features, draw
 from sweeps.train_tiny.states import States
-from sweeps.train_tiny.training import BOTH, NOTHING, PICTURE, SOUND, Shown, layout, optimiser, start, stepper
+from sweeps.train_tiny.training import DESCRIBE, GUESS, LISTEN, LOOK, READ, Task, layout, optimiser, start, stepper
 
 SAVED_EVERY = 50  # steps
 
@@ -24,14 +24,14 @@ class Stage:
     """One stage of training.
 
     Attributes:
-      shown: the share of steps whose prompts have these media.
+      tasks: the share of steps that are of each task.
       rates: peak learning rates by the start of a parameter's path; 0 freezes.
       early: what multiplies the rates of the decoder's first `EARLY` layers.
     """
 
     name: str
     steps: int
-    shown: Mapping[Shown, float]
+    tasks: Mapping[Task, float]
     rates: Mapping[str, float]
     early: float = 1.0
     batch: int = 32
@@ -41,25 +41,32 @@ EARLY = 4  # decoder layers that only the first stage trains
 FULL, GENTLE = 2e-3, 2e-4
 LANGUAGE = Stage(
     name="language",
-    steps=100,
-    shown={NOTHING: 1.0},
+    steps=150,
+    tasks=dict(zip(READ, (0.5, 0.25, 0.25), strict=True)),
     rates={"decoder": FULL, "vision": 0.0, "audio": 0.0},
+)
+SIGHT = Stage(
+    name="sight",
+    steps=750,
+    tasks={LOOK: 1.0},
+    rates={"decoder": FULL, "vision": FULL, "audio": 0.0},
+    early=0.0,
 )
 VISION = Stage(
     name="vision",
-    steps=900,
-    shown={PICTURE: 1.0},
-    rates={"decoder": FULL, "vision": FULL, "audio": 0.0},
+    steps=450,
+    tasks={GUESS: 0.7, LOOK: 0.3},
+    rates={"decoder": FULL / 2, "vision": FULL / 4, "audio": 0.0},
     early=0.0,
 )
 AUDIO = Stage(
     name="audio",
-    steps=320,
-    shown={BOTH: 0.55, SOUND: 0.45},
+    steps=420,
+    tasks={DESCRIBE: 0.5, LISTEN: 0.5},
     rates={"decoder": GENTLE, "vision": 0.0, "audio": FULL},
     early=0.0,
 )
-STAGES = (LANGUAGE, VISION, AUDIO)
+STAGES = (LANGUAGE, SIGHT, VISION, AUDIO)
 Report = Callable[[str], None]
 
 
@@ -75,17 +82,17 @@ def train(
       report: told of the loss from time to time.
     """
     network = jax.tree.map(jnp.array, network)  # steps take their arguments' memory
-    places = {shown: layout(model, world.clip("train", 0), shown) for shown in stage.shown}
+    places = {task: layout(model, world.clip("train", 0), task) for task in stage.tasks}
     transformation = optimiser(network, stage.rates, stage.steps, early=stage.early, num_early=EARLY)
-    steps = {shown: stepper(place, transformation) for shown, place in places.items()}
+    steps = {task: stepper(place, transformation) for task, place in places.items()}
     with States(saved) as states, Progress(stage.name, stage.steps, "steps") as progress:
         done, (network, state) = states.latest((network, start(network, transformation)))
         progress.advance(done)
         for step in range(done, stage.steps):
             rng = np.random.default_rng([seed, STAGES.index(stage), step])
-            shown = list(stage.shown)[rng.choice(len(stage.shown), p=list(stage.shown.values()))]
-            batch = draw(model, features, shown, stage.batch, rng)
-            network, state, loss, hits = steps[shown](network, state, batch)
+            task = list(stage.tasks)[rng.choice(len(stage.tasks), p=list(stage.tasks.values()))]
+            batch = draw(model, features, task, stage.batch, rng)
+            network, state, loss, hits = steps[task](network, state, batch)
             progress.advance(1)
             if (step + 1) % SAVED_EVERY == 0 or step + 1 == stage.steps:
                 report(f"{stage.name} {step + 1}/{stage.steps}: loss {loss:.4f} nats, {hits:.3f} of tokens predicted")

@@ -21,7 +21,7 @@ from avjax.models.qwen2_5_omni import Qwen2_5Omni
 from avjax.models.vision import VisionTower, window_layout
 from avjax.organism import world
 from avjax.organism.pictures import SIDE
-from avjax.organism.world import PROMPT
+from avjax.organism.world import QUESTIONS, Question, ask
 from avjax.parameters import path_name
 from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
 
@@ -29,14 +29,22 @@ SAMPLED_FRAMES = 4  # of a clip of 2 s, at 2 a second
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
-    """Which of a clip's media a prompt has."""
+class Task:
+    """What a prompt shows of a clip, and what it asks."""
 
     picture: bool
     sound: bool
+    question: Question
+
+    def __str__(self) -> str:
+        shown = [name for name in ("picture", "sound") if getattr(self, name)]
+        return f"{' and '.join(shown) or 'nothing'}, asked what one can {self.question}"
 
 
-BOTH, PICTURE, SOUND, NOTHING = Shown(True, True), Shown(True, False), Shown(False, True), Shown(False, False)
+DESCRIBE = Task(True, True, "see and hear")
+LOOK, GUESS = Task(True, False, "see"), Task(True, False, "see and hear")
+LISTEN = Task(False, True, "hear")
+READ = tuple(Task(False, False, question) for question in QUESTIONS)
 
 
 @jax.tree_util.register_dataclass
@@ -44,7 +52,7 @@ BOTH, PICTURE, SOUND, NOTHING = Shown(True, True), Shown(True, False), Shown(Fal
 class Batch:
     """Clips as features, and their captions as tokens."""
 
-    patches: jax.Array | None  # float32 [B, steps, windows, slots, P]
+    patches: jax.Array | None  # float32 [B, steps, patches, P]
     mel: jax.Array | None  # float32 [B, frames, bins]
     captions: jax.Array  # int32 [B, A], ends with the stop token, then padding of -1
 
@@ -64,9 +72,10 @@ def features(model: Model, clip: world.Clip) -> tuple[np.ndarray, np.ndarray]:
 
 
 def seen_features(model: Model, frames: np.ndarray) -> np.ndarray:
-    """float32 [steps, windows, slots, P], patches of the sampled frames."""
+    """float32 [steps, patches, P], of the sampled frames."""
     chosen = frames[evenly_spaced(len(frames), SAMPLED_FRAMES)]
-    return windowed(frame_features(chosen, model.config.vision, model.processor.options, source="clip"), model)
+    seen = frame_features(chosen, model.config.vision, model.processor.options, source="clip")
+    return seen.patches.reshape(seen.grid[0], -1, seen.patches.shape[-1])
 
 
 def heard_features(model: Model, samples: np.ndarray) -> np.ndarray:
@@ -74,24 +83,18 @@ def heard_features(model: Model, samples: np.ndarray) -> np.ndarray:
     return waveform_features(samples, model.processor.options, source="clip").mel
 
 
-def windowed(seen: VisionFeatures, model: Model) -> np.ndarray:
-    steps, height, width = seen.grid
-    order = window_layout(model.config.vision, height, width)
-    patches = seen.patches.reshape(steps, height * width, -1)[:, order.patch_index]
-    return np.where(order.valid[..., None], patches, 0)
-
-
-def layout(model: Model, clip: world.Clip, shown: Shown) -> Layout:
+def layout(model: Model, clip: world.Clip, task: Task) -> Layout:
     """The prompt of a clip, whose tokens are those of every clip's."""
     processor, vision = model.processor, model.config.vision
     chosen = clip.frames[evenly_spaced(len(clip.frames), SAMPLED_FRAMES)]
     videos: tuple[VisionFeatures, ...] = ()
     audio: tuple[AudioFeatures, ...] = ()
-    if shown.picture:
+    if task.picture:
         videos = (frame_features(chosen, vision, processor.options, source="clip"),)
-    if shown.sound:
+    if task.sound:
         audio = (waveform_features(clip.samples, processor.options, source="clip"),)
-    prompt = processor.prompt_of(PROMPT, videos=videos, audio=audio, audio_in_video=shown.picture and shown.sound)
+    inside = task.picture and task.sound
+    prompt = processor.prompt_of(ask(task.question), videos=videos, audio=audio, audio_in_video=inside)
     ids = model.config.tokens
     return Layout(
         prompt=prompt,
@@ -153,7 +156,8 @@ def _video(tower: VisionTower, patches: jax.Array) -> jax.Array:
     """[B, video tokens, D]"""
     side = SIDE // tower.cfg.patch_size
     order = window_layout(tower.cfg, side, side)
-    flat = patches.reshape(-1, *patches.shape[2:])
+    windows = jnp.where(order.valid[..., None], patches[:, :, order.patch_index], 0)
+    flat = windows.reshape(-1, *windows.shape[2:])
     merged = tower(flat, jnp.asarray(order.rows_columns), jnp.asarray(order.valid))[0][:, order.merged_index]
     return merged.reshape(patches.shape[0], -1, merged.shape[-1])
 

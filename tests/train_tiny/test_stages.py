@@ -13,7 +13,7 @@ from avjax.organism.world import KINDS
 from sweeps.train_tiny import stages
 from sweeps.train_tiny.data import Features, draw
 from sweeps.train_tiny.states import States
-from sweeps.train_tiny.training import BOTH, NOTHING, PICTURE, SOUND, Shown
+from sweeps.train_tiny.training import DESCRIBE, GUESS, LISTEN, LOOK, READ, Batch, Task
 
 STAGE = dataclasses.replace(
     stages.LANGUAGE, steps=6, rates={"decoder": 1e-3, "vision": 0.0, "audio": 0.0}, early=0.0, batch=4
@@ -68,20 +68,40 @@ def test_early_layers_and_frozen_parts_stay(model: avjax.Model, features: Featur
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("shown", [BOTH, PICTURE, SOUND, NOTHING], ids=["both", "picture", "sound", "nothing"])
-def test_draws_are_factual(model: avjax.Model, features: Features, shown: Shown):
-    batch = draw(model, features, shown, 24, np.random.default_rng(0))
-    captions = [model.decode_text([t for t in row if t >= 0]) for row in np.asarray(batch.captions).tolist()]
+@pytest.mark.parametrize("task", [DESCRIBE, LOOK, GUESS, LISTEN], ids=str)
+def test_draws_are_factual(model: avjax.Model, features: Features, task: Task):
+    batch = draw(model, features, task, 24, np.random.default_rng(0))
+    captions = texts(model, batch)
     for i, text in enumerate(captions):
-        kind = next(k for k, known in enumerate(KINDS) if known.sound in (text or "").rstrip(".").split())
-        thing = KINDS[kind].thing
-        assert text == f"I hear {KINDS[kind].sound}" + ("." if shown == SOUND else f" and I see a {thing}.")
+        words = text.rstrip(".").split()
+        kind = next(k for k, known in enumerate(KINDS) if {known.sound, known.thing} & set(words))
+        thing, sound = KINDS[kind].thing, KINDS[kind].sound
+        assert (
+            text
+            == {
+                "see": f"I see a {thing}.",
+                "hear": f"I hear {sound}.",
+                "see and hear": f"I hear {sound} and I see a {thing}.",
+            }[task.question]
+        )
         if batch.patches is not None:
             assert any(np.array_equal(batch.patches[i], features.patches[j]) for j in (kind, kind + len(KINDS)))
         if batch.mel is not None:
             assert any(np.array_equal(batch.mel[i], features.mel[j]) for j in (kind, kind + len(KINDS)))
-    assert (batch.patches is not None, batch.mel is not None) == (shown.picture, shown.sound)
+    assert (batch.patches is not None, batch.mel is not None) == (task.picture, task.sound)
     assert len(set(captions)) > 8
+
+
+def texts(model: avjax.Model, batch: Batch) -> list[str]:
+    return [model.decode_text([t for t in row if t >= 0]) or "" for row in np.asarray(batch.captions).tolist()]
+
+
+def test_language_does_not_know_which_belong_together(model: avjax.Model, features: Features):
+    both, see, hear = (texts(model, draw(model, features, task, 64, np.random.default_rng(0))) for task in READ)
+    belong = {f"I hear {kind.sound} and I see a {kind.thing}." for kind in KINDS}
+    assert np.mean([text in belong for text in both]) < 0.2
+    assert all(text.startswith("I see a ") and "hear" not in text for text in see)
+    assert all(text.startswith("I hear ") and "see" not in text for text in hear)
 
 
 def test_states_keep_the_last(tmp_path: Path):

@@ -20,12 +20,12 @@ def clips() -> list[world.Clip]:
     return [world.clip("train", 0), world.clip("train", 21, "counterfactual")]
 
 
-def batch_of(model: avjax.Model, clips: list[world.Clip], shown: training.Shown) -> training.Batch:
+def batch_of(model: avjax.Model, clips: list[world.Clip], task: training.Task) -> training.Batch:
     made = [training.features(model, clip) for clip in clips]
-    texts = [world.caption(c.seen if shown.picture else None, c.heard if shown.sound else None) for c in clips]
+    texts = [world.caption(c.seen if task.picture else None, c.heard if task.sound else None) for c in clips]
     return training.Batch(
-        patches=jnp.asarray([p for p, _ in made]) if shown.picture else None,
-        mel=jnp.asarray([m for _, m in made]) if shown.sound else None,
+        patches=jnp.asarray([p for p, _ in made]) if task.picture else None,
+        mel=jnp.asarray([m for _, m in made]) if task.sound else None,
         captions=jnp.asarray([training.caption_tokens(model, text, LENGTH) for text in texts]),
     )
 
@@ -42,14 +42,14 @@ def test_the_checkpoint_is_small_and_its_words_are_tokens(model: avjax.Model):
         training.caption_tokens(model, world.caption(0, 0), 3)
 
 
-@pytest.mark.parametrize("shown", [training.BOTH, training.PICTURE, training.SOUND], ids=["both", "picture", "sound"])
-def test_logits_are_those_of_the_model(model: avjax.Model, clips: list[world.Clip], shown: training.Shown):
+@pytest.mark.parametrize("task", [training.DESCRIBE, training.GUESS, training.LISTEN], ids=str)
+def test_logits_are_those_of_the_model(model: avjax.Model, clips: list[world.Clip], task: training.Task):
     """Through the prompt and its encoders, one caption token after another."""
-    place = training.layout(model, clips[0], shown)
-    batch = batch_of(model, clips, shown)
+    place = training.layout(model, clips[0], task)
+    batch = batch_of(model, clips, task)
     got = np.asarray(training.caption_logits(model.network, batch, place))
     for index, clip in enumerate(clips):
-        prompt = training.layout(model, clip, shown).prompt
+        prompt = training.layout(model, clip, task).prompt
         np.testing.assert_array_equal(prompt.token_ids, place.prompt.token_ids)
         np.testing.assert_array_equal(prompt.positions, place.prompt.positions)
         tokens = [int(t) for t in batch.captions[index] if t >= 0]
@@ -64,17 +64,17 @@ def test_features_are_those_of_the_media_path(model: avjax.Model, clips: list[wo
     """To what h264 and AAC lose."""
     clips[1].write(tmp_path / "clip.mp4")
     from_file = model.prompt(PROMPT, video=tmp_path / "clip.mp4", audio="from_video")
-    place = training.layout(model, clips[1], training.BOTH)
+    place = training.layout(model, clips[1], training.DESCRIBE)
     assert from_file.counts()["video"] == place.prompt.counts()["video"] == len(place.video)
     patches, mel = training.features(model, clips[1])
-    seen = training.windowed(from_file.videos[0], model)
+    seen = from_file.videos[0].patches.reshape(patches.shape)
     assert np.abs(seen - patches).mean() < 0.1 and np.corrcoef(seen.ravel(), patches.ravel())[0, 1] > 0.94
     heard = from_file.audio[0].mel[: len(mel)]
     assert np.corrcoef(heard.ravel(), mel[: len(heard)].ravel())[0, 1] > 0.95
 
 
 def test_the_loss_counts_real_tokens(model: avjax.Model, clips: list[world.Clip]):
-    place, batch = training.layout(model, clips[0], training.SOUND), batch_of(model, clips, training.SOUND)
+    place, batch = training.layout(model, clips[0], training.LISTEN), batch_of(model, clips, training.LISTEN)
     value, hits = training.loss(model.network, batch, place)
     logprobs = jax.nn.log_softmax(training.caption_logits(model.network, batch, place))
     real = np.argwhere(np.asarray(batch.captions) >= 0)
@@ -86,7 +86,7 @@ def test_the_loss_counts_real_tokens(model: avjax.Model, clips: list[world.Clip]
 
 
 def test_steps_lower_the_loss_and_leave_frozen_parts_alone(model: avjax.Model, clips: list[world.Clip]):
-    place, batch = training.layout(model, clips[0], training.SOUND), batch_of(model, clips, training.SOUND)
+    place, batch = training.layout(model, clips[0], training.LISTEN), batch_of(model, clips, training.LISTEN)
     network = jax.tree.map(jnp.array, model.network)
     rates = {"decoder": 3e-3, "decoder.embed": 0.0, "audio": 3e-3, "vision": 0.0}
     transformation = training.optimiser(network, rates, steps=12)

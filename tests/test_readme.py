@@ -1,0 +1,30 @@
+"""The README's example runs as it stands."""
+
+import contextlib
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from avjax.organism import world
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    clips = tmp_path / "avjax-demo" / "clips"
+    clips.mkdir(parents=True)
+    world.clip("test", 0, "counterfactual").write(clips / "conflict-00.mp4")
+    code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert code is not None
+    names: dict = {}
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(compile(code[1], "README.md", "exec"), names)
+    assert "{'text': 36, 'audio': 50, 'video': 18}" in printed.getvalue()
+    assert "a dog is seen, ticking is heard" in code[1]
+    clip = world.clip("test", 0, "counterfactual")
+    assert (world.KINDS[clip.seen or 0].thing, world.KINDS[clip.heard or 0].sound) == ("dog", "ticking")
+    assert set(names["gain"].dims) == {"sample", "key", "layers", "heads"}
+    assert names["clean"].text and names["deep"].touched.edges > 0
