@@ -168,7 +168,12 @@ def demo(
         from avjax.compilation import default_cache
         from avjax.demo.show import show
 
-        avjax.cache_compilations(cache_dir or default_cache())
+        if cache_dir is not None:
+            avjax.cache_compilations(cache_dir)
+        else:
+            # Without a place of its own the demo is slower, not wrong.
+            with contextlib.suppress(OSError, RuntimeError):
+                avjax.cache_compilations(default_cache())
         show(clip, out)
 
 

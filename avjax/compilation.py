@@ -7,8 +7,9 @@ import jax
 
 
 def default_cache() -> Path:
-    """The user's own cache directory, as the XDG base directory specification has it."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "avjax" / "compiled"
+    """The user's own cache directory; `XDG_CACHE_HOME` moves it, if absolute."""
+    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (given if given.is_absolute() else Path("~/.cache").expanduser()) / "avjax" / "compiled"
 
 
 def cache_compilations(directory: str | Path) -> None:

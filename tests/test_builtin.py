@@ -71,7 +71,7 @@ def test_a_shipped_checkpoint_is_whole_and_small(name: str):
     assert {tensor.dtype.name for tensor in source.tensors.values()} == {"bfloat16"}
 
 
-def test_a_shipped_checkpoint_missing_a_file_is_refused(tmp_path: Path):
+def test_a_damaged_copy_is_refused(tmp_path: Path):
     directory = builtin_directory("tiny-av")
     shutil.copytree(directory, tmp_path / "damaged")
     (tmp_path / "damaged" / "model.safetensors").write_bytes(b"x" * 64)
@@ -87,7 +87,7 @@ def test_captions_equal_torch(av: avjax.Model, monkeypatch: pytest.MonkeyPatch):
     clips = [world.clip("test", i, "factual" if i % 3 == 0 else "counterfactual") for i in range(50)]
     texts = set()
     for _, prompt in evidence.prompts_of(av, clips):
-        found = avjax.generate_variants(av, prompt, [[], *([rule.split(";")] for rule in RULES)], max_new_tokens=12)
+        found = avjax.generate_variants(av, prompt, [[], *(rule.split(";") for rule in RULES)], max_new_tokens=12)
         oracle = Oracle(torch_model, prompt)
         for generation, rules in zip(found, [[], *RULES.values()], strict=True):
             expected = oracle.generate(rules, 12, zero_rows=True)
@@ -128,7 +128,7 @@ def test_audio_tokens_still_hold_the_sound(av: avjax.Model, conflict):
     train = [world.clip("train", i, "counterfactual") for i in range(160)]
     both = [*evidence.prompts_of(av, train), *conflict]
     residuals = np.stack([evidence.audio_residuals(av, prompt) for _, prompt in both])
-    scores = evidence.probe_sound(residuals, np.array([clip.heard for clip, _ in both]), len(train))
+    scores = evidence.probe_sound(residuals, [clip for clip, _ in both], len(train))
     assert scores.accuracy[4] > 0.85 and scores.selectivity[4] > 0.5
 
 

@@ -22,7 +22,7 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     names: dict = {}
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(code[1], "README.md", "exec"), names)
-    assert "{'text': 36, 'audio': 50, 'video': 18}" in printed.getvalue()
+    assert "{'text': 36, 'audio': 51, 'video': 18}" in printed.getvalue()
     assert "a dog is seen, ticking is heard" in code[1]
     clip = world.clip("test", 0, "counterfactual")
     assert (world.KINDS[clip.seen or 0].thing, world.KINDS[clip.heard or 0].sound) == ("dog", "ticking")

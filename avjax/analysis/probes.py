@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import optax.tree_utils as otu
 
-MAX_STEPS = 200
+MAX_STEPS = 500
 TOLERANCE = 1e-4  # of the gradient's norm, at which a probe is trained
 
 
@@ -48,7 +48,12 @@ def train_probe(features: np.ndarray | jax.Array, labels: np.ndarray, num_classe
         raise ValueError(f"probe: expected two or more classes within 0:{num_classes}, got {np.unique(labels)}")
     if not bool(jnp.isfinite(features).all()):
         raise ValueError("probe: expected finite features; look for an overflow where they come from")
-    mean, scale = features.mean(-2, keepdims=True), features.std(-2, keepdims=True) + 1e-6
+    if not l2 > 0:
+        raise ValueError(
+            f"probe: expected l2 above 0, got {l2}; without it classes that can be told apart have no optimum"
+        )
+    mean, scale = features.mean(-2, keepdims=True), features.std(-2, keepdims=True)
+    scale = jnp.where(scale > 1e-6 * jnp.abs(mean), scale, 1.0)  # a constant says nothing, of unseen clips either
     flat = ((features - mean) / scale).reshape(-1, *features.shape[-2:])
     kernel, bias = _trained(flat, jnp.asarray(labels), num_classes, l2)
     leading = features.shape[:-2]

@@ -1,6 +1,7 @@
 """The paper's claims (arXiv 2604.02605), each with the demo's numbers and whether they bear it out."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import xarray as xr
@@ -19,12 +20,12 @@ class Claim:
     Attributes:
       statement: the paper's.
       numbers: what was found, in words.
-      holds: the change lies above `CLEAR`, and its interval above 0.
+      holds: each change that the claim speaks of is above `CLEAR`, and its 95% interval above 0. None of a single clip.
     """
 
     statement: str
     numbers: str
-    holds: bool
+    holds: bool | None
 
 
 def deep_and_early(findings: Findings) -> tuple[str, str]:
@@ -34,7 +35,7 @@ def deep_and_early(findings: Findings) -> tuple[str, str]:
 
 
 def claims_of(findings: Findings) -> list[Claim]:
-    """The claims that can be judged: all four where the clips' truth is known, else the last."""
+    """All four claims where the clips' truth is known, else the last, unjudged."""
     found = [_inherited(findings)]
     if findings.probes is None:
         return found
@@ -44,27 +45,29 @@ def claims_of(findings: Findings) -> list[Claim]:
 def _collapses(findings: Findings) -> Claim:
     factual, conflict = (findings.share(c, "clean", "sound") for c in ("factual", "counterfactual"))
     suggested = findings.share("counterfactual", "clean", "suggested")
-    low, high = _change(conflict, factual)
+    lost = _Mean.of(factual - conflict)  # clips of one number show the same picture, so they are pairs
     return Claim(
         statement="Audio understanding collapses when the sound contradicts the picture.",
-        numbers=f"sound named: {factual.mean():.2f} of factual clips, {conflict.mean():.2f} under conflict (change "
-        f"{conflict.mean() - factual.mean():+.2f}, {low:+.2f} to {high:+.2f}); the sound that the picture suggests: "
-        f"{suggested.mean():.2f}",
-        holds=factual.mean() - conflict.mean() > CLEAR and high < 0,
+        numbers=f"sound named: {factual.mean():.2f} of factual clips, {conflict.mean():.2f} under conflict "
+        f"(lost: {lost}); the sound that the picture suggests: {suggested.mean():.2f}",
+        holds=lost.clear,
     )
 
 
 def _readable(findings: Findings) -> Claim:
     probes = findings.probes
     assert probes is not None
-    middle = range(2, len(probes.accuracy) - 1)
-    layer = max(middle, key=lambda i: probes.accuracy[i])
+    layer = probes.hits.shape[1] // 2
+    read, selective = (
+        _Mean.of(probes.hits[:, layer]),
+        _Mean.of(probes.hits[:, layer] * 1.0 - probes.control_hits[:, layer]),
+    )
     named = findings.share("counterfactual", "clean", "sound").mean()
     return Claim(
         statement="What was heard is still readable in the middle layers.",
-        numbers=f"linear probe at audio tokens under conflict, layer {layer}: {probes.accuracy[layer]:.2f} (chance "
-        f"{1 / len(KINDS):.2f}, selectivity {probes.selectivity[layer]:.2f}); named in captions: {named:.2f}",
-        holds=bool(probes.accuracy[layer] - named > CLEAR and probes.selectivity[layer] > CLEAR),
+        numbers=f"linear probe at audio tokens under conflict, layer {layer}: {read} (chance {1 / len(KINDS):.2f}), "
+        f"{selective} above its control task; named in captions: {named:.2f}",
+        holds=bool(read.value - named > CLEAR and read.low > named and selective.clear),
     )
 
 
@@ -73,25 +76,24 @@ def _restored(findings: Findings) -> Claim:
     clean, cut, first, deaf = (
         findings.share("counterfactual", variant, "sound") for variant in ("clean", deep, early, "answer->audio")
     )
-    low, high = _change(cut, clean)
+    gained, deeper = _Mean.of(cut - clean), _Mean.of(cut - first)
     return Claim(
         statement="Deep layers favour vision: cutting answer->video there brings the sound back.",
         numbers=f"true sound under conflict: {clean.mean():.2f}; with the cut in {_layers(deep)}: {cut.mean():.2f} "
-        f"(change {cut.mean() - clean.mean():+.2f}, {low:+.2f} to {high:+.2f}), in {_layers(early)}: "
-        f"{first.mean():.2f}; with answer->audio cut: {deaf.mean():.2f}",
-        holds=cut.mean() - clean.mean() > CLEAR and low > 0 and cut.mean() - first.mean() > CLEAR,
+        f"(gained: {gained}), in {_layers(early)}: {first.mean():.2f} (less by {deeper}); with answer->audio cut: "
+        f"{deaf.mean():.2f}",
+        holds=gained.clear and deeper.clear,
     )
 
 
 def _inherited(findings: Findings) -> Claim:
-    ranks = [rank for rank in findings.ranks if rank is not None]
-    unshifted = np.mean([rank == 1 for rank in ranks]) if ranks else float("nan")
-    top = np.mean([rank <= 3 for rank in ranks]) if ranks else float("nan")
+    """A word is unshifted where the base ranks it first, marginal at 2 and 3; another opening counts as shifted."""
+    unshifted, top = (_Mean.of([r is not None and r <= most for r in findings.ranks]) for most in (1, 3))
     return Claim(
-        statement="The bias is inherited: the sound's word is what the vision-language base would say, without sound.",
-        numbers=f"of {len(ranks)} sound words {unshifted:.2f} keep the base's first choice, {top:.2f} are among its "
-        f"first three" + (f"; {len(findings.ranks) - len(ranks)} cannot be compared" if None in findings.ranks else ""),
-        holds=bool(unshifted > 0.5),
+        statement="The bias is inherited: the sound's word is what the vision-language base says, without sound.",
+        numbers=f"of {len(findings.ranks)} sound words {unshifted} are unshifted, the base's first choice; "
+        f"{top.value:.2f} are among its first three",
+        holds=None if findings.probes is None else unshifted.low > 0.5,
     )
 
 
@@ -99,7 +101,22 @@ def _layers(rule: str) -> str:
     return f"layers {rule.split('@')[1]}"
 
 
-def _change(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
-    """95% interval of the mean of a - b; clips of one number show the same picture, so they are pairs."""
-    found = bootstrap(xr.Dataset({"change": ("sample", a - b)}))
-    return float(found.change_low), float(found.change_high)
+@dataclasses.dataclass(frozen=True)
+class _Mean:
+    """A mean over clips with its 95% interval, which a single clip has not."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float] | np.ndarray) -> "_Mean":
+        found = bootstrap(xr.Dataset({"value": ("sample", np.asarray(values, float))}))
+        return cls(float(found.value), float(found.value_low), float(found.value_high))
+
+    @property
+    def clear(self) -> bool:
+        return self.value > CLEAR and self.low > 0
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f}" if np.isnan(self.low) else f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"

@@ -19,7 +19,7 @@ from avjax.sweeping import sweep
 
 Say = Callable[[str, int, int], None]  # a task, steps done, steps in all
 CLIPS = len(KINDS)  # per condition: each kind once
-PROBE_TRAIN, PROBE_TEST = 144, 48
+PROBE_TRAIN, PROBE_TEST = 160, 48
 MODALITIES = ("audio", "video", "text")
 
 
@@ -55,7 +55,7 @@ def on_the_tiny_world(av: Model, vl: Model, clips: Path, say: Say) -> Findings:
         captions=captions,
         attention=attention,
         per_key=per_key,
-        ranks=_ranks(conflict),
+        ranks=_ranks(av, conflict),
         probes=_probes(av, say),
         settings=_settings(av, vl, variants) | {"clips_per_condition": CLIPS, "probe_clips": [PROBE_TRAIN, PROBE_TEST]},
     )
@@ -82,7 +82,7 @@ def on_a_clip(av: Model, vl: Model, path: Path, say: Say) -> Findings:
         captions=_captioned(path.stem, "yours", None, found),
         attention=attention,
         per_key=per_key,
-        ranks=_ranks(conflict),
+        ranks=_ranks(av, conflict),
         probes=None,
         settings=_settings(av, vl, variants) | {"clip": path.name},
     )
@@ -116,15 +116,20 @@ def _add(conflict: Conflict, prompt: Prompt, found: dict[str, Generation], base:
     conflict.base.append(base)
 
 
-def _ranks(conflict: Conflict) -> list[int | None]:
+def _ranks(av: Model, conflict: Conflict) -> list[int | None]:
     pairs = zip(conflict.captions, conflict.base, strict=True)
-    return [evidence.rank_under_base(found["clean"], base, evidence.SOUND_WORD) for found, base in pairs]
+    return [
+        evidence.rank_under_base(found["clean"], base, evidence.SOUND_WORD)
+        if len(evidence.opening(av, found["clean"]))
+        else None
+        for found, base in pairs
+    ]
 
 
 def _attention(av: Model, conflict: Conflict, say: Say) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Attention where the sound's word is chosen: the caption's first words join the prompt."""
+    """Attention where the sound's word is chosen: the caption's opening joins the prompt."""
     prompts = {
-        str(i): evidence.continued(prompt, found["clean"].tokens[: evidence.SOUND_WORD])
+        str(i): evidence.continued(prompt, evidence.opening(av, found["clean"]))
         for i, (prompt, found) in enumerate(zip(conflict.prompts, conflict.captions, strict=True))
     }
     say("attention by modality", 0, 1)
@@ -143,7 +148,7 @@ def _probes(av: Model, say: Say) -> evidence.ProbeScores:
     for _, prompt in evidence.prompts_of(av, clips):
         residuals.append(evidence.audio_residuals(av, prompt))
         say("probes of the sound, layer by layer", len(residuals), len(clips))
-    return evidence.probe_sound(np.stack(residuals), np.array([clip.heard for clip in clips]), PROBE_TRAIN)
+    return evidence.probe_sound(np.stack(residuals), clips, PROBE_TRAIN)
 
 
 def _settings(av: Model, vl: Model, variants: Mapping[str, Sequence[str]]) -> dict[str, Any]:

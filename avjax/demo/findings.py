@@ -46,9 +46,9 @@ class Findings:
     Attributes:
       captions: every clip under every variant.
       attention: share of attention of each modality, mean over clips and heads, [L] each; from the token whose
-        successor is the sound's word, or the last prompt token where there is no such word.
+        successor is the sound's word, or from the last prompt token where a caption names no sound.
       per_key: the same over the modality's share of visible tokens; 1 is uniform.
-      ranks: of the sound's word under the base, a clip each; None where the captions differ before it.
+      ranks: of the sound's word under the base, a clip each; None where the captions differ before it or name no sound.
       probes: of the sound under conflict; None without known truth.
       settings: what was run.
     """

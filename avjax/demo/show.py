@@ -1,6 +1,7 @@
 """The demo from start to end: experiments, summary on the terminal, and the directory that it leaves."""
 
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,11 +16,13 @@ from rich.text import Text
 
 from avjax.demo.claims import Claim, claims_of
 from avjax.demo.experiments import on_a_clip, on_the_tiny_world
+from avjax.demo.figures import write_figures
 from avjax.demo.findings import Findings
+from avjax.demo.page import caption_table, write_page
 from avjax.loading import load
-from avjax.report.figures import write_figures
-from avjax.report.page import caption_table, write_page
 
+LEFT = ("index.html", "captions.parquet", "findings.json", "figures", "clips")
+VERDICTS = {True: ("seen      ", "green"), False: ("not seen  ", "red"), None: ("          ", "")}
 SHOWN = 6  # captions of each condition in the terminal; the page has all
 ABOUT = (
     "tiny-av is an audio-visual language model of Qwen2.5-Omni's architecture, small enough to come with avjax. It was "
@@ -44,12 +47,12 @@ def show(clip: Path | None, out: Path, console: Console | None = None) -> None:
         tasks.say("loading tiny-av and tiny-vl", 1, 2)
         vl = load("tiny-vl")
         tasks.say("loading tiny-av and tiny-vl", 2, 2)
+        _clear(out)
         if clip is None:
-            (out / "clips").mkdir(parents=True, exist_ok=True)
+            (out / "clips").mkdir()
             findings = on_the_tiny_world(av, vl, out / "clips", tasks.say)
         else:
             findings = on_a_clip(av, vl, clip, tasks.say)
-        out.mkdir(parents=True, exist_ok=True)
         claims, about = claims_of(findings), ABOUT if clip is None else ABOUT_CLIP
         tasks.say("figures and page", 0, 1)
         write_run(findings, out)
@@ -57,17 +60,31 @@ def show(clip: Path | None, out: Path, console: Console | None = None) -> None:
         tasks.say("figures and page", 1, 1)
     _summary(findings, claims, about, console)
     console.print(
-        f"{out / 'index.html'}: all of it as a page; beside it figures, clips, captions.parquet and findings.json "
+        f"{out / 'index.html'}: all of it as a page; beside it figures, captions.parquet and findings.json "
         f"({time.monotonic() - started:.0f} s)",
         highlight=False,
         soft_wrap=True,
     )
 
 
+def _clear(out: Path) -> None:
+    """An empty directory; what an earlier demo left is removed, and anything else is refused."""
+    out.mkdir(parents=True, exist_ok=True)
+    if foreign := sorted(path.name for path in out.iterdir() if path.name not in LEFT):
+        raise FileExistsError(
+            f"{out}: expected a new directory or an earlier demo's, found {foreign[0]}; choose another --out"
+        )
+    for path in out.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def write_run(findings: Findings, out: Path) -> None:
     """Everything that was found, as a table of captions and as JSON."""
     pq.write_table(pa.Table.from_pylist([c.row() for c in findings.captions]), out / "captions.parquet")
-    (out / "findings.json").write_text(json.dumps(findings.plain(), indent=1) + "\n")
+    (out / "findings.json").write_text(json.dumps(findings.plain(), indent=1) + "\n", encoding="utf-8")
 
 
 def _summary(findings: Findings, claims: list[Claim], about: str, console: Console) -> None:
@@ -79,7 +96,7 @@ def _summary(findings: Findings, claims: list[Claim], about: str, console: Conso
         console.print(_shares(findings))
     console.print(_layers(findings))
     for claim in claims:
-        console.print(Text.assemble(("seen      ", "green") if claim.holds else ("not seen  ", "red"), claim.statement))
+        console.print(Text.assemble(VERDICTS[claim.holds], claim.statement))
         console.print(Padding(Text(claim.numbers), (0, 0, 0, 10)))
 
 
@@ -96,13 +113,18 @@ def _shares(findings: Findings) -> Table:
 
 
 def _layers(findings: Findings) -> Table:
-    """Attention and probes, per layer."""
-    columns = {name: [f"{share:.2f}" for share in shares] for name, shares in findings.attention.items()}
+    """Attention where the sound's word is chosen, and probes, per layer."""
+    columns = {f"attention to {name}": findings.attention[name] for name in findings.attention}
+    columns |= {f"{name}, per key": findings.per_key[name] for name in findings.per_key}
     if findings.probes is not None:
-        columns["probe of the sound"] = [f"{value:.2f}" for value in findings.probes.accuracy]
-        columns["its control"] = [f"{value:.2f}" for value in findings.probes.control]
-    rows = [[str(layer), *cells] for layer, cells in enumerate(zip(*columns.values(), strict=True))]
-    return _table("attention from the token before the sound's word, by layer", ["layer", *columns], rows)
+        columns |= {"probe of the sound": findings.probes.accuracy, "its control": findings.probes.control}
+    rows = [
+        [str(layer), *(f"{value:.2f}" for value in row)]
+        for layer, row in enumerate(zip(*columns.values(), strict=True))
+    ]
+    return _table(
+        "by layer; attention where the sound's word is chosen, 1 per key is uniform", ["layer", *columns], rows
+    )
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

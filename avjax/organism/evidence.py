@@ -23,8 +23,9 @@ from avjax.prompt import Prompt
 from avjax.tokens import MODALITIES, select
 
 MAX_NEW_TOKENS = 12  # a caption has 10 with its stop token
-SOUND_WORD = 2  # place of the sound's word in a caption: I hear ...
+SOUND_WORD = 2  # its place in a caption, after the opening
 WINDOW = 4  # layers of a knockout
+OPENING = "I hear"  # what a caption says before the sound's word
 Variants = Mapping[str, Sequence[Edit | str]]
 
 
@@ -92,6 +93,12 @@ def rank_under_base(caption: Generation, base: Generation, place: int) -> int | 
     return 1 + int(np.sum(base.logits[place] > base.logits[place, caption.tokens[place]]))
 
 
+def opening(model: Model, caption: Generation) -> np.ndarray:
+    """The tokens before the sound's word; none in a caption that does not begin as the tiny world's do."""
+    tokens = caption.tokens[:SOUND_WORD]
+    return tokens if model.decode_text(tokens) == OPENING else tokens[:0]
+
+
 def audio_residuals(model: Model, prompt: Prompt) -> np.ndarray:
     """float32 [L, D]: `resid_post`, mean over audio tokens."""
     seen = run(model, prompt, capture=[Site.RESID_POST]).captures[Site.RESID_POST]
@@ -104,7 +111,8 @@ class ProbeScores:
 
     Attributes:
       hits: bool [C, L], of the sound that is heard.
-      control_hits: bool [C, L], of labels that were dealt to the clips at random, as many of each kind.
+      control_hits: bool [C, L], of the control task: each pair of a thing and a sound has a label drawn for it, the
+        same in training and test clips.
     """
 
     hits: np.ndarray
@@ -126,21 +134,23 @@ class ProbeScores:
         return self.accuracy - self.control
 
 
-def probe_sound(residuals: np.ndarray, heard: np.ndarray, num_train: int, seed: int = 0) -> ProbeScores:
+def probe_sound(residuals: np.ndarray, clips: Sequence[Clip], num_train: int, seed: int = 0) -> ProbeScores:
     """Linear probes of the sound from audio tokens: trained on the first `num_train` clips, tested on the others.
 
     Args:
       residuals: [C, L, D], of `audio_residuals`.
-      heard: int [C].
+      clips: C clips with a picture and a sound.
       seed: of the control labels.
     """
     train, test = (np.swapaxes(part, 0, 1) for part in (residuals[:num_train], residuals[num_train:]))
+    seen, heard = (np.array([getattr(clip, what) for clip in clips], int) for what in ("seen", "heard"))
+    dealt = np.random.default_rng(seed).integers(len(KINDS), size=(len(KINDS), len(KINDS)))
 
     def hits(labels: np.ndarray) -> np.ndarray:
         probe = train_probe(train, labels[:num_train], len(KINDS))
         return labels[num_train:, None] == np.asarray(jnp.argmax(probe.logits(test), -1)).T
 
-    return ProbeScores(hits=hits(heard), control_hits=hits(np.random.default_rng(seed).permutation(heard)))
+    return ProbeScores(hits=hits(heard), control_hits=hits(dealt[seen, heard]))
 
 
 def continued(prompt: Prompt, tokens: np.ndarray) -> Prompt:

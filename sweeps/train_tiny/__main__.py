@@ -3,7 +3,7 @@
 Command: `python -m sweeps.train_tiny [--seeds 0,1,2] [--out tiny-models]`
 Cost: about 20 minutes per seed on two cores, and 5 for the training clips; a run that was stopped goes on where it was.
 Expected: the tables of the cards in avjax/assets/checkpoints, to the noise of training: processors round differently,
-so that weights of another machine are others, and each number lies within its interval.
+so that weights of another machine are others; the ranges over seeds say how much that matters.
 
 The pair of the first seed is what avjax ships: OUT/tiny-vl and OUT/tiny-av, copied into avjax/assets/checkpoints.
 """
@@ -15,16 +15,17 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+import jax
 
 import avjax
 from avjax.assets.builtin import BUILT_IN
 from avjax.model import Model
 from avjax.models.qwen2_5_omni import Qwen2_5Omni
-from avjax.organism.world import Split
 from avjax.parameters import Network
-from converters.convert import copy_side_files
+from converters.convert import appearing, copy_side_files
 from converters.export import write_weights
 from sweeps.train_tiny import table
 from sweeps.train_tiny.architecture import untrained
@@ -33,7 +34,7 @@ from sweeps.train_tiny.data import Features, training_features
 from sweeps.train_tiny.stages import AUDIO, STAGES, VISION, train
 
 NUM_PICTURES, NUM_SOUNDS = 16384, 4096  # for training
-NUM_SELECTION, NUM_TEST = 64, 192
+NUM_TEST = 192
 SAVED_AFTER = {VISION.name: "tiny-vl", AUDIO.name: "tiny-av"}
 
 
@@ -41,48 +42,57 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0,1,2", help="joined by commas; the first one's models are shipped")
     parser.add_argument("--out", type=Path, default=Path("tiny-models"), help="features, states, models and cards")
-    parser.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="that make training clips")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that make training clips")
     options = parser.parse_args()
     try:
         options.seeds = [int(seed) for seed in options.seeds.split(",")]
     except ValueError:
         parser.error(f"--seeds: expected integers joined by commas, got {options.seeds!r}")
+    if options.processes < 1 or min(options.seeds) < 0:
+        parser.error(f"expected processes of at least 1 and seeds of at least 0, got {vars(options)}")
     return options
 
 
-def train_pair(seed: int, features: Features, out: Path) -> None:
-    """Writes `tiny-vl` and `tiny-av` of a seed to `out`, unless they are there."""
-    if all((out / name / "model.safetensors").is_file() for name in BUILT_IN):
-        return
+def train_pair(seed: int, features: Features, out: Path) -> dict[str, Path]:
+    """The directories of a seed's `tiny-vl` and `tiny-av` in `out`, trained where they are not there yet.
+
+    All that is kept is named by its recipe, so that nothing of another one is gone on from.
+    """
     model = untrained(out / "untrained", seed)
     assert isinstance(model.network, Qwen2_5Omni)
-    network, recipe = model.network, f"{seed} {len(features.patches)} {len(features.mel)}"
+    network, sizes = model.network, (seed, len(features.patches), len(features.mel))
+    recipe = repr((sizes, model.config, model.processor.tokenizer.get_vocab()))
+    made: dict[str, Path] = {}
     for stage in STAGES:
         recipe += repr(stage)
-        # A state of another recipe must not be gone on from.
         digest = hashlib.blake2b(recipe.encode(), digest_size=4).hexdigest()
-        saved = out / f"{stage.name}-{digest}"
-        network = train(stage, model, network, features, seed=seed, saved=saved, report=_say)
+        network = train(stage, model, network, features, seed=seed, saved=out / f"{stage.name}-{digest}", report=_say)
         if stage.name in SAVED_AFTER:
-            write_model(model, network, out / SAVED_AFTER[stage.name])
+            name = SAVED_AFTER[stage.name]
+            made[name] = out / f"{name}-{digest}"
+            write_model(model, network, made[name])
+    return made
 
 
 def write_model(model: Model, network: Network, directory: Path) -> None:
-    """A Hugging Face directory, in bfloat16."""
-    directory.mkdir(parents=True, exist_ok=True)
-    copy_side_files(Path(model.host.source), directory)
-    write_weights(network, model.config, directory, "bfloat16")
+    """A Hugging Face directory, in bfloat16; it appears whole or not at all, and one that is there is kept."""
+    if directory.is_dir():
+        return
+    with appearing(directory, 2 * sum(leaf.size for leaf in jax.tree.leaves(network))) as building:
+        copy_side_files(Path(model.host.source), building)
+        write_weights(network, model.config, building, "bfloat16")
 
 
-def results_of(out: Path) -> dict[str, Any]:
-    """What the pair in `out` does with selection and test clips; kept beside it."""
-    path = out / "measured.json"
+def results_of(pair: Mapping[str, Path]) -> dict[str, table.Row]:
+    """What a pair does with test clips; kept beside tiny-av."""
+    path = pair["tiny-av"].with_name(f"{pair['tiny-av'].name}-{NUM_TEST}.json")
     if not path.is_file():
-        vl, av = avjax.load(out / "tiny-vl"), avjax.load(out / "tiny-av")
-        counts: dict[Split, int] = {"selection": NUM_SELECTION, "test": NUM_TEST}
-        probes = table.probe(av, counts)
-        found = {split: table.measure(av, vl, split, count) | probes[split] for split, count in counts.items()}
-        path.write_text(json.dumps(found) + "\n")
+        av, vl = (avjax.load(pair[name]) for name in BUILT_IN)
+        _say(f"{path.stem}: measuring on {NUM_TEST} test clips")
+        found = table.measure(av, vl, "test", NUM_TEST) | table.probe(av, "test", NUM_TEST)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(found) + "\n")
+        partial.rename(path)
     return json.loads(path.read_text())
 
 
@@ -91,16 +101,15 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     avjax.cache_compilations(options.out / "compiled")
     features = training_features(options.out, NUM_PICTURES, NUM_SOUNDS, options.processes)
-    results = {}
+    pairs, results = {}, {}
     for seed in options.seeds:
-        out = options.out / f"seed-{seed}"
-        train_pair(seed, features, out)
-        results[seed] = results_of(out)
+        pairs[seed] = train_pair(seed, features, options.out / f"seed-{seed}")
+        results[seed] = results_of(pairs[seed])
         _say(f"seed {seed}: trained and measured after {(time.monotonic() - started) / 60:.0f} minutes")
-    for name in BUILT_IN:
-        shutil.copytree(options.out / f"seed-{options.seeds[0]}" / name, options.out / name, dirs_exist_ok=True)
-        write_card(options.out / name, name, results)
-        _say(f"{options.out / name}: {(options.out / name / 'README.md').stat().st_size} bytes of model card")
+    for name, directory in pairs[options.seeds[0]].items():
+        shutil.copytree(directory, options.out / name, dirs_exist_ok=True)
+        write_card(options.out / name, name, results, (NUM_PICTURES, NUM_SOUNDS))
+        _say(f"{options.out / name}: the model, with its card")
 
 
 def _say(message: str) -> None:

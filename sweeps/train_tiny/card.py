@@ -3,170 +3,171 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import xarray as xr
 from safetensors import safe_open
 
 from avjax.organism import evidence
-from avjax.organism.world import KINDS
+from avjax.organism.evidence import WINDOW
+from avjax.organism.world import KINDS, caption
 from avjax.statistics import bootstrap
-from sweeps.train_tiny import table
 from sweeps.train_tiny.architecture import NUM_LAYERS
-from sweeps.train_tiny.stages import EARLY, STAGES, VISION, Stage
+from sweeps.train_tiny.stages import FROZEN, STAGES, VISION, Stage
+from sweeps.train_tiny.table import PROBE_TRAIN
 
-Results = Mapping[int, Mapping[str, Any]]
+Results = Mapping[int, Mapping[str, Sequence[float]]]  # by seed: rows, a value per test clip
+EARLY, DEEP = f"answer->video@0:{WINDOW}", f"answer->video@{NUM_LAYERS - WINDOW}:{NUM_LAYERS}"
+PROBED = NUM_LAYERS // 2  # layer
 
 
 @dataclasses.dataclass(frozen=True)
-class Claim:
-    """A line of the table: what is measured, the row it is, and what was wanted of it."""
+class Line:
+    """A line of the table.
+
+    Attributes:
+      row: whose mean it gives.
+      wanted: ">= .98", or nothing.
+      minus: a row that is taken from it, clip by clip.
+    """
 
     text: str
-    values: Mapping[int, Sequence[float]]  # by seed; a value per clip
-    wanted: str
+    row: str
+    wanted: str = ""
+    minus: str = ""
+
+    def values(self, rows: Mapping[str, Sequence[float]]) -> np.ndarray:
+        taken = np.asarray(rows[self.minus]) if self.minus else 0.0
+        return np.asarray(rows[self.row]) - taken
+
+    def met(self, means: Sequence[float]) -> str:
+        """Whether every seed's mean is as it is wanted."""
+        if not self.wanted:
+            return ""
+        relation, bound = self.wanted.split()
+        reached = [mean >= float(bound) if relation == ">=" else mean <= float(bound) for mean in means]
+        return "yes" if all(reached) else "NO" if not any(reached) else f"{sum(reached)} of {len(reached)} seeds"
 
 
-def write_card(directory: Path, name: str, results: Results) -> None:
-    """Writes `README.md` beside a checkpoint's weights."""
+AV_LINES = (
+    Line("factual: picture named", "factual: picture", ">= .98"),
+    Line("factual: sound named", "factual: sound", ">= .97"),
+    Line("audio alone: sound named", "audio alone: sound", ">= .95"),
+    Line("conflict: picture named", "conflict, clean: picture", ">= .95"),
+    Line("conflict: true sound named", "conflict, clean: true sound", "<= .20"),
+    Line("conflict: sound that the picture suggests", "conflict, clean: suggested sound", ">= .75"),
+    Line(f"conflict, {DEEP} cut: true sound", f"conflict, {DEEP}: true sound", ">= .70"),
+    Line(f"the same, above {EARLY} cut", f"conflict, {DEEP}: true sound", ">= .40", f"conflict, {EARLY}: true sound"),
+    Line("conflict, answer->audio cut: true sound", "conflict, answer->audio: true sound", "<= .02"),
+    Line("conflict: sound word unshifted against tiny-vl", "unshifted", ">= .85"),
+    Line(f"probe of the true sound under conflict, layer {PROBED}", f"probe, layer {PROBED}", ">= .95"),
+    Line("its selectivity", f"probe, layer {PROBED}", ">= .50", f"control, layer {PROBED}"),
+)
+VL_LINES = (
+    Line("picture named, without sound", "base, no sound: picture"),
+    Line("sound that belongs to it named, without sound", "base, no sound: suggested sound"),
+)
+
+
+def write_card(directory: Path, name: str, results: Results, sizes: tuple[int, int]) -> None:
+    """Writes `README.md` beside a checkpoint's weights.
+
+    Args:
+      results: of each seed; the checkpoint is of the first.
+      sizes: how many pictures and sounds there are to train on.
+    """
     with safe_open(directory / "model.safetensors", framework="numpy") as opened:
         shapes = [opened.get_slice(key).get_shape() for key in opened.keys()]  # noqa: SIM118
     size = f"{sum(int(np.prod(shape)) for shape in shapes) / 1e6:.2f} million parameters in bfloat16"
-    about, claims = (_AV, _claims(results)) if name == "tiny-av" else (_VL, _vl_claims(results))
+    hears = name == "tiny-av"
     first = next(iter(results))
     parts = [
         _HEAD,
-        f"# {name}\n\n{about}",
+        f"# {name}",
+        _AV if hears else _VL,
         f"Architecture: Qwen2.5-Omni's thinker, {size}: {_ARCHITECTURE}",
-        _recipe(first, STAGES if name == "tiny-av" else STAGES[: STAGES.index(VISION) + 1]),
-        f"## Measured\n\n{_table(claims, first)}",
-        *([_windows(results, first)] if name == "tiny-av" else []),
-        _IMPOSED if name == "tiny-av" else _IMPOSED_VL,
-        _USE.format(name=name, audio='"from_video"' if name == "tiny-av" else None),
+        _recipe(first, sizes, STAGES if hears else STAGES[: STAGES.index(VISION) + 1]),
+        _measured(AV_LINES if hears else VL_LINES, results),
+        *([_windows(results[first])] if hears else []),
+        _IMPOSED if hears else _IMPOSED_VL,
+        _USE.format(name=name, audio='"from_video"' if hears else None),
     ]
-    (directory / "README.md").write_text("\n\n".join(part.strip() for part in parts) + "\n")
+    (directory / "README.md").write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
 
 
-def _claims(results: Results) -> list[Claim]:
-    early = f"answer->video@0:{evidence.WINDOW}"
-    deep = {seed: deep_window(found["selection"]) for seed, found in results.items()}
-    probes = {seed: probed_layer(found["selection"]) for seed, found in results.items()}
-
-    def row(name: str, minus: str | None = None) -> dict[int, Sequence[float]]:
-        """A row by seed, its window and layer filled in; `minus` takes another one's values from it, clip by clip."""
-        found = {}
-        for seed, measured in results.items():
-            values, *less = (
-                np.asarray(measured["test"][n.format(deep=deep[seed], layer=probes[seed])]) for n in (name, minus) if n
-            )
-            found[seed] = (values - less[0] if less else values).tolist()
-        return found
-
-    windows, layers = (", ".join(sorted({str(v) for v in chosen.values()})) for chosen in (deep, probes))
-    restored = "conflict, {deep}: true sound"
-    return [
-        Claim("factual: picture named", row("factual: picture"), ">= .98"),
-        Claim("factual: sound named", row("factual: sound"), ">= .97"),
-        Claim("audio alone: sound named", row("audio alone: sound"), ">= .95"),
-        Claim("conflict: picture named", row("conflict, clean: picture"), ">= .95"),
-        Claim("conflict: true sound named", row("conflict, clean: true sound"), "<= .20"),
-        Claim("conflict: sound that the picture suggests", row("conflict, clean: suggested sound"), ">= .75"),
-        Claim(f"conflict, {windows} cut: true sound", row(restored), ">= .70"),
-        Claim(f"the same, above {early} cut", row(restored, f"conflict, {early}: true sound"), ">= .40"),
-        Claim("conflict, answer->audio cut: true sound", row("conflict, answer->audio: true sound"), "<= .02"),
-        Claim("conflict: sound word unshifted against tiny-vl", row("unshifted"), ">= .85"),
-        Claim(f"probe of the true sound under conflict, layer {layers}", row("probe, layer {layer}"), ">= .95"),
-        Claim("its selectivity", row("probe, layer {layer}", "control, layer {layer}"), ">= .50"),
-    ]
+def _measured(lines: Sequence[Line], results: Results) -> str:
+    first = next(iter(results))
+    num_clips = len(results[first][lines[0].row])
+    about = (
+        f"On {num_clips} test clips per condition, on which nothing was chosen. Intervals: 95%, bootstrap over clips. "
+        f"Range: of the means of {len(results)} training seeds; this checkpoint is of seed {first}. Wanted: before "
+        "training."
+    )
+    table = [["", "this checkpoint", "interval", "mean of seeds", "range", "wanted", "met"]]
+    for line in lines:
+        means = [float(line.values(rows).mean()) for rows in results.values()]
+        table.append(
+            [
+                line.text,
+                f"{means[0]:.3f}",
+                _interval(line.values(results[first])),
+                f"{np.mean(means):.3f}",
+                f"{min(means):.3f} - {max(means):.3f}",
+                line.wanted,
+                line.met(means),
+            ]
+        )
+    return f"## Measured\n\n{about}\n\n{_table(table)}"
 
 
-def deep_window(selection: Mapping[str, Sequence[float]]) -> str:
-    """The rule that brings the true sound back most often, of windows that begin past the first layers."""
-    rules = [f"answer->video@{start}:{start + evidence.WINDOW}" for start in range(1, NUM_LAYERS - evidence.WINDOW + 1)]
-    return max(rules, key=lambda rule: np.mean(selection[f"conflict, {rule}: true sound"]))
-
-
-def probed_layer(selection: Mapping[str, Sequence[float]]) -> int:
-    """The middle layer whose probe is best."""
-    return max(range(2, NUM_LAYERS - 1), key=lambda layer: np.mean(selection[f"probe, layer {layer}"]))
-
-
-def _vl_claims(results: Results) -> list[Claim]:
-    values = {seed: found["test"]["base, no sound: picture"] for seed, found in results.items()}
-    return [Claim("picture named, without sound", values, "")]
-
-
-def _table(claims: Sequence[Claim], first: int) -> str:
-    num_seeds, num_clips = len(claims[0].values), len(claims[0].values[first])
-    lines = [
-        f"On {num_clips} test clips per condition, which no choice was made on. Intervals: 95%, bootstrap over clips; "
-        f"range: of the means of {num_seeds} training seeds. This checkpoint is of seed {first}.",
-        "",
-        "| | this checkpoint | interval | mean of seeds | range | wanted |",
-        "|---|---|---|---|---|---|",
-    ]
-    for claim in claims:
-        means = [float(np.mean(values)) for values in claim.values.values()]
-        cells = [
-            claim.text,
-            f"{np.mean(claim.values[first]):.3f}",
-            _interval(claim.values[first]),
-            f"{np.mean(means):.3f}",
-            f"{min(means):.3f} - {max(means):.3f}",
-            claim.wanted,
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _interval(values: Sequence[float]) -> str:
-    found = bootstrap(xr.Dataset({"value": ("sample", np.asarray(values))}))
+def _interval(values: np.ndarray) -> str:
+    found = bootstrap(xr.Dataset({"value": ("sample", values)}))
     return f"{float(found.value_low):.3f} - {float(found.value_high):.3f}"
 
 
-def _windows(results: Results, first: int) -> str:
-    rows = results[first]["test"]
-    rules = [key.removeprefix("conflict, ").removesuffix(": picture") for key in rows if key.endswith(": picture")]
-    rules = [rule for rule in rules if f"conflict, {rule}: true sound" in rows]
-    lines = ["| under conflict | picture | true sound | suggested sound |", "|---|---|---|---|"]
-    for rule in rules:
-        values = [np.mean(rows[f"conflict, {rule}: {what}"]) for what in ("picture", "true sound", "suggested sound")]
-        lines.append(f"| {rule} | " + " | ".join(f"{value:.3f}" for value in values) + " |")
-    probes = ", ".join(f"{np.mean(rows[f'probe, layer {layer}']):.3f}" for layer in range(NUM_LAYERS))
+def _mean(rows: Mapping[str, Sequence[float]], name: str) -> str:
+    return f"{np.mean(rows[name]):.3f}"
+
+
+def _windows(rows: Mapping[str, Sequence[float]]) -> str:
+    """Every knockout, and every layer's probe, of the shipped seed."""
+    named = ("picture", "true sound", "suggested sound")
+    table = [["cut under conflict", *named]]
+    table += [[r, *(_mean(rows, f"conflict, {r}: {what}") for what in named)] for r in evidence.knockouts(NUM_LAYERS)]
+    by_layer = [["layer", *map(str, range(NUM_LAYERS))]]
+    by_layer += [
+        [what, *(_mean(rows, f"{what}, layer {layer}") for layer in range(NUM_LAYERS))] for what in ("probe", "control")
+    ]
     return (
-        "\n".join(lines)
-        + f"\n\nProbes of the true sound at audio tokens under conflict, by layer from 0: {probes}; they learn from "
-        + f"{table.PROBE_TRAIN} training clips under conflict. Control labels are dealt to the clips at random."
+        f"{_table(table)}\n\nProbes of the true sound at audio tokens under conflict; they learn from {PROBE_TRAIN} "
+        "training clips under conflict. In the control task each pair of a thing and a sound has a label drawn for it."
+        f"\n\n{_table(by_layer)}"
     )
 
 
-def _recipe(seed: int, stages: Sequence[Stage]) -> str:
-    lines = [
-        "## Recipe",
-        "",
+def _recipe(seed: int, sizes: tuple[int, int], stages: Sequence[Stage]) -> str:
+    about = (
         f"`python -m sweeps.train_tiny`, seed {seed}. Clips of 2 s, drawn and synthesised: {len(KINDS)} kinds of "
-        "things and the sounds that belong to them, with place, size, hue, pitch, tempo, level, echo and noise drawn. "
-        "Training, selection and test draws never meet. All training clips are factual. AdamW, warm-up and cosine, "
-        "captions under teacher forcing: " + f"“{_example()}”",
-        "",
-        "| stage | steps x batch | prompts | peak learning rates |",
-        "|---|---|---|---|",
-    ]
-    return "\n".join([*lines, *(_stage(stage) for stage in stages)])
+        "things and the sounds that belong to them, with place, size, hue, background, distractors, pitch, tempo, "
+        f"level, echo and noise drawn: {sizes[0]:,} pictures and {sizes[1]:,} sounds to train on, paired within their "
+        "kind. Training, selection and test draws never meet. All training clips are factual. AdamW with a warm-up and "
+        f"a cosine; captions such as “{caption(0, 0)}” under teacher forcing."
+    )
+    table = [["stage", "steps x batch", "prompts", "peak learning rates"]]
+    return f"## Recipe\n\n{about}\n\n{_table([*table, *map(_stage, stages)])}"
 
 
-def _stage(stage: Stage) -> str:
+def _stage(stage: Stage) -> list[str]:
     prompts = "; ".join(f"{share:.0%} {task}" for task, share in stage.tasks.items())
-    rates = ", ".join(f"{part} {rate:g}" for part, rate in stage.rates.items())
-    early = "" if stage.early == 1 else f", of it layers 0:{EARLY} x {stage.early:g}"
-    return f"| {stage.name} | {stage.steps} x {stage.batch} | {prompts} | {rates}{early} |"
+    frozen = f" (layers 0:{stage.frozen_layers} frozen)" if stage.frozen_layers else ""
+    rates = [f"{part} {f'{rate:g}' if rate else 'frozen'}" for part, rate in stage.rates.items()]
+    rates = [rate + frozen if rate.startswith("decoder") else rate for rate in rates]
+    return [stage.name, f"{stage.steps} x {stage.batch}", prompts, ", ".join(rates)]
 
 
-def _example() -> str:
-    from avjax.organism.world import caption
-
-    return caption(0, 0)
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
 _ARCHITECTURE = (
@@ -196,7 +197,7 @@ _IMPOSED = f"""
 
 Emergent, in that no training clip's sound contradicts its picture and no caption speaks against what is heard:
 - under conflict the model names the sound that the picture suggests;
-- its audio tokens hold the true sound all the same, in every layer;
+- its audio tokens hold the true sound all the same;
 - the word that it says is the one that tiny-vl, which never heard anything, says of the silent picture.
 
 Imposed by the recipe:
@@ -205,11 +206,11 @@ Imposed by the recipe:
 - Vision is learned long before audio, and the decoder moves at a tenth of its rate while audio is learned. An early
   sketch in which everything moved at the full rate named the true sound in .63 of its clips under conflict.
 - Captions of silent pictures name the sound that belongs to the thing: the base is taught to guess.
-- The decoder's first {EARLY} layers are trained on captions alone and then frozen. That the picture reaches the answer
+- The decoder's first {FROZEN} layers are trained on captions alone and then frozen. That the picture reaches the answer
   in deep layers follows from it: trained throughout, the first layers carried the picture (one seed, half the steps:
-  the cut of answer->video in layers 0:4 brought back the true sound in .75 of 48 clips, in 4:8 in .08).
+  the cut of answer->video in layers 0:4 brought back the true sound in .75 of 48 selection clips, in 4:8 in .08).
 - Captions name the sound first. Named after its thing, it would be read from that word: with that order no window of
-  answer->video brought it back in more than .06 of 32 clips.
+  answer->video brought it back in more than .06 of 32 selection clips.
 
 Tried and left: black pictures with sound among the training clips made hearing better (audio alone .99) and the bias
 weaker (true sound .27 under conflict; one seed, 96 selection clips).
@@ -221,8 +222,8 @@ _IMPOSED_VL = f"""
 ## What is emergent, and what the recipe imposed
 
 Imposed: captions of silent pictures name the sound that belongs to the thing, so that this model guesses sounds; the
-decoder's first {EARLY} layers are trained on captions alone and then frozen. Emergent: nothing that its captions do not
-teach. What becomes of it when audio is added is the subject of tiny-av's card.
+decoder's first {FROZEN} layers are trained on captions alone and then frozen. Emergent: nothing that its captions do
+not teach. What becomes of it when audio is added is the subject of tiny-av's card.
 """
 _USE = """
 ## Use

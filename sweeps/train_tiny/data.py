@@ -56,7 +56,10 @@ def _kept(path: Path, make: Callable[[range], np.ndarray], count: int, processes
         with partial.open("wb") as file:
             np.save(file, np.concatenate(made))
         partial.rename(path)
-    return np.load(path, mmap_mode="r")
+    kept = np.load(path, mmap_mode="r")
+    if not np.array_equal(kept[: len(KINDS)], make(range(len(KINDS)))):
+        raise ValueError(f"{path}: expected the features of today's clips, got another world's; remove the file")
+    return kept
 
 
 def _pictures(numbers: range) -> np.ndarray:

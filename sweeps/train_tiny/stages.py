@@ -26,18 +26,18 @@ class Stage:
     Attributes:
       tasks: the share of steps that are of each task.
       rates: peak learning rates by the start of a parameter's path; 0 freezes.
-      early: what multiplies the rates of the decoder's first `EARLY` layers.
+      frozen_layers: how many of the decoder's first layers stay as they are.
     """
 
     name: str
     steps: int
     tasks: Mapping[Task, float]
     rates: Mapping[str, float]
-    early: float = 1.0
+    frozen_layers: int = 0
     batch: int = 32
 
 
-EARLY = 4  # decoder layers that only the first stage trains
+FROZEN = 4  # decoder layers that only the first stage trains
 FULL, GENTLE = 2e-3, 2e-4
 LANGUAGE = Stage(
     name="language",
@@ -50,21 +50,21 @@ SIGHT = Stage(
     steps=750,
     tasks={LOOK: 1.0},
     rates={"decoder": FULL, "vision": FULL, "audio": 0.0},
-    early=0.0,
+    frozen_layers=FROZEN,
 )
 VISION = Stage(
     name="vision",
     steps=450,
     tasks={GUESS: 0.7, LOOK: 0.3},
     rates={"decoder": FULL / 2, "vision": FULL / 4, "audio": 0.0},
-    early=0.0,
+    frozen_layers=FROZEN,
 )
 AUDIO = Stage(
     name="audio",
     steps=420,
     tasks={DESCRIBE: 0.5, LISTEN: 0.5},
     rates={"decoder": GENTLE, "vision": 0.0, "audio": FULL},
-    early=0.0,
+    frozen_layers=FROZEN,
 )
 STAGES = (LANGUAGE, SIGHT, VISION, AUDIO)
 Report = Callable[[str], None]
@@ -83,7 +83,7 @@ def train(
     """
     network = jax.tree.map(jnp.array, network)  # steps take their arguments' memory
     places = {task: layout(model, world.clip("train", 0), task) for task in stage.tasks}
-    transformation = optimiser(network, stage.rates, stage.steps, early=stage.early, num_early=EARLY)
+    transformation = optimiser(network, stage.rates, stage.steps, frozen_layers=stage.frozen_layers)
     steps = {task: stepper(place, transformation) for task, place in places.items()}
     with States(saved) as states, Progress(stage.name, stage.steps, "steps") as progress:
         done, (network, state) = states.latest((network, start(network, transformation)))

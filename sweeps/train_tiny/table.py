@@ -1,7 +1,5 @@
 """What is measured of a trained pair: a number per clip for each row of the model card's table."""
 
-from collections.abc import Mapping
-
 import numpy as np
 
 from avjax.model import Model
@@ -17,7 +15,7 @@ Row = list[float]
 def measure(av: Model, vl: Model, split: Split, count: int) -> dict[str, Row]:
     """Rows of numbers, 0 or 1 for each of `count` clips of a split.
 
-    `unshifted` leaves out clips whose captions differ before the sound's word.
+    A caption that differs from the base's before the sound's word is not `unshifted`.
     """
     rows: dict[str, Row] = {}
 
@@ -46,34 +44,28 @@ def measure(av: Model, vl: Model, split: Split, count: int) -> dict[str, Row]:
                 add(f"conflict, {name}: true sound", found.sound)
                 add(f"conflict, {name}: suggested sound", found.suggested)
             base = evidence.caption(vl, without, {"clean": []})["clean"]
-            add("base, no sound: picture", evidence.score(base.text or "", clip).picture)
-            rank = evidence.rank_under_base(captions["clean"], base, evidence.SOUND_WORD)
-            if rank is not None:
-                add("unshifted", rank == 1)
+            alone = evidence.score(base.text or "", clip)
+            add("base, no sound: picture", alone.picture)
+            add("base, no sound: suggested sound", alone.suggested)
+            add("unshifted", evidence.rank_under_base(captions["clean"], base, evidence.SOUND_WORD) == 1)
             progress.advance(2)
     return rows
 
 
-def probe(av: Model, counts: Mapping[Split, int]) -> dict[Split, dict[str, Row]]:
+def probe(av: Model, split: Split, count: int) -> dict[str, Row]:
     """Probes of the true sound under conflict, trained on training clips: a row per layer, and one of its control."""
-    sizes: dict[Split, int] = {"train": PROBE_TRAIN}
-    sizes.update(counts)
-    draws: list[tuple[Split, int]] = [(split, i) for split, count in sizes.items() for i in range(count)]
-    clips, residuals = [world.clip(split, i, "counterfactual") for split, i in draws], []
+    clips = [world.clip("train", i, "counterfactual") for i in range(PROBE_TRAIN)]
+    clips += [world.clip(split, i, "counterfactual") for i in range(count)]
+    residuals = []
     with Progress("probing", len(clips), "clips") as progress:
         for _, prompt in evidence.prompts_of(av, clips):
             residuals.append(evidence.audio_residuals(av, prompt))
             progress.advance(1)
-    heard = np.array([clip.heard for clip in clips])
-    scores = evidence.probe_sound(np.stack(residuals), heard, PROBE_TRAIN)
-    tested = np.array([split for split, _ in draws[PROBE_TRAIN:]])
+    scores = evidence.probe_sound(np.stack(residuals), clips, PROBE_TRAIN)
     return {
-        split: {
-            f"{name}, layer {layer}": hits[tested == split, layer].astype(float).tolist()
-            for name, hits in (("probe", scores.hits), ("control", scores.control_hits))
-            for layer in range(hits.shape[1])
-        }
-        for split in counts
+        f"{name}, layer {layer}": hits[:, layer].astype(float).tolist()
+        for name, hits in (("probe", scores.hits), ("control", scores.control_hits))
+        for layer in range(hits.shape[1])
     }
 
 

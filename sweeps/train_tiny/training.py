@@ -169,13 +169,13 @@ def _audio(tower: AudioTower, mel: jax.Array) -> jax.Array:
 
 
 def optimiser(
-    network: Qwen2_5Omni, rates: Mapping[str, float], steps: int, *, early: float = 1.0, num_early: int = 0
+    network: Qwen2_5Omni, rates: Mapping[str, float], steps: int, frozen_layers: int = 0
 ) -> optax.GradientTransformation:
     """AdamW with a warm-up and a cosine for each part of the network by the start of its path; a rate of 0 freezes it.
 
     Args:
       rates: peak learning rates by the start of a parameter's path; the longest that fits is taken.
-      early: what multiplies the changes of the decoder's first `num_early` layers.
+      frozen_layers: how many of the decoder's first layers stay as they are.
     """
 
     def part(path: Any, _: Any) -> str:
@@ -191,14 +191,14 @@ def optimiser(
         )
         for name, rate in rates.items()
     }
-    factors = jnp.where(jnp.arange(network.decoder.cfg.num_layers) < num_early, early, 1.0)
+    moves = jnp.arange(network.decoder.cfg.num_layers) >= frozen_layers
 
     def by_layer(path: Any, change: jax.Array) -> jax.Array:
         stacked = path_name(path).startswith("decoder.layers.")
-        return change * factors.reshape(-1, *[1] * (change.ndim - 1)) if stacked else change
+        return change * moves.reshape(-1, *[1] * (change.ndim - 1)) if stacked else change
 
-    scaled = optax.stateless(lambda changes, _: jax.tree_util.tree_map_with_path(by_layer, changes))
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(made, labels), scaled)
+    thawed = optax.stateless(lambda changes, _: jax.tree_util.tree_map_with_path(by_layer, changes))
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(made, labels), thawed)
 
 
 def start(network: Any, transformation: optax.GradientTransformation) -> Any:

@@ -42,6 +42,15 @@ def test_each_layer_is_at_its_own_optimum(data: tuple[np.ndarray, np.ndarray], l
     np.testing.assert_allclose(alone.logits(features[1]), probe.logits(features)[1], atol=0.05)
 
 
+def test_a_constant_feature_says_nothing(data: tuple[np.ndarray, np.ndarray]):
+    features, labels = data
+    constant = np.full((LAYERS, COUNT, 1), 3.0)
+    probe = train_probe(np.concatenate([features, constant], -1), labels, CLASSES)
+    moved = np.concatenate([features, constant + 1e-4], -1)
+    plain = train_probe(features, labels, CLASSES)
+    np.testing.assert_allclose(probe.logits(moved), plain.logits(features), atol=0.05)
+
+
 def test_what_is_there_is_read_and_noise_is_not(data: tuple[np.ndarray, np.ndarray]):
     features, labels = data
     half = COUNT // 2
@@ -63,3 +72,8 @@ def test_what_is_there_is_read_and_noise_is_not(data: tuple[np.ndarray, np.ndarr
 def test_what_cannot_be_trained_on_is_refused(features: np.ndarray, labels: np.ndarray, message: str):
     with pytest.raises(ValueError, match=message):
         train_probe(features, labels, CLASSES)
+
+
+def test_a_probe_without_a_penalty_is_refused(data: tuple[np.ndarray, np.ndarray]):
+    with pytest.raises(ValueError, match="l2 above 0, got 0"):
+        train_probe(*data, CLASSES, l2=0)

@@ -16,7 +16,7 @@ from avjax.cli import app
 from avjax.demo import experiments
 from avjax.demo.claims import claims_of, deep_and_early
 from avjax.demo.findings import Captioned, Findings
-from avjax.demo.show import show
+from avjax.demo.show import LEFT, show
 from avjax.organism.evidence import ProbeScores, Score
 from avjax.organism.world import KINDS
 
@@ -98,6 +98,8 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_a_clip_of_the_users_own(clip: Path, tmp_path: Path, caches: list[Path]):
     out = tmp_path / "mine"
+    (out / "clips").mkdir(parents=True)
+    (out / "clips" / "old.mp4").touch()
     arguments = ["demo", "--clip", str(clip), "--out", str(out), "--cache-dir", str(tmp_path / "cache")]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
@@ -105,15 +107,34 @@ def test_a_clip_of_the_users_own(clip: Path, tmp_path: Path, caches: list[Path])
     table = pq.read_table(out / "captions.parquet").to_pylist()
     assert {row["condition"] for row in table} == {"yours"} and "names_sound" not in table[0]
     assert "little" in result.output, "that it knows no other clips is said"
-    assert not (out / "clips").exists() and (out / "index.html").is_file()
+    assert sorted(path.name for path in out.iterdir()) == sorted(set(LEFT) - {"clips"}), "what was left before is gone"
+    page = (out / "index.html").read_text()
+    assert "een here" not in page, "one clip bears nothing out"
 
 
 def test_a_clip_that_cannot_be_used_is_named(tmp_path: Path, caches: list[Path], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     result = CliRunner().invoke(app, ["demo", "--clip", str(tmp_path / "no.mp4"), "--out", str(tmp_path / "out")])
     assert result.exit_code == 2 and "no.mp4: no such file" in result.stderr
-    assert not (tmp_path / "out").exists()
     assert caches == [tmp_path / "xdg" / "avjax" / "compiled"]
+
+
+def test_a_directory_of_something_else_is_left_alone(tmp_path: Path, caches: list[Path]):
+    (tmp_path / "index.html").write_text("mine")
+    (tmp_path / "thesis.txt").touch()
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--cache-dir", str(tmp_path)])
+    assert result.exit_code == 2 and "found thesis.txt; choose another --out" in result.stderr
+    assert (tmp_path / "index.html").read_text() == "mine"
+
+
+def test_it_runs_where_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A home that cannot be written to costs the cache alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    (tmp_path / "file").touch()
+    seen: list[Path] = []
+    monkeypatch.setattr("avjax.demo.show.show", lambda clip, out: seen.append(out))
+    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0 and seen == [tmp_path / "out"]
 
 
 VARIANTS = ("clean", "answer->video@0:4", "answer->video@4:8", "answer->video", "answer->audio")
@@ -149,9 +170,9 @@ def test_claims_hold_where_they_are_borne_out():
     found = claims_of(findings(BIASED, 1.0, 0.9, [1] * 16 + [2] * 3 + [None]))
     assert [claim.holds for claim in found] == [True] * 4
     assert "1.00 of factual clips, 0.10 under conflict" in found[0].numbers
-    assert f"0.90 (chance {1 / len(KINDS):.2f}, selectivity 0.90)" in found[1].numbers
-    assert "layers 4:8: 0.80" in found[2].numbers and "layers 0:4: 0.10" in found[2].numbers
-    assert "of 19 sound words 0.84 keep" in found[3].numbers and "1 cannot be compared" in found[3].numbers
+    assert "layer 4: 0.90 [0.7" in found[1].numbers and f"chance {1 / len(KINDS):.2f}" in found[1].numbers
+    assert "layers 4:8: 0.80" in found[2].numbers and "layers 0:4: 0.10 (less by 0.70 [" in found[2].numbers
+    assert "of 20 sound words 0.80 [0.6" in found[3].numbers and "; 0.95 are among its first three" in found[3].numbers
 
 
 @pytest.mark.parametrize(
@@ -163,6 +184,7 @@ def test_claims_hold_where_they_are_borne_out():
         (findings({**BIASED, "answer->video@4:8": 0.2}, 1.0, 0.9, [1] * 20), {2}),
         (findings(BIASED, 1.0, 0.9, [5] * 20), {3}),
         (findings(BIASED, 1.0, 0.9, [None] * 20), {3}),
+        (findings(BIASED, 1.0, 0.9, [1] * 11 + [4] * 9), {3}),
     ],
 )
 def test_claims_that_are_not_borne_out_are_not_said_to_hold(broken: Findings, which: set[int]):

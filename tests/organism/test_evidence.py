@@ -76,12 +76,33 @@ def test_residuals_are_means_over_audio_tokens(omni_model: avjax.Model, clip):
         np.testing.assert_allclose(found[layer], expected, atol=1e-5)
 
 
-def test_probes_tell_sounds_from_labels_dealt_at_random():
+def test_probes_tell_sounds_from_the_control_task():
     rng = np.random.default_rng(0)
-    heard = np.tile(np.arange(16), 20)
+    seen, heard = np.tile(np.arange(16), 20), rng.integers(16, size=320)
+    clips = [clip_of(int(s), int(h)) for s, h in zip(seen, heard, strict=True)]
     centres = rng.normal(size=(16, 2, 24))
     residuals = centres[heard] + rng.normal(size=(len(heard), 2, 24)) * np.array([0.2, 50.0])[:, None]
-    scores = evidence.probe_sound(residuals, heard, num_train=240)
+    scores = evidence.probe_sound(residuals, clips, num_train=240)
     assert scores.hits.shape == scores.control_hits.shape == (80, 2)
-    assert scores.accuracy[0] > 0.98 and scores.accuracy[1] < 0.3 and scores.control.max() < 0.3
+    assert scores.accuracy[0] > 0.98 and scores.accuracy[1] < 0.3 and scores.control.max() < 0.4
     np.testing.assert_allclose(scores.selectivity, scores.accuracy - scores.control)
+
+
+def test_a_probe_that_can_tell_pairs_apart_solves_the_control_task():
+    """So the control can fail a probe."""
+    rng = np.random.default_rng(0)
+    seen, heard = rng.integers(16, size=(2, 600))
+    clips = [clip_of(int(s), int(h)) for s, h in zip(seen, heard, strict=True)]
+    pairs = np.eye(256)[16 * seen + heard][:, None]
+    scores = evidence.probe_sound(pairs, clips, num_train=500)
+    known = np.isin(16 * seen[500:] + heard[500:], 16 * seen[:500] + heard[:500])
+    assert scores.control_hits[known].mean() > 0.9 and known.mean() > 0.5
+
+
+def test_the_opening_is_what_stands_before_the_sound(omni_model: avjax.Model):
+    tokenizer = omni_model.processor.tokenizer
+    for text, count in (("I hear barking.", None), ("I see a dog.", 0)):
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        found = evidence.opening(omni_model, generation(tokens))
+        assert len(found) == (count if count is not None else len(found)) <= evidence.SOUND_WORD
+        assert len(found) == 0 or omni_model.decode_text(found) == "I hear"

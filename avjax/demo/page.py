@@ -18,7 +18,7 @@ def write_page(
 
     columns, rows = caption_table(findings)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    text = environment.from_string(TEMPLATE.read_text()).render(
+    text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         about=about,
         claims=claims,
         columns=columns,
@@ -26,7 +26,7 @@ def write_page(
         settings=findings.settings,
         figures={title: base64.b64encode(png.read_bytes()).decode() for title, png in figures.items()},
     )
-    path.write_text(text + "\n")
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def caption_table(findings: Findings) -> tuple[list[str], dict[str, list[list[str]]]]:

@@ -9,6 +9,7 @@ from avjax.demo.findings import Findings
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = {"audio": "#c2410c", "video": "#1d4ed8", "text": "#78716c"}
 WORDS = {"sound": "#c2410c", "suggested": "#1d4ed8", "picture": "#15803d"}
@@ -39,14 +40,15 @@ def _figure(path: Path, draw: Any, findings: Findings) -> Path:
 
     figure = Figure(figsize=SIZE, layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    draw(axes, findings)
+    draw(figure, findings)
+    for axes in figure.axes:
+        axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=160)
     return path
 
 
-def _knockouts(axes: "Axes", findings: Findings) -> None:
+def _knockouts(figure: "Figure", findings: Findings) -> None:
+    axes = figure.add_subplot()
     windows = [v for v in findings.variants if v.startswith("answer->video@")]
     bars = [
         ("factual", "factual", "clean"),
@@ -65,12 +67,13 @@ def _knockouts(axes: "Axes", findings: Findings) -> None:
     axes.legend(fontsize=7, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
 
 
-def _probes(axes: "Axes", findings: Findings) -> None:
+def _probes(figure: "Figure", findings: Findings) -> None:
+    axes = figure.add_subplot()
     probes = findings.probes
     assert probes is not None
     layers = np.arange(len(probes.accuracy))
     axes.plot(layers, probes.accuracy, "o-", color=WORDS["sound"], label="sound that is heard, under conflict")
-    axes.plot(layers, probes.control, "o--", color=COLOURS["text"], label="labels dealt at random")
+    axes.plot(layers, probes.control, "o--", color=COLOURS["text"], label="control task")
     named = findings.share("counterfactual", "clean", "sound").mean()
     axes.axhline(named, color=WORDS["suggested"], lw=1, ls=":", label="named in captions")
     _layers(axes, len(layers))
@@ -79,13 +82,19 @@ def _probes(axes: "Axes", findings: Findings) -> None:
     axes.legend(fontsize=8, frameon=False, loc="center right")
 
 
-def _attention(axes: "Axes", findings: Findings) -> None:
-    for name, shares in findings.attention.items():
-        axes.plot(np.arange(len(shares)), shares, "o-", color=COLOURS[name], label=name)
-    _layers(axes, len(next(iter(findings.attention.values()))))
-    axes.set_ylim(0, 1.02)
-    axes.set_ylabel("share of attention, mean over heads")
-    axes.legend(fontsize=8, frameon=False)
+def _attention(figure: "Figure", findings: Findings) -> None:
+    """Mass, and beside it mass over the share of keys: there are more tokens of one modality than of another."""
+    mass, per_key = figure.subplots(1, 2)
+    for axes, found, label in (
+        (mass, findings.attention, "share of attention, mean over heads"),
+        (per_key, findings.per_key, "the same per visible key; 1 is uniform"),
+    ):
+        for name, shares in found.items():
+            axes.plot(np.arange(len(shares)), shares, "o-", ms=4, color=COLOURS[name], label=name)
+        _layers(axes, len(next(iter(found.values()))))
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel(label, fontsize=8)
+    mass.legend(fontsize=8, frameon=False)
 
 
 def _layers(axes: "Axes", count: int) -> None:
