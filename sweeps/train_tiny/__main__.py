@@ -61,7 +61,7 @@ def train_pair(seed: int, features: Features, out: Path) -> dict[str, Path]:
     model = untrained(out / "untrained", seed)
     assert isinstance(model.network, Qwen2_5Omni)
     network, sizes = model.network, (seed, len(features.patches), len(features.mel))
-    recipe = repr((sizes, model.config, model.processor.tokenizer.get_vocab()))
+    recipe = repr((sizes, model.config, sorted(model.processor.tokenizer.get_vocab().items())))
     made: dict[str, Path] = {}
     for stage in STAGES:
         recipe += repr(stage)
