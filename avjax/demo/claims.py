@@ -111,6 +111,8 @@ class _Mean:
 
     @classmethod
     def of(cls, values: Sequence[float] | np.ndarray) -> "_Mean":
+        if len(values) == 1:
+            return cls(float(values[0]), float("nan"), float("nan"))
         found = bootstrap(xr.Dataset({"value": ("sample", np.asarray(values, float))}))
         return cls(float(found.value), float(found.value_low), float(found.value_high))
 
