@@ -250,9 +250,8 @@ print(avjax.generate(model, prompt).text)
 from avjax.assets.builtin import builtin_directory
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
-torch_model = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
-    builtin_directory("{name}"), dtype="float32"
-)
+Thinker = Qwen2_5OmniThinkerForConditionalGeneration
+torch_model = Thinker.from_pretrained(builtin_directory("{name}"), dtype="float32")
 ```
 
 Its clips are frames of 84 x 84 pixels; `preprocessor_config.json` says so to avjax. For Qwen's own video utilities pass
