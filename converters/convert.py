@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -115,7 +116,16 @@ def appearing(target: Path, num_bytes: int) -> Iterator[Path]:
             errno.ENOSPC, f"the disk is full, nothing was kept; make room first ({error})", str(target)
         ) from error
     finally:
-        shutil.rmtree(building, ignore_errors=True)
+        _remove(building)
+
+
+def _remove(directory: Path) -> None:
+    """Removes a directory that other writers, not told yet of an error, may still put files into for a moment."""
+    for _ in range(20):
+        if not directory.exists():
+            return
+        shutil.rmtree(directory, ignore_errors=True)
+        time.sleep(0.1)
 
 
 def copy_side_files(source: Path, target: Path) -> None:
