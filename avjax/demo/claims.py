@@ -20,7 +20,8 @@ class Claim:
     Attributes:
       statement: the paper's.
       numbers: what was found, in words.
-      holds: each change that the claim speaks of is above `CLEAR`, and its 95% interval above 0. None of a single clip.
+      holds: each change that the claim speaks of is above `CLEAR`, and its 95% interval above 0; of the last claim,
+        the interval of the unshifted share is above a half. None of a single clip.
     """
 
     statement: str

@@ -47,7 +47,7 @@ def on_the_tiny_world(av: Model, vl: Model, clips: Path, say: Say) -> Findings:
         path = clips / f"conflict-{i:02}.mp4"
         prompt = _prompt(av, clip, path)
         found = evidence.caption(av, prompt, variants)
-        _add(conflict, prompt, found, evidence.caption(vl, vl.prompt(PROMPT, video=path), {"clean": []})["clean"])
+        _add(conflict, prompt, found, evidence.clean_caption(vl, vl.prompt(PROMPT, video=path)))
         captions += _captioned(path.stem, "counterfactual", clip, found)
         say("captions under conflict, clean and cut", i + 1, CLIPS)
     attention, per_key = _attention(av, conflict, say)
@@ -57,7 +57,7 @@ def on_the_tiny_world(av: Model, vl: Model, clips: Path, say: Say) -> Findings:
         per_key=per_key,
         ranks=_ranks(av, conflict),
         probes=_probes(av, say),
-        settings=_settings(av, vl, variants) | {"clips_per_condition": CLIPS, "probe_clips": [PROBE_TRAIN, PROBE_TEST]},
+        settings=_settings(av, variants) | {"clips_per_condition": CLIPS, "probe_clips": [PROBE_TRAIN, PROBE_TEST]},
     )
 
 
@@ -76,7 +76,7 @@ def on_a_clip(av: Model, vl: Model, path: Path, say: Say) -> Findings:
     found = evidence.caption(av, prompt, variants)
     say("captions, clean and cut", 1, 1)
     conflict = Conflict(prompts=[], captions=[], base=[])
-    _add(conflict, prompt, found, evidence.caption(vl, vl.prompt(PROMPT, video=path), {"clean": []})["clean"])
+    _add(conflict, prompt, found, evidence.clean_caption(vl, vl.prompt(PROMPT, video=path)))
     attention, per_key = _attention(av, conflict, say)
     return Findings(
         captions=_captioned(path.stem, "yours", None, found),
@@ -84,7 +84,7 @@ def on_a_clip(av: Model, vl: Model, path: Path, say: Say) -> Findings:
         per_key=per_key,
         ranks=_ranks(av, conflict),
         probes=None,
-        settings=_settings(av, vl, variants) | {"clip": path.name},
+        settings=_settings(av, variants) | {"clip": path.name},
     )
 
 
@@ -142,16 +142,13 @@ def _attention(av: Model, conflict: Conflict, say: Say) -> tuple[dict[str, np.nd
 
 
 def _probes(av: Model, say: Say) -> evidence.ProbeScores:
-    clips = [world.clip("train", i, "counterfactual") for i in range(PROBE_TRAIN)]
-    clips += [world.clip("test", CLIPS + i, "counterfactual") for i in range(PROBE_TEST)]
-    residuals: list[np.ndarray] = []
-    for _, prompt in evidence.prompts_of(av, clips):
-        residuals.append(evidence.audio_residuals(av, prompt))
-        say("probes of the sound, layer by layer", len(residuals), len(clips))
-    return evidence.probe_sound(np.stack(residuals), clips, PROBE_TRAIN)
+    train = [world.clip("train", i, "counterfactual") for i in range(PROBE_TRAIN)]
+    test = [world.clip("test", CLIPS + i, "counterfactual") for i in range(PROBE_TEST)]
+    total = PROBE_TRAIN + PROBE_TEST
+    return evidence.audio_probes(av, train, test, lambda done: say("probes of the sound, layer by layer", done, total))
 
 
-def _settings(av: Model, vl: Model, variants: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def _settings(av: Model, variants: Mapping[str, Sequence[str]]) -> dict[str, Any]:
     from avjax.provenance import provenance
 
     return {

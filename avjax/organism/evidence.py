@@ -5,7 +5,7 @@ Axes: C clip, L layer, T prompt position, D embed.
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -82,6 +82,11 @@ def caption(model: Model, prompt: Prompt, variants: Variants) -> dict[str, Gener
     return dict(zip(variants, found, strict=True))
 
 
+def clean_caption(model: Model, prompt: Prompt) -> Generation:
+    """A clip's caption without edits."""
+    return caption(model, prompt, {"clean": []})["clean"]
+
+
 def rank_under_base(caption: Generation, base: Generation, place: int) -> int | None:
     """Rank that the base gives a caption's token at `place`, 1 for its own choice.
 
@@ -151,6 +156,21 @@ def probe_sound(residuals: np.ndarray, clips: Sequence[Clip], num_train: int, se
         return labels[num_train:, None] == np.asarray(jnp.argmax(probe.logits(test), -1)).T
 
     return ProbeScores(hits=hits(heard), control_hits=hits(dealt[seen, heard]))
+
+
+def audio_probes(
+    model: Model, train: Sequence[Clip], test: Sequence[Clip], told: Callable[[int], None] = lambda done: None
+) -> ProbeScores:
+    """Probes of the sound that learn from some clips and are tested on others.
+
+    Args:
+      told: called with the number of clips that are through.
+    """
+    clips, residuals = [*train, *test], []
+    for _, prompt in prompts_of(model, clips):
+        residuals.append(audio_residuals(model, prompt))
+        told(len(residuals))
+    return probe_sound(np.stack(residuals), clips, len(train))
 
 
 def continued(prompt: Prompt, tokens: np.ndarray) -> Prompt:

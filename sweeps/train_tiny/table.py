@@ -1,7 +1,5 @@
 """What is measured of a trained pair: a number per clip for each row of the model card's table."""
 
-import numpy as np
-
 from avjax.model import Model
 from avjax.organism import evidence, world
 from avjax.organism.world import Split
@@ -43,7 +41,7 @@ def measure(av: Model, vl: Model, split: Split, count: int) -> dict[str, Row]:
                 add(f"conflict, {name}: picture", found.picture)
                 add(f"conflict, {name}: true sound", found.sound)
                 add(f"conflict, {name}: suggested sound", found.suggested)
-            base = evidence.caption(vl, without, {"clean": []})["clean"]
+            base = evidence.clean_caption(vl, without)
             alone = evidence.score(base.text or "", clip)
             add("base, no sound: picture", alone.picture)
             add("base, no sound: suggested sound", alone.suggested)
@@ -54,14 +52,10 @@ def measure(av: Model, vl: Model, split: Split, count: int) -> dict[str, Row]:
 
 def probe(av: Model, split: Split, count: int) -> dict[str, Row]:
     """Probes of the true sound under conflict, trained on training clips: a row per layer, and one of its control."""
-    clips = [world.clip("train", i, "counterfactual") for i in range(PROBE_TRAIN)]
-    clips += [world.clip(split, i, "counterfactual") for i in range(count)]
-    residuals = []
-    with Progress("probing", len(clips), "clips") as progress:
-        for _, prompt in evidence.prompts_of(av, clips):
-            residuals.append(evidence.audio_residuals(av, prompt))
-            progress.advance(1)
-    scores = evidence.probe_sound(np.stack(residuals), clips, PROBE_TRAIN)
+    train = [world.clip("train", i, "counterfactual") for i in range(PROBE_TRAIN)]
+    test = [world.clip(split, i, "counterfactual") for i in range(count)]
+    with Progress("probing", len(train) + len(test), "clips") as progress:
+        scores = evidence.audio_probes(av, train, test, lambda done: progress.advance(1))
     return {
         f"{name}, layer {layer}": hits[:, layer].astype(float).tolist()
         for name, hits in (("probe", scores.hits), ("control", scores.control_hits))
@@ -70,4 +64,4 @@ def probe(av: Model, split: Split, count: int) -> dict[str, Row]:
 
 
 def _text(model: Model, prompt: Prompt) -> str:
-    return evidence.caption(model, prompt, {"clean": []})["clean"].text or ""
+    return evidence.clean_caption(model, prompt).text or ""

@@ -99,10 +99,8 @@ def test_a_probe_that_can_tell_pairs_apart_solves_the_control_task():
     assert scores.control_hits[known].mean() > 0.9 and known.mean() > 0.5
 
 
-def test_the_opening_is_what_stands_before_the_sound(omni_model: avjax.Model):
-    tokenizer = omni_model.processor.tokenizer
-    for text, count in (("I hear barking.", None), ("I see a dog.", 0)):
-        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
-        found = evidence.opening(omni_model, generation(tokens))
-        assert len(found) == (count if count is not None else len(found)) <= evidence.SOUND_WORD
-        assert len(found) == 0 or omni_model.decode_text(found) == "I hear"
+@pytest.mark.parametrize(("text", "expected"), [("I hear barking.", "I hear"), ("I see a dog.", ""), ("I", "")])
+def test_the_opening_is_what_stands_before_the_sound(text: str, expected: str):
+    model = avjax.load("tiny-av")
+    tokens = model.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert model.decode_text(evidence.opening(model, generation(tokens))) == expected
