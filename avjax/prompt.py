@@ -4,7 +4,8 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -82,11 +83,55 @@ class Prompt:
         """The rotary position of the first generated token, on all three axes."""
         return int(self.positions.max()) + 1
 
+    def continued(self, tokens: Sequence[int] | np.ndarray) -> "Prompt":
+        """The prompt with the start of its answer, so that edits and captures reach those tokens as prompt positions.
+
+        Args:
+          tokens: ids that the assistant says; their embeddings are the model's own.
+
+        Raises:
+          ValueError: the prompt is made of embeddings, which name no tokens.
+        """
+        if self.embeddings is not None:
+            raise ValueError("continued: expected a prompt of tokens, got one of embeddings; add the rows to those")
+        count = len(tokens)
+        after = self.next_position() + np.arange(count, dtype=self.positions.dtype)
+        added = {
+            "token_ids": np.asarray(tokens, self.token_ids.dtype),
+            "kinds": np.full(count, MODALITIES.index("text"), self.kinds.dtype),
+            "roles": np.full(count, "assistant"),
+            "special": np.zeros(count, bool),
+            "seconds": np.full(count, np.nan, self.seconds.dtype),
+            "frames": np.full(count, -1, self.frames.dtype),
+        }
+        joined = {name: np.concatenate([getattr(self, name), more]) for name, more in added.items()}
+        positions = np.concatenate([self.positions, np.broadcast_to(after, (3, count))], axis=1)
+        return dataclasses.replace(self, positions=positions, **joined)
+
     def spans(self) -> list["Span"]:
         """Runs of tokens of one modality and turn, in order."""
         keys = [*zip(self.kinds.tolist(), self.roles.tolist(), strict=True)]
         starts = [0, *(i for i in range(1, len(keys)) if keys[i] != keys[i - 1]), len(keys)]
         return [Span(self, start, stop) for start, stop in itertools.pairwise(starts) if stop > start]
+
+
+def named_prompts(prompts: Any) -> dict[Any, Prompt]:
+    """Prompts by sample: of one prompt, several, or a mapping.
+
+    Raises:
+      ValueError, TypeError: there is none, or one is no prompt.
+    """
+    if isinstance(prompts, Prompt):
+        prompts = [prompts]
+    named = dict(prompts) if isinstance(prompts, Mapping) else dict(enumerate(prompts))
+    if not named:
+        raise ValueError("prompts: expected at least one, got none")
+    for name, prompt in named.items():
+        if isinstance(name, tuple | list | set | dict):
+            raise ValueError(f"prompts: expected a sample's name to be text or a number, got {name!r}")
+        if not isinstance(prompt, Prompt):
+            raise TypeError(f"prompts: expected prompts (model.prompt(...)), got {type(prompt).__name__} for {name!r}")
+    return named
 
 
 @dataclasses.dataclass(frozen=True)

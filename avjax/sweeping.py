@@ -31,7 +31,7 @@ from avjax.interventions import Edit, for_sample
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
 from avjax.models.attention import Compat
-from avjax.prompt import Prompt
+from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.tokens import select
@@ -175,7 +175,7 @@ def prepare(
     Raises:
       ValueError: it does not; the message says what was expected, what came, and what to do.
     """
-    named = _named_prompts(prompts)
+    named = named_prompts(prompts)
     cells = as_cells(grid, model.config.decoder)
     if isinstance(metrics, type):
         raise TypeError(
@@ -360,20 +360,6 @@ def _attended(session: Session, one: Pass) -> list[Attended | None]:
         places.append(Attended(query_set=jnp.int32(index), classes=jnp.asarray(classes), key_share=jnp.float32(share)))
         index += 1
     return places
-
-
-def _named_prompts(prompts: Any) -> dict[Any, Prompt]:
-    if isinstance(prompts, Prompt):
-        prompts = [prompts]
-    named = dict(prompts) if isinstance(prompts, Mapping) else dict(enumerate(prompts))
-    if not named:
-        raise ValueError("prompts: expected at least one, got none")
-    for name, prompt in named.items():
-        if isinstance(name, tuple | list | set | dict):
-            raise ValueError(f"prompts: expected a sample's name to be text or a number, got {name!r}")
-        if not isinstance(prompt, Prompt):
-            raise TypeError(f"prompts: expected prompts (model.prompt(...)), got {type(prompt).__name__} for {name!r}")
-    return named
 
 
 class Columns:

@@ -1,1 +1,25 @@
-"""Experiments on a model, one technique per file."""
+"""Experiments on a model, one technique per file, each a call that returns an `xarray.Dataset`."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from avjax.analysis.captions import Captioned, captioned
+
+# Names load when first used, as those of avjax do.
+_HOMES: dict[str, tuple[str, ...]] = {
+    "captions": ("Captioned", "captioned"),
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = ["Captioned", "captioned"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'avjax.analysis' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"avjax.analysis.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -129,7 +129,7 @@ def _ranks(av: Model, conflict: Conflict) -> list[int | None]:
 def _attention(av: Model, conflict: Conflict, say: Say) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Attention where the sound's word is chosen: the caption's opening joins the prompt."""
     prompts = {
-        str(i): evidence.continued(prompt, evidence.opening(av, found["clean"]))
+        str(i): prompt.continued(evidence.opening(av, found["clean"]))
         for i, (prompt, found) in enumerate(zip(conflict.prompts, conflict.captions, strict=True))
     }
     say("attention by modality", 0, 1)

@@ -20,7 +20,7 @@ from avjax.model import Model
 from avjax.models.sites import Site
 from avjax.organism.world import KINDS, PROMPT, Clip, ask
 from avjax.prompt import Prompt
-from avjax.tokens import MODALITIES, select
+from avjax.tokens import select
 
 MAX_NEW_TOKENS = 12  # a caption has 10 with its stop token
 SOUND_WORD = 2  # its place in a caption, after the opening
@@ -171,19 +171,3 @@ def audio_probes(
         residuals.append(audio_residuals(model, prompt))
         told(len(residuals))
     return probe_sound(np.stack(residuals), clips, len(train))
-
-
-def continued(prompt: Prompt, tokens: np.ndarray) -> Prompt:
-    """A prompt with the start of its answer, so that edits and captures reach those tokens as prompt positions."""
-    count = len(tokens)
-    after = prompt.next_position() + np.arange(count, dtype=np.int32)
-    return dataclasses.replace(
-        prompt,
-        token_ids=np.concatenate([prompt.token_ids, np.asarray(tokens, np.int32)]),
-        positions=np.concatenate([prompt.positions, np.broadcast_to(after, (3, count))], axis=1),
-        kinds=np.concatenate([prompt.kinds, np.full(count, MODALITIES.index("text"), prompt.kinds.dtype)]),
-        roles=np.concatenate([prompt.roles, np.full(count, "assistant")]),
-        special=np.concatenate([prompt.special, np.zeros(count, bool)]),
-        seconds=np.concatenate([prompt.seconds, np.full(count, np.nan, prompt.seconds.dtype)]),
-        frames=np.concatenate([prompt.frames, np.full(count, -1, prompt.frames.dtype)]),
-    )

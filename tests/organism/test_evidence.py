@@ -59,7 +59,7 @@ def test_a_prompt_with_the_start_of_its_answer_goes_on_as_generation_did(omni_mo
     whole = avjax.generate(omni_model, prompt, max_new_tokens=6)
     assert whole.logits is not None
     for count in (1, 3):
-        longer = evidence.continued(prompt, whole.tokens[:count])
+        longer = prompt.continued(whole.tokens[:count])
         assert len(longer) == len(prompt) + count
         np.testing.assert_allclose(avjax.run(omni_model, longer).logits[0], whole.logits[count], atol=2e-5)
         rest = avjax.generate(omni_model, longer, max_new_tokens=6 - count)
