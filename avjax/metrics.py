@@ -88,6 +88,10 @@ class Metric:
         """Query and key selectors whose attention mass the metric reads."""
         return None
 
+    def computed(self) -> "Metric":
+        """The metric as its function needs it: the same for all answers that `prepare` reads, which share a program."""
+        return self
+
     def attributes(self, model: Model) -> dict[str, Any]:
         """What the dataset says about the variable beside its unit."""
         return {}
@@ -144,6 +148,9 @@ class _OfAnswer(Metric):
 
     def prepare(self, model: Model, prompt: Prompt) -> jax.Array:
         return _ids(answer_tokens(model, self.answer))
+
+    def computed(self) -> Metric:
+        return dataclasses.replace(self, answer=(0,))
 
     def attributes(self, model: Model) -> dict[str, Any]:
         tokens = answer_tokens(model, self.answer)
@@ -236,6 +243,9 @@ class LogitDiff(Metric):
     def read_tokens(self, model: Model) -> tuple[int, ...]:
         return answer_tokens(model, self.a) + answer_tokens(model, self.b)
 
+    def computed(self) -> Metric:
+        return dataclasses.replace(self, a=(0,), b=(1,))
+
     def attributes(self, model: Model) -> dict[str, Any]:
         return {"a": str(self.a), "b": str(self.b), "scored": "first token of each surface form"}
 
@@ -271,6 +281,9 @@ class LogLikelihood(Metric):
         if isinstance(self.text, str):
             return tokenized(model, self.text)
         return _in_vocabulary(model, self.text)
+
+    def computed(self) -> Metric:
+        return dataclasses.replace(self, text=(0,))
 
     def attributes(self, model: Model) -> dict[str, Any]:
         return {"continuation": str(self.text), "tokens": list(self.continuation(model))}

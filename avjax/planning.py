@@ -71,7 +71,7 @@ class Plan:
 
 def plan(
     model: Model,
-    prompts: Prompt | Sequence[Prompt] | Mapping[str, Prompt],
+    prompts: Prompt | Sequence[Prompt] | Mapping[Any, Prompt],
     grid: Grid | Edit | str | Sequence[Any],
     metrics: Metric | Sequence[Metric],
     *,

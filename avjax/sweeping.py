@@ -105,7 +105,7 @@ class Sweep:
 
 def sweep(
     model: Model,
-    prompts: Prompt | Sequence[Prompt] | Mapping[str, Prompt],
+    prompts: Prompt | Sequence[Prompt] | Mapping[Any, Prompt],
     grid: Grid | Edit | str | Sequence[Any],
     metrics: Metric | Sequence[Metric],
     *,
@@ -162,7 +162,7 @@ def sweep(
 
 def prepare(
     model: Model,
-    prompts: Prompt | Sequence[Prompt] | Mapping[str, Prompt],
+    prompts: Prompt | Sequence[Prompt] | Mapping[Any, Prompt],
     grid: Grid | Edit | str | Sequence[Any],
     metrics: Metric | Sequence[Metric],
     *,
@@ -324,6 +324,7 @@ def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[t
     tokens = one.unembedded(model)
     places = places_of([metric.read_tokens(model) for metric in one.metrics], tokens)
     num_tokens = decoder.cfg.vocab_size if tokens is None else len(tokens)
+    computed = tuple(metric.computed() for metric in one.metrics)
     size = block_size(len(session.lowered) + 1, session.num_reads, num_tokens, session.budget.memory_bytes)
     readings = session.replayed() if executor == "replay" else session.referenced()
     clean = None
@@ -331,7 +332,7 @@ def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[t
         logits, logprobs = read_block(decoder, residual, continuation, tokens)
         if clean is None:
             clean = first_of_block(logits, logprobs, mass)
-        yield variants, score(logits, logprobs, mass, clean, prepared, attended, places, metrics=one.metrics)
+        yield variants, score(logits, logprobs, mass, clean, prepared, attended, places, metrics=computed)
 
 
 def _ahead(results: Iterator[Any], count: int = 2) -> Iterator[Any]:

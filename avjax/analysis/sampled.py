@@ -1,0 +1,73 @@
+"""Sweeps in which every sample has metrics of its own: what is heard differs from clip to clip."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xarray as xr
+
+from avjax.grids import Grid
+from avjax.interventions import Edit
+from avjax.metrics import Metric
+from avjax.model import Model
+from avjax.prompt import Prompt, named_prompts
+from avjax.report.progress import Progress
+from avjax.sweeping import sweep
+
+Prompts = Prompt | Sequence[Prompt] | Mapping[Any, Prompt]
+Metrics = Metric | Sequence[Metric]
+MetricsBySample = Metrics | Mapping[Any, Metrics]
+
+
+def sweep_samples(
+    model: Model,
+    prompts: Prompts,
+    grid: Grid | Edit | str | Sequence[Any],
+    metrics: MetricsBySample,
+    *,
+    progress: bool = True,
+    **options: Any,
+) -> xr.Dataset:
+    """`avjax.sweep`, where metrics may be given by sample.
+
+    Args:
+      metrics: for all samples, or by sample, such as `{name: LogitDiff(heard, suggested)}`; those of all samples have
+        the same names. Metrics of one kind share a program, whatever their answers.
+      options: of `avjax.sweep`.
+
+    Raises:
+      ValueError: a sample has no metrics, or metrics of other names.
+    """
+    named = named_prompts(prompts)
+    if not isinstance(metrics, Mapping):
+        return sweep(model, named, grid, metrics, progress=progress, **options)
+    by_sample = metrics_of(named, metrics)
+    for name, prompt in named.items():
+        for metric in by_sample[name]:
+            metric.prepare(model, prompt)  # refuses answers before anything runs
+    parts = []
+    with Progress("sweep", len(named), "samples", enabled=progress) as bar:
+        for name, prompt in named.items():
+            parts.append(sweep(model, {name: prompt}, grid, by_sample[name], progress=False, **options))
+            bar.advance(1)
+    return xr.concat(parts, "sample", combine_attrs="drop_conflicts", data_vars="minimal", coords="minimal")
+
+
+def metrics_of(prompts: Mapping[Any, Prompt], metrics: MetricsBySample) -> dict[Any, list[Metric]]:
+    """Each sample's metrics.
+
+    Raises:
+      ValueError: a sample has none, or others than the first.
+    """
+    given = metrics if isinstance(metrics, Mapping) else dict.fromkeys(prompts, metrics)
+    if missing := [name for name in prompts if name not in given]:
+        raise ValueError(f"metrics: expected some for each sample, got none for {', '.join(map(repr, missing))}")
+    found = {name: [m] if isinstance(m := given[name], Metric) else list(m) for name in prompts}
+    first = next(iter(found))
+    for name, several in found.items():
+        kinds = [(type(m), m.name) for m in several]
+        if kinds != [(type(m), m.name) for m in found[first]] or not kinds:
+            raise ValueError(
+                f"metrics: expected the same kinds and names for each sample, got {[n for _, n in kinds]} for {name!r} "
+                f"and {[m.name for m in found[first]]} for {first!r}"
+            )
+    return found

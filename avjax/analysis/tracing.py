@@ -1,0 +1,174 @@
+"""Causal tracing: clean activations pasted into a corrupt run, by site, layer and token group.
+
+Source: Meng et al. 2022 (causal tracing); Cross-modal Information Hubs (arXiv 2605.10815): indirect effects on the
+clean and on the corrupt answer, and samples that one modality decides.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from avjax.analysis.sampled import Prompts, sweep_samples
+from avjax.grids import Placement, axis, grid, windows
+from avjax.interventions import Patch, Scale
+from avjax.metrics import Answer, LogitDiff, Metric, Prob
+from avjax.model import Model
+from avjax.prompt import Prompt, named_prompts
+from avjax.statistics import ie_clean, ie_corrupt, recovery
+from avjax.tokens import Selector, select
+
+Answers = Answer | Mapping[Any, Answer]
+CLEAN, CORRUPT, DIFFERENCE = "prob_clean_answer", "prob_corrupt_answer", "logit_diff"
+DECIDES = 0.5  # of the answer's probability must be lost with a modality that decides; ours
+
+
+def trace(
+    model: Model,
+    clean: Prompts,
+    corrupt: Prompts,
+    clean_answers: Answers,
+    corrupt_answers: Answers,
+    *,
+    groups: Sequence[Selector] = ("audio", "video", "text", "last"),
+    sites: Sequence[str] = ("resid_post",),
+    width: int = 1,
+    stride: int = 1,
+    placement: Placement = "centred",
+    **options: Any,
+) -> xr.Dataset:
+    """Restores each token group, in each window of layers, to what it was in the clean run.
+
+    Args:
+      clean, corrupt: prompts of the same samples; a corrupt one is noised, muted, swapped or shifted
+        (`avjax.NoiseAudio`, `MuteAudio`, `SwapAudio`, `ShiftAudio` ...).
+      clean_answers, corrupt_answers: what each run would say next, for all samples or by sample; tokens that are scored
+        together as in `avjax.metrics.LogitDiff`.
+      groups: token groups; the n-th token of a group is restored from the n-th one of the clean prompt.
+      sites: residual sites, `attn_out`, `mlp_out`, `z` or `value`.
+      width: layers of a window; 1 restores one layer at a time.
+      stride, placement: see `avjax.windows`.
+      options: of `avjax.sweep`.
+
+    Returns:
+      Over (group, site, layers, sample): `ie_clean`, `ie_corrupt` (probability) and `recovery` (of the logit difference
+      clean minus corrupt answer: 0 is the corrupt run, 1 the clean run, missing where they do not differ), the metrics
+      that they come from, and each of these for the runs themselves as `NAME_of_corrupt` and `NAME_of_clean` over
+      (sample).
+
+    Raises:
+      ValueError: samples differ, or a group has other tokens in one prompt of a pair.
+    """
+    sources, targets = named_prompts(clean), named_prompts(corrupt)
+    check_pairs(sources, targets, groups)
+    metrics = _metrics(targets, clean_answers, corrupt_answers)
+    edit = Patch(
+        axis("group", groups),
+        source=sources,
+        site=axis("site", sites),
+        layers=windows(width, stride=stride, placement=placement),
+    )
+    patched = sweep_samples(model, targets, grid(edit), metrics, **options)
+    unpatched = sweep_samples(model, sources, [[]], metrics, **options)
+    found = patched.rename({f"{name}_clean": f"{name}_of_corrupt" for name in (CLEAN, CORRUPT, DIFFERENCE)})
+    found = found.assign({f"{name}_of_clean": unpatched[f"{name}_clean"] for name in (CLEAN, CORRUPT, DIFFERENCE)})
+    runs = found[f"{DIFFERENCE}_of_corrupt"], found[f"{DIFFERENCE}_of_clean"]
+    return found.assign(
+        ie_clean=ie_clean(found[CLEAN], _like(found[f"{CLEAN}_of_corrupt"], found[CLEAN])),
+        ie_corrupt=ie_corrupt(_like(found[f"{CORRUPT}_of_corrupt"], found[CORRUPT]), found[CORRUPT]),
+        recovery=recovery(found[DIFFERENCE], *(_like(run, found[DIFFERENCE]) for run in runs)),
+    )
+
+
+def check_pairs(clean: Mapping[Any, Prompt], corrupt: Mapping[Any, Prompt], groups: Sequence[Selector]) -> None:
+    """Refuses pairs whose tokens do not stand for each other.
+
+    Raises:
+      ValueError: the sample and the group are named.
+    """
+    if list(clean) != list(corrupt):
+        raise ValueError(
+            f"trace: expected clean and corrupt prompts of the same samples, got {[*clean]} and {[*corrupt]}"
+        )
+    for name, source in clean.items():
+        target = corrupt[name]
+        if len(source) != len(target) or not np.array_equal(source.kinds, target.kinds):
+            raise ValueError(
+                f"trace: the prompts of sample {name!r} cannot be aligned: {source.counts()} clean and "
+                f"{target.counts()} corrupt tokens; corrupt a clip so that its length and tokens "
+                "stay, as avjax.MuteAudio does"
+            )
+        for group in groups:
+            counts = [int(select(prompt, group)[:-1].sum()) for prompt in (source, target)]
+            if counts[0] != counts[1] or not counts[0]:
+                raise ValueError(
+                    f"trace: expected as many {group} tokens in both prompts of sample {name!r}, got {counts[0]} "
+                    f"clean and {counts[1]} corrupt"
+                )
+
+
+def deciding_modality(
+    model: Model,
+    prompts: Prompts,
+    answers: Answers,
+    *,
+    modalities: Sequence[Selector] = ("audio", "video"),
+    decides: float = DECIDES,
+    **options: Any,
+) -> xr.Dataset:
+    """Which samples one modality alone decides: without it the answer is lost, without any other it stays.
+
+    A modality is removed by zeroing its embeddings.
+
+    Args:
+      answers: what the clean run says next, for all samples or by sample.
+      decides: the share of the answer's probability that is lost with a modality that decides; 0.5 is ours.
+
+    Returns:
+      `lost`, the share of the answer's probability that is lost, over (modality, sample); `decided`, bool, over
+      (sample), and `by`, the modality that decides, or "".
+
+    Source: Cross-modal Information Hubs (arXiv 2605.10815) keeps such samples; its threshold is unknown.
+    """
+    if not 0 < decides < 1:
+        raise ValueError(f"decides: expected a share between 0 and 1, got {decides}")
+    named = named_prompts(prompts)
+    answers = _by_sample(named, answers, "answers")
+    metrics = {name: Prob(answers[name]) for name in named}
+    edit = Scale(axis("modality", modalities), factor=0.0, site="embed")
+    found = sweep_samples(model, named, grid(edit), metrics, **options)
+    lost = (1 - found["prob"] / found["prob_clean"]).transpose("modality", "sample")
+    lost.attrs.update(units="1", long_name="share of the answer's probability that is lost")
+    gone = lost.values >= decides
+    decided = gone.sum(0) == 1
+    labels = [str(m) for m in found["modality"].values]
+    by = [labels[int(np.argmax(column))] if one else "" for column, one in zip(gone.T, decided, strict=True)]
+    about = found.attrs | {"decides": decides}
+    variables = {"lost": lost, "decided": ("sample", decided), "by": ("sample", np.array(by, object))}
+    return xr.Dataset(variables, attrs=about)
+
+
+def _metrics(prompts: Mapping[Any, Prompt], clean: Answers, corrupt: Answers) -> dict[Any, list[Metric]]:
+    cleans, corrupts = _by_sample(prompts, clean, "clean_answers"), _by_sample(prompts, corrupt, "corrupt_answers")
+    return {
+        name: [
+            Prob(cleans[name], name=CLEAN),
+            Prob(corrupts[name], name=CORRUPT),
+            LogitDiff(cleans[name], corrupts[name], name=DIFFERENCE),
+        ]
+        for name in prompts
+    }
+
+
+def _by_sample(prompts: Mapping[Any, Prompt], answers: Answers, what: str) -> dict[Any, Answer]:
+    if not isinstance(answers, Mapping):
+        return dict.fromkeys(prompts, answers)
+    if missing := [name for name in prompts if name not in answers]:
+        raise ValueError(f"{what}: expected one for each sample, got none for {', '.join(map(repr, missing))}")
+    return {name: answers[name] for name in prompts}
+
+
+def _like(run: xr.DataArray, patched: xr.DataArray) -> xr.DataArray:
+    """A run's value beside every cell."""
+    return run.broadcast_like(patched)

@@ -1,0 +1,35 @@
+"""tiny-av and clips under conflict, made once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import avjax
+from tests.analysis.conflict import Conflict, conflicting
+
+TEXT = "Describe what you see and hear."
+SMALL: dict[str, Any] = {"min_pixels": 28 * 28, "max_pixels": 56 * 84}
+
+
+@pytest.fixture(scope="session")
+def prompt(omni_model: avjax.Model, clip: Path) -> avjax.Prompt:
+    """A generated clip for a tiny random model."""
+    return omni_model.prompt(TEXT, video=clip, audio="from_video", **SMALL)
+
+
+@pytest.fixture(scope="session")
+def muted(omni_model: avjax.Model, clip: Path) -> avjax.Prompt:
+    """The same without its sound."""
+    return omni_model.prompt(TEXT, video=clip, audio="from_video", corrupt=avjax.MuteAudio(), **SMALL)
+
+
+@pytest.fixture(scope="session")
+def tiny_av() -> avjax.Model:
+    return avjax.load("tiny-av")
+
+
+@pytest.fixture(scope="session")
+def conflict(tiny_av: avjax.Model) -> Conflict:
+    """16 clips: each kind is seen once."""
+    return conflicting(tiny_av, 16)
