@@ -3,65 +3,46 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-if TYPE_CHECKING:
-    from avjax.model import Model
-    from avjax.prompt import Prompt
+from avjax.analyses_cli import analyses
+from avjax.options import (
+    MODEL_HELP,
+    Audio,
+    Cache,
+    DType,
+    Fps,
+    Image,
+    MaxPixels,
+    Memory,
+    MinPixels,
+    ModelPath,
+    Rules,
+    Tokens,
+    Video,
+    audio_of,
+    friendly,
+    prompt_of,
+)
 
 app = typer.Typer(
     help="Interventions on audio-visual language models, in JAX.", no_args_is_help=True, pretty_exceptions_enable=False
 )
+app.add_typer(analyses, name="run")
 
-ModelPath = Annotated[
-    str, typer.Option("--model", "-m", help="tiny-av, tiny-vl, a converted or Hugging Face directory, or a hub id.")
-]
-DType = Annotated[str, typer.Option(help="float32 or bfloat16.")]
-Fps = Annotated[float | None, typer.Option(help="Video frames per second that the model looks at.")]
-MinPixels = Annotated[int | None, typer.Option(help="Smallest resized frame, in pixels.")]
-MaxPixels = Annotated[int | None, typer.Option(help="Largest resized frame, in pixels.")]
-Video = Annotated[Path | None, typer.Option(help="A video file.")]
-Audio = Annotated[
-    str | None,
-    typer.Option(help="A sound file, 'from_video' or 'none'. By default the video's own sound, if the model hears."),
-]
-Image = Annotated[list[Path] | None, typer.Option(help="An image file; may be repeated.")]
-Rules = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--rule",
-        "-r",
-        help="An edited variant, such as 'generated,video,18,36', 'answer->video@18:36#h0,h3' or 'answer->audio*2'; "
-        "rules joined by ';' apply together. May be repeated.",
-    ),
-]
-Tokens = Annotated[int, typer.Option(min=1, help="The most tokens of a caption.")]
-Memory = Annotated[int | None, typer.Option(help="Bytes beside the parameters; by default half of what is free.")]
-Cache = Annotated[Path | None, typer.Option(help="A directory where compiled programs are kept between runs.")]
-FROM_VIDEO = "from_video"
 
 # transformers remarks that torch is missing; avjax never needs it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
-@contextlib.contextmanager
-def _friendly() -> Iterator[None]:
-    """Turns the errors that avjax raises on purpose into one message and exit status 2."""
-    try:
-        yield
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError, OSError) as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-        raise typer.Exit(2) from error
-
-
-@app.command()
+@analyses.callback(invoke_without_command=True)
 def run(
-    model: ModelPath,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The user's words.")],
+    context: typer.Context,
+    model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The user's words.")] = None,
     video: Video = None,
     audio: Audio = None,
     image: Image = None,
@@ -80,8 +61,16 @@ def run(
     cache_dir: Cache = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Caption a clip, clean and under each rule, side by side."""
-    with _friendly():
+    """Caption a clip, clean and under each rule, side by side; or run an analysis: `avjax run knockout --help`."""
+    if context.invoked_subcommand is not None:
+        if model is not None or prompt is not None:
+            raise typer.BadParameter(
+                f"options of an analysis come after its name: run {context.invoked_subcommand} -m ..."
+            )
+        return
+    if model is None or prompt is None:
+        raise typer.BadParameter(f"expected --model and --prompt, got no {'--model' if model is None else '--prompt'}")
+    with friendly():
         import avjax
         from avjax.interventions import parse_rules
         from avjax.report.terminal import caption_rows, print_captions
@@ -90,7 +79,7 @@ def run(
         if cache_dir is not None:
             avjax.cache_compilations(cache_dir)
         loaded = avjax.load(model, dtype=dtype)
-        made = _prompt(loaded, prompt, video, audio, image, system, fps, min_pixels, max_pixels)
+        made = prompt_of(loaded, prompt, video, audio, image, system, fps, min_pixels, max_pixels)
         options: dict[str, Any] = {"compat": compat, "allow_noop": allow_noop, "memory_bytes": memory_bytes}
         if rules:
             planned = avjax.plan(loaded, made, rules, avjax.metrics.Caption(max_new_tokens), **options)
@@ -128,7 +117,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Say what a sweep will cost: passes, operations, bytes, memory, executables and time."""
-    with _friendly():
+    with friendly():
         import dataclasses
 
         import avjax
@@ -146,7 +135,7 @@ def plan(
         if max_new_tokens is not None or not metrics:
             metrics.append(avjax.metrics.Caption(max_new_tokens or 50))
         loaded = avjax.load(model, dtype=dtype)
-        made = _prompt(loaded, prompt, video, audio, image, None, fps, min_pixels, max_pixels)
+        made = prompt_of(loaded, prompt, video, audio, image, None, fps, min_pixels, max_pixels)
         planned = avjax.plan(loaded, made, cells, metrics, memory_bytes=memory_bytes)
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(planned) | {"speedup": planned.speedup}, indent=2))
@@ -163,7 +152,7 @@ def demo(
     ] = None,
 ) -> None:
     """The paper's main experiments on the built-in tiny-av, in a minute; leaves a page to open."""
-    with _friendly():
+    with friendly():
         import avjax
         from avjax.compilation import default_cache
         from avjax.demo.show import show
@@ -191,14 +180,14 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show the tokens that a model sees of a clip: spans, counts, seconds and positions."""
-    with _friendly():
+    with friendly():
         from avjax.loading import load_processor
         from avjax.media.decode import media_kind
         from avjax.report.terminal import print_layout, span_rows
 
         processor = load_processor(model)
         kind = media_kind(clip)
-        sound = str(clip) if kind == "audio" else _audio(processor, audio, clip) if kind == "video" else None
+        sound = str(clip) if kind == "audio" else audio_of(processor, audio, clip) if kind == "video" else None
         made = processor.prompt(
             prompt,
             video=clip if kind == "video" else None,
@@ -220,7 +209,7 @@ def convert(
     to_hf: Annotated[bool, typer.Option("--to-hf", help="Write Hugging Face safetensors instead.")] = False,
 ) -> None:
     """Convert a checkpoint from Hugging Face to Orbax, or back, bit for bit."""
-    with _friendly():
+    with friendly():
         if to_hf:
             from converters.export import export
 
@@ -241,35 +230,9 @@ def verify(
     ] = None,
 ) -> None:
     """Compare with Hugging Face in float32, per tower, layer and logits. Needs the test extra."""
-    with _friendly():
+    with friendly():
         from avjax.report.terminal import print_differences
         from converters.verify import verify as compare
 
         if not print_differences(compare(source, converted)):
             raise typer.Exit(1)
-
-
-def _prompt(
-    model: "Model",
-    text: str,
-    video: Path | None,
-    audio: str | None,
-    image: list[Path] | None,
-    system: str | None,
-    fps: float | None,
-    min_pixels: int | None,
-    max_pixels: int | None,
-) -> "Prompt":
-    """A prompt from what the command line gives."""
-    sound = _audio(model, audio, video)
-    sampling = {"fps": fps, "min_pixels": min_pixels, "max_pixels": max_pixels}
-    return model.prompt(text, video=video, audio=sound, image=image, system=system, **sampling)
-
-
-def _audio(model: "Model | Any", audio: str | None, video: Path | None) -> str | None:
-    """Where the sound comes from when a command line leaves it open."""
-    if audio == "none":
-        return None
-    if audio is None and video is not None and model.config.audio is not None:
-        return FROM_VIDEO
-    return audio

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import avjax
-from tests.analysis.conflict import Conflict, conflicting
+from avjax.organism.conflict import Conflict, conflict
 
 TEXT = "Describe what you see and hear."
 SMALL: dict[str, Any] = {"min_pixels": 28 * 28, "max_pixels": 56 * 84}
@@ -30,6 +30,6 @@ def tiny_av() -> avjax.Model:
 
 
 @pytest.fixture(scope="session")
-def conflict(tiny_av: avjax.Model) -> Conflict:
-    """16 clips: each kind is seen once."""
-    return conflicting(tiny_av, 16)
+def clashing(tiny_av: avjax.Model) -> Conflict:
+    """16 clips under conflict: each kind is seen once."""
+    return conflict(tiny_av, 16)

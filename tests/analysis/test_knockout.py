@@ -6,8 +6,8 @@ import pytest
 import avjax
 from avjax.analysis import edge_sufficiency, knockout_heads, knockout_windows, sweep_samples
 from avjax.metrics import LogitDiff, LogProb, Prob
+from avjax.organism.conflict import Conflict
 from avjax.tokens import select
-from tests.analysis.conflict import Conflict
 
 
 def test_each_sample_is_scored_by_its_own_metric(omni_model: avjax.Model, prompt: avjax.Prompt):
@@ -56,18 +56,18 @@ def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt):
         edge_sufficiency(omni_model, prompt, LogProb([5]), num_random=0, progress=False)
 
 
-def test_deep_windows_bring_the_true_sound_back(conflict: Conflict):
+def test_deep_windows_bring_the_true_sound_back(tiny_av: avjax.Model, clashing: Conflict):
     """Claim 3 of the paper on tiny-av: deep windows of answer->video move the choice to the sound that is heard."""
-    found = knockout_windows(conflict.model, conflict.prompts, conflict.metrics, placement="leading", progress=False)
+    found = knockout_windows(tiny_av, clashing.prompts, clashing.metrics, placement="leading", progress=False)
     change = (found["logit_diff"] - found["logit_diff_clean"]).mean("sample")
     assert change.sel(key="video", layers=4) > change.sel(key="video", layers=0) + 3  # nats
     assert change.sel(key="audio").max() < 1
     assert found["logit_diff_clean"].mean() < -2
 
 
-def test_the_picture_alone_gives_the_suggested_sound(conflict: Conflict):
+def test_the_picture_alone_gives_the_suggested_sound(tiny_av: avjax.Model, clashing: Conflict):
     found = edge_sufficiency(
-        conflict.model, conflict.prompts, conflict.metrics, pathways=["audio", "video"], num_random=2, progress=False
+        tiny_av, clashing.prompts, clashing.metrics, pathways=["audio", "video"], num_random=2, progress=False
     )
     means = found["logit_diff"].mean("sample")
     assert means.sel(pathway="audio") > means.sel(pathway="video") + 3

@@ -6,7 +6,7 @@ import pytest
 import avjax
 from avjax.analysis import scale_modalities
 from avjax.metrics import LogProb
-from tests.analysis.conflict import Conflict
+from avjax.organism.conflict import Conflict
 
 
 @pytest.mark.parametrize("what", ["embed", "value", "attention"])
@@ -36,9 +36,10 @@ def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt):
         scale_modalities(omni_model, prompt, LogProb([5]), what="pattern")  # pyright: ignore[reportArgumentType]
 
 
-def test_less_picture_is_more_sound(conflict: Conflict):
+def test_less_picture_is_more_sound(tiny_av: avjax.Model, clashing: Conflict):
     """The dose-response curve of the picture falls, that of the sound rises."""
-    found = scale_modalities(conflict.model, conflict.prompts, conflict.metrics, factors=[0.25, 1, 4], progress=False)
+    found = scale_modalities(tiny_av, clashing.prompts, clashing.metrics, factors=[0.25, 1, 4], progress=False)
     mean = found["logit_diff"].mean("sample")
     video, audio = (mean.sel(modality=m).values for m in ("video", "audio"))
-    assert (np.diff(video) < -1).all() and (np.diff(audio) > 0.5).all()
+    assert (np.diff(video) < -0.2).all() and (np.diff(audio) > 0.2).all()
+    assert video[0] - video[-1] > 1.5

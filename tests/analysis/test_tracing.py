@@ -8,7 +8,7 @@ import pytest
 import avjax
 from avjax.analysis import deciding_modality, trace
 from avjax.metrics import LogitDiff, Prob
-from tests.analysis.conflict import Conflict, prompts_at_the_word
+from avjax.organism.conflict import Conflict, opened
 
 CLEAN, CORRUPT = [5], [9]
 
@@ -50,7 +50,7 @@ def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt, muted: avjax.Pr
         trace(omni_model, prompt, muted.continued([5]), CLEAN, CORRUPT, progress=False)
     with pytest.raises(ValueError, match="expected as many image tokens in both prompts of sample 0, got 0 clean"):
         trace(omni_model, prompt, muted, CLEAN, CORRUPT, groups=["image"], progress=False)
-    with pytest.raises(ValueError, match="expected prompts of the same samples"):
+    with pytest.raises(ValueError, match="clean and corrupt prompts of the same samples"):
         trace(omni_model, {"a": prompt}, {"b": muted}, CLEAN, CORRUPT, progress=False)
     with pytest.raises(ValueError, match="clean_answers: expected one for each sample, got none for 0"):
         trace(omni_model, prompt, muted, {1: CLEAN}, CORRUPT, progress=False)
@@ -58,18 +58,18 @@ def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt, muted: avjax.Pr
         deciding_modality(omni_model, prompt, CLEAN, decides=1.0, progress=False)
 
 
-def test_the_picture_decides_tiny_av_under_conflict(conflict: Conflict):
-    found = deciding_modality(conflict.model, conflict.prompts, conflict.suggested, progress=False)
+def test_the_picture_decides_tiny_av_under_conflict(tiny_av: avjax.Model, clashing: Conflict):
+    found = deciding_modality(tiny_av, clashing.prompts, clashing.suggested, progress=False)
     assert (found["by"].values == "video").mean() >= 0.6
     assert found["lost"].sel(modality="video").mean() > found["lost"].sel(modality="audio").mean() + 0.4
 
 
-def test_restoring_the_picture_restores_its_sound(conflict: Conflict):
+def test_restoring_the_picture_restores_its_sound(tiny_av: avjax.Model, clashing: Conflict):
     """Clean: as the clip is; corrupt: with a black picture. Its tokens carry the suggested sound until deep."""
-    blank = {name: dataclasses.replace(c, frames=np.zeros_like(c.frames)) for name, c in conflict.clips.items()}
-    corrupt = prompts_at_the_word(conflict.model, blank)
-    answers = conflict.suggested, conflict.heard
-    found = trace(conflict.model, conflict.prompts, corrupt, *answers, groups=["audio", "video"], progress=False)
+    blank = {name: dataclasses.replace(c, frames=np.zeros_like(c.frames)) for name, c in clashing.clips.items()}
+    corrupt = opened(tiny_av, blank)
+    answers = clashing.suggested, clashing.heard
+    found = trace(tiny_av, clashing.prompts, corrupt, *answers, groups=["audio", "video"], progress=False)
     means = found["ie_clean"].mean("sample").isel(site=0)
     assert means.sel(group="video", layers=0) > means.sel(group="audio").max() + 0.3
     assert means.sel(group="video", layers=0) > means.sel(group="video", layers=7) + 0.3

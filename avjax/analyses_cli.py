@@ -1,0 +1,260 @@
+"""`avjax run ANALYSIS`: the analyses of `avjax.analysis` on clips of the user's, a line each."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from avjax.options import DType, Fps, MaxPixels, MinPixels, ModelPath, Tokens, friendly, prompt_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from avjax.model import Model
+    from avjax.prompt import Prompt
+
+analyses = typer.Typer(pretty_exceptions_enable=False)
+
+Words = Annotated[str, typer.Option("--prompt", "-p", help="The user's words.")]
+Videos = Annotated[list[Path], typer.Option("--video", "-v", help="A video file; may be repeated.")]
+Sound = Annotated[str | None, typer.Option("--audio", help="'none' leaves the videos' sound out.")]
+Opening = Annotated[str, typer.Option(help="The start of the answer; what comes next is scored.")]
+Answer = Annotated[list[str], typer.Option(help="What comes next; once for all videos, or once for each.")]
+Other = Annotated[
+    list[str] | None,
+    typer.Option(help="Against this, as a difference of logits; once for all videos, or once for each."),
+]
+Keys = Annotated[list[str] | None, typer.Option("--key", help="Tokens that are attended to; may be repeated.")]
+Query = Annotated[str, typer.Option(help="Tokens that attend.")]
+Caption = Annotated[str | None, typer.Option(help="Along this caption; by default the model's own.")]
+Out = Annotated[Path | None, typer.Option(help="A netCDF file for the whole dataset.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the whole dataset as JSON.")]
+MODALITIES = ("audio", "video", "text")
+
+
+@analyses.command()
+def attention(
+    model: ModelPath, prompt: Words, video: Videos, audio: Sound = None, key: Keys = None, query: Query = "generated",
+    caption: Caption = None, max_new_tokens: Tokens = 50, dtype: DType = "float32", fps: Fps = None,
+    min_pixels: MinPixels = None, max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Attention mass from the caption to each modality, by layer."""
+    with friendly():
+        from avjax.analysis import attention_mass
+
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels)
+        found = attention_mass(
+            loaded, prompts, key or MODALITIES, query, captions=caption, max_new_tokens=max_new_tokens
+        )
+        _show(found, ("mass", "per_key", "value_weighted"), out, as_json, over=("head",))
+
+
+@analyses.command()
+def lens(
+    model: ModelPath, prompt: Words, video: Videos, answer: Answer, audio: Sound = None,
+    where: Annotated[str, typer.Option(help="Tokens whose activations are read.")] = "audio",
+    site: Annotated[str, typer.Option(help="Where they are read.")] = "resid_post",
+    norm: Annotated[bool, typer.Option(help="Through the final norm; the published code goes without.")] = True,
+    k: Annotated[int, typer.Option(min=1, help="Words that are kept of each position.")] = 5,
+    caption: Caption = None, dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """The logit lens: what each layer's activations say of given answers, by layer."""
+    with friendly():
+        from avjax.analysis import logit_lens
+
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels)
+        found = logit_lens(loaded, prompts, where, site, norm=norm, k=k, answers=answer, captions=caption)
+        _show(found, ("rank", "log_prob", "entropy"), out, as_json, over=("position",))
+
+
+@analyses.command()
+def knockout(
+    model: ModelPath, prompt: Words, video: Videos, answer: Answer, other: Other = None, audio: Sound = None,
+    opening: Opening = "", key: Keys = None, query: Query = "answer",
+    width: Annotated[int, typer.Option(min=1, help="Layers in a window.")] = 4,
+    heads: Annotated[bool, typer.Option("--heads", help="Head by head instead of windows.")] = False,
+    pathways: Annotated[bool, typer.Option("--pathways", help="Keep each key group alone instead.")] = False,
+    dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
+    out: Out = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Attention knockout over windows of layers, head by head, or of everything but one pathway."""
+    with friendly():
+        from avjax.analysis import edge_sufficiency, knockout_heads, knockout_windows
+
+        if heads and pathways:
+            raise ValueError("knockout: expected --heads or --pathways, got both; run one after the other")
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels, opening)
+        metrics, name = _metrics(prompts, answer, other)
+        if pathways:
+            found = edge_sufficiency(loaded, prompts, metrics, query=query, pathways=key or MODALITIES)
+        elif heads:
+            found = knockout_heads(loaded, prompts, metrics, query=query, keys=key or MODALITIES[:2])
+        else:
+            found = knockout_windows(loaded, prompts, metrics, query=query, keys=key or MODALITIES[:2], width=width)
+        _show(found, (name, f"{name}_clean", f"{name}_random"), out, as_json, over=("draw",))
+
+
+@analyses.command()
+def trace(
+    model: ModelPath, prompt: Words, video: Videos, answer: Answer, other: Other, audio: Sound = None,
+    opening: Opening = "",
+    corrupt: Annotated[str, typer.Option(help="mute, noise or blank: what is done to a clip.")] = "mute",
+    group: Annotated[list[str] | None, typer.Option(help="Tokens that are restored; may be repeated.")] = None,
+    site: Annotated[list[str] | None, typer.Option(help="Where; may be repeated.")] = None,
+    width: Annotated[int, typer.Option(min=1, help="Layers in a window.")] = 1,
+    dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
+    out: Out = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Causal tracing: clean activations restored in a corrupt run.
+
+    --answer is what the clean run would say next, --other what the corrupt one would.
+    """
+    with friendly():
+        import avjax
+        from avjax.analysis import trace as traced
+
+        known = {"mute": avjax.MuteAudio, "noise": avjax.NoiseAudio, "blank": avjax.BlankVideo}
+        if corrupt not in known:
+            raise ValueError(f"--corrupt: expected one of {', '.join(known)}, got {corrupt!r}")
+        sampling = (fps, min_pixels, max_pixels)
+        loaded, clean = _loaded(model, dtype, prompt, video, audio, *sampling, opening)
+        broken = _prompts(loaded, prompt, video, audio, *sampling, opening, corrupt=known[corrupt]())
+        answers, others = _each(clean, answer, "--answer"), _each(clean, other or [], "--other")
+        found = traced(
+            loaded, clean, broken, answers, others, groups=group or (*MODALITIES, "last"),
+            sites=site or ("resid_post",), width=width,
+        )  # fmt: skip
+        _show(found, ("ie_clean", "ie_corrupt", "recovery"), out, as_json)
+
+
+@analyses.command()
+def scale(
+    model: ModelPath, prompt: Words, video: Videos, answer: Answer, other: Other = None, audio: Sound = None,
+    opening: Opening = "",
+    what: Annotated[str, typer.Option(help="attention, value or embed.")] = "attention",
+    factor: Annotated[list[float] | None, typer.Option(help="May be repeated; 1 leaves alone.")] = None,
+    width: Annotated[int | None, typer.Option(min=1, help="Layers in a window; by default all at once.")] = None,
+    dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
+    out: Out = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Dose-response curves of each modality: its embeddings, values or attention times a factor."""
+    with friendly():
+        from avjax.analysis import scale_modalities
+        from avjax.analysis.scaling import FACTORS
+
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels, opening)
+        metrics, name = _metrics(prompts, answer, other)
+        options: dict[str, Any] = {"what": what, "factors": factor or FACTORS, "width": width}
+        _show(scale_modalities(loaded, prompts, metrics, **options), (name, f"{name}_clean"), out, as_json)
+
+
+@analyses.command()
+def compare(
+    model: ModelPath, prompt: Words, video: Videos,
+    base: Annotated[str, typer.Option(help="A checkpoint of the same vocabulary; it sees and does not hear.")],
+    word: Annotated[list[str] | None, typer.Option(help="A word of the class 'named'; may be repeated.")] = None,
+    audio: Sound = None, caption: Caption = None, max_new_tokens: Tokens = 50, dtype: DType = "float32",
+    fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """What a base without sound would say in place of each token of the captions."""
+    with friendly():
+        import avjax
+        from avjax.analysis import compare_with_base, shift_shares
+
+        sampling = (fps, min_pixels, max_pixels)
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, *sampling)
+        other = avjax.load(base, dtype=dtype)
+        found = compare_with_base(
+            loaded, other, prompts, _prompts(other, prompt, video, "none", *sampling), captions=caption,
+            classes={"named": word} if word else None, max_new_tokens=max_new_tokens,
+        )  # fmt: skip
+        _show(shift_shares(found), ("share", "tokens"), None, False)
+        typer.echo(f"caveat: {found.attrs['caveat']}", err=True)
+        _show(found, (), out, as_json)
+
+
+def _loaded(
+    model: str, dtype: str, words: str, videos: Sequence[Path], audio: str | None, *options: Any
+) -> tuple["Model", dict[str, "Prompt"]]:
+    import avjax
+
+    loaded = avjax.load(model, dtype=dtype)
+    return loaded, _prompts(loaded, words, videos, audio, *options)
+
+
+def _prompts(
+    model: "Model",
+    words: str,
+    videos: Sequence[Path],
+    audio: str | None,
+    fps: float | None,
+    min_pixels: int | None,
+    max_pixels: int | None,
+    opening: str = "",
+    corrupt: Any = (),
+) -> dict[str, "Prompt"]:
+    """A prompt for each video, by its file's name, with the start of the answer."""
+    from avjax.interventions import numbered
+    from avjax.metrics import tokenized
+
+    names = numbered([path.name for path in videos])
+    start = tokenized(model, opening) if opening.strip() else ()
+    made = {
+        name: prompt_of(model, words, path, audio, None, None, fps, min_pixels, max_pixels, corrupt=corrupt)
+        for name, path in zip(names, videos, strict=True)
+    }
+    return {name: one.continued(start) if start else one for name, one in made.items()}
+
+
+def _metrics(prompts: Mapping[str, Any], answer: list[str], other: list[str] | None) -> tuple[dict[str, Any], str]:
+    """A logit difference by sample where there is something to differ from, else a log-probability; and its name."""
+    from avjax.metrics import LogitDiff, LogProb
+
+    answers = _each(prompts, answer, "--answer")
+    if not other:
+        return {name: LogProb(answers[name]) for name in prompts}, LogProb.name
+    others = _each(prompts, other, "--other")
+    return {name: LogitDiff(answers[name], others[name]) for name in prompts}, LogitDiff.name
+
+
+def _each(prompts: Mapping[str, Any], words: Sequence[str], option: str) -> dict[str, str]:
+    """A word for each sample.
+
+    Raises:
+      ValueError: there is neither one nor as many as there are samples.
+    """
+    if len(words) not in (1, len(prompts)):
+        raise ValueError(
+            f"{option}: expected it once, or once for each of {len(prompts)} videos, got {len(words)} times"
+        )
+    return dict(zip(prompts, list(words) * (len(prompts) if len(words) == 1 else 1), strict=True))
+
+
+def _show(found: "xr.Dataset", names: Sequence[str], out: Path | None, as_json: bool, over: Sequence[str] = ()) -> None:
+    """Prints means over samples of some variables, or the whole dataset as JSON; writes it where asked."""
+    if out is not None:
+        found.to_netcdf(out)
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), default=str))
+        return
+    for name in names:
+        if name in found:
+            values = found[name].mean([d for d in ("sample", *over) if d in found[name].dims])
+            typer.echo(f"{name} ({found[name].attrs.get('units', '')}), mean over {found.sizes.get('sample', 1)} clips")
+            typer.echo(_table(values))
+
+
+def _table(values: "xr.DataArray") -> str:
+    """Rows and columns of an array: its first dimension in columns, the others in rows."""
+    if not values.dims:
+        return f"  {float(values):.4f}"
+    if len(values.dims) == 1:
+        return values.to_pandas().to_string(float_format="{:.4f}".format)
+    # pandas would sort windows such as 0:4 and 10:14 as text.
+    columns = values.transpose(*values.dims[1:], values.dims[0])
+    stacked = columns.stack(row=values.dims[1:]) if len(values.dims) > 2 else columns.rename({values.dims[1]: "row"})
+    frame = stacked.transpose("row", ...).to_pandas()
+    return frame.to_string(float_format="{:.4f}".format)

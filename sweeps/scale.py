@@ -1,0 +1,42 @@
+"""Dose-response curves: the choice of the sound's word when the answer attends less or more to the picture or sound.
+
+Command: `python -m sweeps.scale [--clips 16] [--what attention|value|embed] [--width W] [--out scale.nc]`
+Cost: about 15 s on two cores with 16 clips.
+Expected on tiny-av, under conflict: the more the picture is attended to, the less the sound that is heard is chosen;
+the more the sound is, the more.
+"""
+
+import argparse
+from pathlib import Path
+
+import avjax
+from avjax.analysis import scale_modalities
+from avjax.organism.conflict import conflict
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny-av")
+    parser.add_argument("--clips", type=int, default=16)
+    parser.add_argument("--what", default="attention", choices=("attention", "value", "embed"))
+    parser.add_argument("--width", type=int, help="layers in a window; by default all layers are scaled")
+    parser.add_argument("--out", type=Path, help="a netCDF file for the dataset")
+    options = parser.parse_args()
+    model = avjax.load(options.model)
+    clips = conflict(model, options.clips)
+    found = scale_modalities(model, clips.prompts, clips.metrics, what=options.what, width=options.width)
+    print("logit of the sound that is heard minus that of the one that is suggested, nats")
+    means = found["logit_diff"].mean("sample")
+    rows = means.stack(row=[d for d in means.dims if d != "factor"]).transpose("row", "factor")
+    print("  factor  " + "".join(f"{factor:>8g}" for factor in means["factor"].values))
+    for name, row in zip(rows["row"].values, rows.values, strict=True):
+        print(
+            f"  {'@'.join(map(str, name if isinstance(name, tuple) else [name])):<8}"
+            + "".join(f"{x:8.2f}" for x in row)
+        )
+    if options.out:
+        found.to_netcdf(options.out)
+
+
+if __name__ == "__main__":
+    main()
