@@ -34,7 +34,7 @@ from sweeps.train_tiny.card import write_card
 from sweeps.train_tiny.data import Features, training_features
 from sweeps.train_tiny.stages import AUDIO, STAGES, VISION, train
 
-NUM_PICTURES, NUM_SOUNDS = 16384, 8192  # for training
+NUM_PICTURES, NUM_SOUNDS = 16384, 4096  # for training
 NUM_TEST = 128
 SAVED_AFTER = {VISION.name: "tiny-vl", AUDIO.name: "tiny-av"}
 

@@ -15,7 +15,7 @@ from avjax.organism import world
 from avjax.organism.world import KINDS
 from avjax.report.progress import Progress
 from sweeps.train_tiny.architecture import untrained
-from sweeps.train_tiny.training import Batch, Task, caption_tokens, heard_features, seen_features, taught_tokens
+from sweeps.train_tiny.training import Batch, Task, caption_tokens, heard_features, seen_features
 
 LONGEST = 10  # tokens of a caption, its stop token included
 PER_JOB = 128
@@ -81,8 +81,7 @@ def draw(model: Model, features: Features, task: Task, size: int, rng: np.random
     Where nothing is shown, captions are of any thing and any sound: language does not know which belong together.
     """
     kinds = rng.integers(len(KINDS), size=size)
-    shown = task.picture or task.sound
-    others = kinds if shown and not task.any_sound else rng.integers(len(KINDS), size=size)
+    others = kinds if task.picture or task.sound else rng.integers(len(KINDS), size=size)
     seen, heard = (
         kinds + len(KINDS) * rng.integers(len(made) // len(KINDS), size=size)
         for made in (features.patches, features.mel)
@@ -92,10 +91,8 @@ def draw(model: Model, features: Features, task: Task, size: int, rng: np.random
         world.caption(int(kind) if asked[0] else None, int(other) if asked[1] else None)
         for kind, other in zip(kinds, others, strict=True)
     ]
-    captions = np.stack([caption_tokens(model, text, LONGEST) for text in texts])
     return Batch(
         patches=jnp.asarray(features.patches[seen], jnp.float32) if task.picture else None,
         mel=jnp.asarray(features.mel[heard], jnp.float32) if task.sound else None,
-        captions=jnp.asarray(captions),
-        taught=jnp.asarray(taught_tokens(captions, task)),
+        captions=jnp.asarray([caption_tokens(model, text, LONGEST) for text in texts]),
     )

@@ -14,20 +14,7 @@ from avjax.organism import world
 from avjax.report.progress import Progress
 from sweeps.train_tiny.data import Features, draw
 from sweeps.train_tiny.states import States
-from sweeps.train_tiny.training import (
-    DESCRIBE,
-    GUESS,
-    HARK,
-    LISTEN,
-    LOOK,
-    LOOK_ANYWAY,
-    READ,
-    Task,
-    layout,
-    optimiser,
-    start,
-    stepper,
-)
+from sweeps.train_tiny.training import DESCRIBE, GUESS, LISTEN, LOOK, READ, Task, layout, optimiser, start, stepper
 
 SAVED_EVERY = 50  # steps
 
@@ -52,32 +39,30 @@ class Stage:
 
 FROZEN = 4  # decoder layers that only the first stage trains
 FULL, GENTLE = 2e-3, 2e-4
-AS_TEXT = dict(zip(READ, (0.5, 0.25, 0.25), strict=True))
-REPLAYED = {task: share / 10 for task, share in AS_TEXT.items()}  # so that the question goes on to decide the form
 LANGUAGE = Stage(
     name="language",
-    steps=300,
-    tasks=AS_TEXT,
+    steps=150,
+    tasks=dict(zip(READ, (0.5, 0.25, 0.25), strict=True)),
     rates={"decoder": FULL, "vision": 0.0, "audio": 0.0},
 )
 SIGHT = Stage(
     name="sight",
     steps=750,
-    tasks={LOOK: 0.9, **REPLAYED},
+    tasks={LOOK: 1.0},
     rates={"decoder": FULL, "vision": FULL, "audio": 0.0},
     frozen_layers=FROZEN,
 )
 VISION = Stage(
     name="vision",
-    steps=500,
-    tasks={GUESS: 0.5, LOOK_ANYWAY: 0.2, LOOK: 0.2, **REPLAYED},
+    steps=450,
+    tasks={GUESS: 0.7, LOOK: 0.3},
     rates={"decoder": FULL / 2, "vision": FULL / 4, "audio": 0.0},
     frozen_layers=FROZEN,
 )
 AUDIO = Stage(
     name="audio",
-    steps=520,
-    tasks={DESCRIBE: 0.5, LISTEN: 0.3, HARK: 0.2},
+    steps=420,
+    tasks={DESCRIBE: 0.5, LISTEN: 0.5},
     rates={"decoder": GENTLE, "vision": 0.0, "audio": FULL},
     frozen_layers=FROZEN,
 )
