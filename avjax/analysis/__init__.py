@@ -4,15 +4,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from avjax.analysis.attention import attention_mass
     from avjax.analysis.captions import Captioned, captioned
+    from avjax.analysis.sinks import find_sinks, select_sinks
 
 # Names load when first used, as those of avjax do.
 _HOMES: dict[str, tuple[str, ...]] = {
+    "attention": ("attention_mass",),
     "captions": ("Captioned", "captioned"),
+    "sinks": ("find_sinks", "select_sinks"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["Captioned", "captioned"]
+__all__ = ["Captioned", "attention_mass", "captioned", "find_sinks", "select_sinks"]
 
 
 def __getattr__(name: str) -> Any:
