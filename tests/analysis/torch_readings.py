@@ -23,9 +23,7 @@ class Readings:
 
 def media(model: avjax.Model, frames: int = 10, seconds: float = 5.0) -> avjax.Prompt:
     """Frames and sound in one stream: video and audio tokens take turns."""
-    return media_prompt(
-        model, videos=(video(model, frames),), audio=(sound(model, seconds),), audio_in_video=True
-    )
+    return media_prompt(model, videos=(video(model, frames),), audio=(sound(model, seconds),), audio_in_video=True)
 
 
 def readings(tiny: TinyCheckpoint, model: avjax.Model, prompt: avjax.Prompt, tokens: Any = ()) -> Readings:
