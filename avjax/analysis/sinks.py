@@ -303,8 +303,8 @@ def _explain_none(found: xr.Dataset, modality: str, name: str) -> None:
     sinks = found["sink"].any("layer").values & (found["token_modality"].values == modality)
     if not sinks.any():
         reason = (
-            f"no {modality} token exceeds {found.attrs['threshold']:g} in an outlier dimension; dimension_peak says how "
-            "far residuals reach, and find_sinks(threshold=...) takes another"
+            f"no {modality} token exceeds {found.attrs['threshold']:g} in an outlier dimension; dimension_peak says "
+            "how far residuals reach, and find_sinks(threshold=...) takes another"
         )
     else:
         reason = f"of {int(sinks.sum())} {modality} sinks none is left; see sink_layers and mds"
