@@ -19,7 +19,13 @@ from avjax.models.sites import Site, parse_site
 from avjax.prompt import Inputs, Prompt
 from avjax.tokens import Selector, select
 
-POSITIONS_AXIS = {Site.EMBED: (0,), Site.PATTERN: (2, 3), Site.MASS: (2,)}  # others: 1
+POSITIONS_AXIS = {  # others: 1
+    Site.EMBED: (0,),
+    Site.PATTERN: (2, 3),
+    Site.MASS: (2,),
+    Site.VALUE_MASS: (2,),
+    Site.RECEIVED: (3,),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,8 +36,8 @@ class Run:
       logits: float32 [P, V]; next-token logits at the selected positions.
       at: int [P]; those positions.
       captures: by the name that was asked for. [L, T, ...] in the compute dtype; `embed` [T, D]; `pattern`
-        [L, N, T, T] and `mass` [L, N, T, M] in float32. A name with a layer, such as "blocks.3.hook_resid_post", gives
-        that layer alone.
+        [L, N, T, T], `mass` and `value_mass` [L, N, T, M] and `received` [L, N, M, T] in float32. A name with a layer,
+        such as "blocks.3.hook_resid_post", gives that layer alone.
       masses: bool [M] for each selector of `groups`: summing `mass` over its groups gives the selector's mass.
       touched: what the edits reached.
       prompt: what was run; a patch from this run aligns by it.
@@ -61,8 +67,10 @@ def run(
       interventions: edits or rule strings; none is the clean model.
       at: the positions whose logits are wanted; rows come in prompt order, each position once.
       capture: sites (`avjax.Site`) or TransformerLens names to return; the others cost nothing. "mass" is the attention
-        pattern summed over token groups, without a T x T array; "pattern" is the array itself.
-      groups: selectors whose attention mass is wanted, with capture="mass".
+        pattern summed over token groups, without a T x T array; "value_mass" weighs it by the norm of each key's value
+        (per head, before the output projection); "received" is what each position is paid by the later queries of each
+        token group, summed over them; "pattern" is the array itself.
+      groups: selectors whose attention mass is wanted, with capture="mass", "value_mass" or "received".
       compat: "published" treats a query whose every visible key is blocked as the published code does: it attends to
         all keys equally. By default it reads zero.
       allow_noop: let an edit touch nothing.

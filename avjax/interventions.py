@@ -11,13 +11,12 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from avjax.config import DecoderConfig
-from avjax.models.sites import HEADED, Site, num_site_heads, parse_site
-from avjax.tokens import ALIASES, Selector, as_indices
+from avjax.models.sites import HEADED, READ_ONLY, Site, num_site_heads, parse_site
+from avjax.tokens import ALIASES, BySample, Selector, as_indices
 
 Indices = Sequence[int] | None
 MAX_NUMBER = 1e15  # norms square what it multiplies, and that must stay finite in float32
 ATTENTION_FACTORS = (1e-6, 1e6)  # beyond, float32 loses what an edge's weight is compared with
-READ_ONLY = (Site.PATTERN, Site.MASS)
 
 
 class Axis:
@@ -28,7 +27,10 @@ class Axis:
 
 
 class Edit:
-    """What all edits share: where they apply, checked as far as no model is needed."""
+    """What all edits share: where they apply, checked as far as no model is needed.
+
+    A selector may be a `BySample`, or a mapping of samples to positions: a sweep takes each sample's own.
+    """
 
     selectors: ClassVar[tuple[str, ...]] = ()
     numbers: ClassVar[tuple[str, ...]] = ()
@@ -38,7 +40,9 @@ class Edit:
     def __post_init__(self):
         for name in self.selectors:
             value = getattr(self, name)
-            if not isinstance(value, str | Axis):
+            if isinstance(value, Mapping):
+                object.__setattr__(self, name, BySample.of(value))
+            elif not isinstance(value, str | Axis | BySample):
                 object.__setattr__(self, name, as_indices(value, name))
         for name in ("layers", "heads"):
             value = getattr(self, name)
@@ -90,8 +94,8 @@ class EdgeEdit(Edit):
     """Multiplies exp(score) of the edges from the tokens `query` to the tokens `key`."""
 
     selectors = ("query", "key")
-    query: Selector
-    key: Selector
+    query: Selector | BySample
+    key: Selector | BySample
 
     @property
     def multiplier(self) -> float:
@@ -110,8 +114,8 @@ class Knockout(EdgeEdit):
     Source: Geva et al. 2023 (attention knockout). A query whose every visible key is blocked reads zero.
     """
 
-    query: Selector
-    key: Selector
+    query: Selector | BySample
+    key: Selector | BySample
     layers: Indices = None
     heads: Indices = None
 
@@ -134,8 +138,8 @@ class ScaleAttention(EdgeEdit):
     """
 
     numbers = ("factor",)
-    query: Selector
-    key: Selector
+    query: Selector | BySample
+    key: Selector | BySample
     factor: float
     layers: Indices = None
     heads: Indices = None
@@ -159,7 +163,7 @@ class PositionEdit(Edit):
     """Changes activations of the tokens `where` at one site."""
 
     selectors = ("where",)
-    where: Selector
+    where: Selector | BySample
     site: str
 
     def __post_init__(self):
@@ -203,7 +207,7 @@ class Scale(PositionEdit):
     """
 
     numbers = ("factor",)
-    where: Selector
+    where: Selector | BySample
     factor: float
     site: str = "embed"
     layers: Indices = None
@@ -227,7 +231,7 @@ class Patch(PositionEdit):
     Source: Vig et al. 2020 (causal mediation), Meng et al. 2022 (causal tracing).
     """
 
-    where: Selector
+    where: Selector | BySample
     source: Any
     site: str = "resid_post"
     layers: Indices = None
@@ -258,7 +262,7 @@ class Ablate(PositionEdit):
     """
 
     numbers = ("noise",)
-    where: Selector
+    where: Selector | BySample
     mode: str
     site: str = "z"
     layers: Indices = None
@@ -294,7 +298,7 @@ class Steer(PositionEdit):
     """
 
     numbers = ("scale",)
-    where: Selector
+    where: Selector | BySample
     vector: Any
     scale: float = 1.0
     site: str = "resid_post"
@@ -390,22 +394,34 @@ def as_edits(edits: Sequence[Edit | str]) -> tuple[Edit, ...]:
     return tuple(flat)
 
 
-def for_sample(edits: Sequence[Edit], sample: Hashable = None) -> tuple[Edit, ...]:
-    """The edits with the source of one sample, where a patch has a source for each.
+def for_sample(edits: Sequence[Edit], sample: Hashable = None, allow_noop: bool = False) -> tuple[Edit, ...]:
+    """The edits with the source and the positions of one sample, where they have some for each.
+
+    Args:
+      allow_noop: let a sample have no positions.
 
     Raises:
-      ValueError: a source is by sample and has none for this one.
+      ValueError: a source or selector is by sample and has none for this one.
     """
-    return tuple(_for_sample(edit, sample) for edit in edits)
+    return tuple(_for_sample(edit, sample, allow_noop) for edit in edits)
 
 
-def _for_sample(edit: Edit, sample: Hashable) -> Edit:
-    if not isinstance(edit, Patch) or not isinstance(edit.source, Mapping):
-        return edit
-    if sample not in edit.source:
-        known = ", ".join(map(repr, edit.source)) or "nothing"
-        raise ValueError(f"rule {edit}: its source is by sample and has none for {sample!r}; it has {known}")
-    return edit.replaced(source=edit.source[sample])
+def _for_sample(edit: Edit, sample: Hashable, allow_noop: bool) -> Edit:
+    changes: dict[str, Any] = {}
+    for name in (*edit.selectors, *(("source",) if isinstance(edit, Patch) else ())):
+        value = getattr(edit, name)
+        if not isinstance(value, BySample | Mapping):
+            continue
+        samples = value.samples if isinstance(value, BySample) else tuple(value)
+        if sample not in samples:
+            known = ", ".join(map(repr, samples)) or "nothing"
+            raise ValueError(f"rule {edit}: its {name} is by sample and has none for {sample!r}; it has {known}")
+        changes[name] = value.at(sample) if isinstance(value, BySample) else value[sample]
+        if isinstance(value, BySample) and not changes[name] and not allow_noop:
+            raise ValueError(
+                f"rule {edit}: sample {sample!r} has no {value} ({name}); leave it out or pass allow_noop=True"
+            )
+    return edit.replaced(**changes) if changes else edit
 
 
 def name_of(edits: Sequence[Edit]) -> str:
@@ -423,8 +439,8 @@ def numbered(names: Sequence[str]) -> list[str]:
     return result
 
 
-def _shown(selector: Selector | Axis) -> str:
-    if isinstance(selector, Axis):
+def _shown(selector: Selector | Axis | BySample) -> str:
+    if isinstance(selector, Axis | BySample):
         return str(selector)
     if isinstance(selector, str):
         return ALIASES.get(selector, selector)

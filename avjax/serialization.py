@@ -17,7 +17,7 @@ TYPE, ARRAY = "type", "array"
 
 @functools.cache
 def _types() -> dict[str, type]:
-    from avjax import config, grids, interventions, prompt
+    from avjax import config, grids, interventions, prompt, tokens
     from avjax.media import corruption
 
     edits = ("Knockout", "ScaleAttention", "Scale", "Patch", "Ablate", "Steer")
@@ -25,7 +25,7 @@ def _types() -> dict[str, type]:
     known: list[type] = [getattr(interventions, n) for n in edits] + [getattr(prompt, n) for n in prompts]
     changes = ("MuteAudio", "NoiseAudio", "ShiftAudio", "SwapAudio", "BlankVideo", "SwapVideo")
     known += [getattr(corruption, n) for n in changes]
-    known += [grids.Grid, grids.Values, grids.Windows, grids.Each]
+    known += [grids.Grid, grids.Values, grids.Windows, grids.Each, tokens.BySample]
     known += [v for v in vars(config).values() if isinstance(v, type) and dataclasses.is_dataclass(v)]
     return {cls.__name__: cls for cls in known}
 

@@ -75,7 +75,7 @@ class Sweep:
 
     def variants(self, sample: Any) -> list[tuple[Edit, ...]]:
         """Each cell's edits on one sample."""
-        return [for_sample(cell.edits, sample) for cell in self.cells.cells]
+        return [for_sample(cell.edits, sample, self.allow_noop) for cell in self.cells.cells]
 
     def num_decoded(self) -> int:
         """The most generated tokens that any metric feeds back."""

@@ -7,7 +7,7 @@ position mask has one entry per prompt position and a last one for everything ge
 import dataclasses
 import operator
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -17,6 +17,32 @@ Selector = str | Sequence[int]
 MODALITIES = ("text", "audio", "video", "image")  # the values of `kinds`, in order
 NAMES = (*MODALITIES, "system", "user", "special", "generated", "last", "answer", "all")
 ALIASES = {"query_text": "text"}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BySample:
+    """Positions that differ by sample, as the selector of an edit in a sweep; one sample's are `selector.at(sample)`.
+
+    Attributes:
+      name: what the edit shows in their place.
+      samples: names of samples, as the sweep's prompts have them.
+      positions: of each sample, in the same order; none where it has no such token.
+    """
+
+    name: str
+    samples: tuple[Hashable, ...]
+    positions: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, positions: Mapping[Hashable, Sequence[int]], name: str = "positions by sample") -> "BySample":
+        found = tuple(as_indices(values, f"{name}, sample {sample!r}") for sample, values in positions.items())
+        return cls(name=name, samples=tuple(positions), positions=found)
+
+    def at(self, sample: Hashable) -> tuple[int, ...]:
+        return self.positions[self.samples.index(sample)]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class Layout(Protocol):
@@ -34,7 +60,7 @@ class Layout(Protocol):
     def frames(self) -> np.ndarray: ...  # int: step of the temporal grid of a video token; -1 elsewhere
 
 
-def select(layout: Layout, selector: Selector) -> np.ndarray:
+def select(layout: Layout, selector: Selector | BySample) -> np.ndarray:
     """The positions that a selector names.
 
     Args:
@@ -46,7 +72,10 @@ def select(layout: Layout, selector: Selector) -> np.ndarray:
 
     Raises:
       ValueError: a name is unknown, a position is out of range, or the text does not parse.
+      TypeError: the selector is that of several samples.
     """
+    if isinstance(selector, BySample):
+        raise TypeError(f"selector {selector}: expected one sample's positions; take selector.at(sample)")
     if isinstance(selector, str):
         return _Parser(layout, selector).parse()
     return _positions(layout, [(i, i + 1) for i in as_indices(selector, "selector")], repr(list(selector)))

@@ -4,33 +4,56 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from avjax.analysis.attention import attention_mass
     from avjax.analysis.captions import Captioned, captioned
     from avjax.analysis.comparison import compare_with_base, shift_shares
     from avjax.analysis.knockout import edge_sufficiency, knockout_heads, knockout_windows
     from avjax.analysis.sampled import sweep_samples
     from avjax.analysis.scaling import scale_modalities
+    from avjax.analysis.sinks import find_sinks, select_sinks
     from avjax.analysis.tracing import deciding_modality, trace
 
 # Names load when first used, as those of avjax do.
 _HOMES: dict[str, tuple[str, ...]] = {
-    "captions": ("Captioned", "captioned"),
-    "comparison": ("compare_with_base", "shift_shares"),
-    "knockout": ("edge_sufficiency", "knockout_heads", "knockout_windows"),
+    "attention": ("attention_mass",),
+    "captions": (
+        "Captioned",
+        "captioned",
+    ),
+    "comparison": (
+        "compare_with_base",
+        "shift_shares",
+    ),
+    "knockout": (
+        "edge_sufficiency",
+        "knockout_heads",
+        "knockout_windows",
+    ),
     "sampled": ("sweep_samples",),
     "scaling": ("scale_modalities",),
-    "tracing": ("deciding_modality", "trace"),
+    "sinks": (
+        "find_sinks",
+        "select_sinks",
+    ),
+    "tracing": (
+        "deciding_modality",
+        "trace",
+    ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Captioned",
+    "attention_mass",
     "captioned",
     "compare_with_base",
     "deciding_modality",
     "edge_sufficiency",
+    "find_sinks",
     "knockout_heads",
     "knockout_windows",
     "scale_modalities",
+    "select_sinks",
     "shift_shares",
     "sweep_samples",
     "trace",

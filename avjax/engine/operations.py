@@ -15,7 +15,7 @@ from avjax.engine.sources import Source, ablation_source, patch_source, steer_so
 from avjax.interventions import Ablate, EdgeEdit, Edit, Patch, PositionEdit, Scale, Steer
 from avjax.models.sites import FLOW, Site, num_site_heads
 from avjax.prompt import Prompt
-from avjax.tokens import Selector, select
+from avjax.tokens import BySample, Selector, select
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,7 +138,7 @@ class _named:
             raise ValueError(f"rule {self.edit}: {error}") from error
 
 
-def _selected(edit: Edit, prompt: Prompt, selector: Selector) -> np.ndarray:
+def _selected(edit: Edit, prompt: Prompt, selector: Selector | BySample) -> np.ndarray:
     with _named(edit):
         return select(prompt, selector)
 

@@ -20,7 +20,12 @@ from avjax.models.sites import Site
 from avjax.prompt import Inputs
 
 KeysValues = tuple[Array, Array]  # L T K H each
-_WEIGHTS: dict[Site, Weights] = {Site.PATTERN: "pattern", Site.MASS: "mass"}
+_WEIGHTS: dict[Site, Weights] = {
+    Site.PATTERN: "pattern",
+    Site.MASS: "mass",
+    Site.VALUE_MASS: "value_mass",
+    Site.RECEIVED: "received",
+}
 
 
 @jax.tree_util.register_dataclass
@@ -51,8 +56,8 @@ def prefill(
         as the published hooks do; the default reads zero.
 
     Returns:
-      Captures lead with L, then positions; `pattern` is [L, N, T, T], `mass` [L, N, T, M], and `embed` [T, D], which is
-      what layer 0 is fed, after edits.
+      Captures lead with L, then positions; `pattern` is [L, N, T, T], `mass` and `value_mass` [L, N, T, M], `received`
+      [L, N, M, T], and `embed` [T, D], which is what layer 0 is fed, after edits.
     """
     rotary = decoder.rotary(inputs.positions, inputs.embeddings.dtype)
     _check_groups(intervention, inputs)

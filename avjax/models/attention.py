@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from avjax.models.layers import dot, rounded, scaled
 
 Compat = Literal["published"]
-Weights = Literal["pattern", "mass"]
+Weights = Literal["pattern", "mass", "value_mass", "received"]
 HeadResult = tuple[Array, dict[str, Array]]
 
 BLOCKS = 8  # of queries per prompt: each block reads the keys up to its own end only
@@ -77,7 +77,9 @@ def attend_prompt(
       length: the real prompt length; later positions are padding, which causality hides from real queries.
       groups: the token group of each position.
       factor: the layer's edit of edges; None is the clean model.
-      want: "pattern" for the attention weights [N, R, S], "mass" for their sum over each token group [N, R, M].
+      want: "pattern" for the attention weights [N, R, S]; "mass" for their sum over each token group [N, R, M];
+        "value_mass" for the same sum of weights times the norm of the head's value at the key; "received" for the
+        weights on each key summed over the later queries of each token group [N, M, S].
 
     Returns:
       The per-head output z, and the weights asked for. A query whose every visible key is blocked reads zero, or with
@@ -145,13 +147,32 @@ def _attend_head(
             pattern_RS = jnp.pad(weights_RS / jnp.where(total_R1 > 0, total_R1, 1.0), ((0, 0), (0, num_keys - last)))
             if compat == "published":
                 pattern_RS = jnp.where(total_R1 > 0, pattern_RS, exists_S / length)
+            rows_R = first_row + jnp.arange(start, stop)
+            later_RS = (jnp.arange(num_keys) < rows_R[:, None]) & (rows_R < length)[:, None]  # not of padding
             for name in want:
-                kept[name].append(pattern_RS if name == "pattern" else _by_group(pattern_RS, groups, num_groups))
-    return jnp.concatenate(outputs), {name: jnp.concatenate(parts) for name, parts in kept.items()}
+                if name == "received":
+                    part = _received(pattern_RS, later_RS, row_groups[start:stop], num_groups)
+                elif name == "pattern":
+                    part = pattern_RS
+                else:
+                    part = _by_group(pattern_RS * (_norms(v_SH) if name == "value_mass" else 1.0), groups, num_groups)
+                kept[name].append(part)
+    joined = {n: jnp.sum(jnp.stack(x), 0) if n == "received" else jnp.concatenate(x) for n, x in kept.items()}
+    return jnp.concatenate(outputs), joined
 
 
 def _by_group(weights: Float[Array, "... S"], groups: Int[Array, "S"], num_groups: int) -> Float[Array, "... M"]:
     return dot("...s,sm->...m", weights, jax.nn.one_hot(groups, num_groups, dtype=jnp.float32))
+
+
+def _norms(v_SH: Array) -> Float[Array, "S"]:
+    return jnp.linalg.norm(v_SH.astype(jnp.float32), axis=-1)
+
+
+def _received(pattern_RS: Array, later_RS: Array, groups_R: Array, num_groups: int) -> Float[Array, "M S"]:
+    """What each key is paid by later rows, summed over those of each group."""
+    groups_RM = jax.nn.one_hot(groups_R, num_groups, dtype=jnp.float32)
+    return dot("rm,rs->ms", groups_RM, jnp.where(later_RS, pattern_RS, 0.0))
 
 
 def _mix(weights_RS: Array, total_R1: Array, v_SH: Array) -> Float[Array, "R H"]:

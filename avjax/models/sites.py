@@ -28,6 +28,8 @@ class Site(StrEnum):
     VALUE = "value"  # K H
     PATTERN = "pattern"  # N T, attention weights over the prompt; read only
     MASS = "mass"  # N M, attention weights summed over each token group; read only
+    VALUE_MASS = "value_mass"  # N M, the same sum of weights times the norm of the head's value; read only
+    RECEIVED = "received"  # N M, attention weights summed over the later queries of each token group; read only
 
 
 # The order in which a layer passes its sites; edits of one layer apply in this order.
@@ -42,8 +44,9 @@ FLOW = (
     Site.RESID_POST,
 )
 HEADED = (Site.Z, Site.VALUE)
+READ_ONLY = (Site.PATTERN, Site.MASS, Site.VALUE_MASS, Site.RECEIVED)
 _HOOK = re.compile(r"(?:blocks\.(?P<layer>\d+)\.)?(?:attn\.)?hook_(?P<name>[a-z_]+)")
-_HOOKS = {"v": Site.VALUE, **{site.value: site for site in Site if site is not Site.MASS}}
+_HOOKS = {"v": Site.VALUE, **{site.value: site for site in Site if site not in READ_ONLY[1:]}}
 
 
 def parse_site(name: str) -> tuple[Site, int | None]:
