@@ -1,76 +1,25 @@
-"""Gate learning: the fewest edges to cut so that a metric of the answer grows, found by gradient, measured by knock-out.
-
-Axes: L layer, N heads, M token group, C case, B batch, S set of cuts. A gate's cut c is 0 for an open edge, 1 for a cut one.
-"""
+"""Gate learning: the few edges whose cut raises a metric of the answer, found by gradient and measured by knock-out."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import xarray as xr
 
-from avjax.analysis.gradients import Prepared, Rows, Target, objective, prepared
-from avjax.analysis.objective import Case, Metrics, Opening, arithmetic, cases, exact, of_one_kind, refuse_missing
+from avjax.analysis.gate_training import Penalty, Per, Training, Window, learned
+from avjax.analysis.objective import Case, Metrics, Opening, cases, exact, of_one_kind, refuse_missing
 from avjax.engine.planning import checked_memory_bytes
 from avjax.interventions import Indices, Knockout, name_of
-from avjax.metrics import Metric
 from avjax.model import Model
-from avjax.models.decoder import Decoder
-from avjax.models.intervention import Intervention
 from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.statistics import bootstrap
 from avjax.tokens import Selector
 
-Penalty = Literal["l0", "l1"]
-Per = Literal["head", "layer"]
-# The stretched, clipped concrete distribution of Louizos et al.: its temperature, and how far it is stretched.
-TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
 NO_CUT, FOUND, EVERYTHING = "nothing", "found", "everything"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Window:
-    """The edges that have gates."""
-
-    query: Selector
-    key: Selector
-    per: Per
-    layers: tuple[int, ...]
-    heads: tuple[int, ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (len(self.layers), len(self.heads)) if self.per == "head" else (len(self.layers),)
-
-    def edits(self, cut: np.ndarray, case: Case | None = None) -> list[Knockout]:
-        """The knock-outs of a set of cuts, bool of `shape`: on one sample's prompt, or in the user's own words."""
-        query, key = (s if case is None else case.selector(s) for s in (self.query, self.key))
-        found = []
-        for layer, row in zip(self.layers, cut.reshape(len(self.layers), -1), strict=True):
-            if row.any():
-                heads = self.heads if self.per == "layer" else [h for h, c in zip(self.heads, row, strict=True) if c]
-                found.append(Knockout(query=query, key=key, layers=[layer], heads=heads))
-        return found
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Training:
-    """How gates are learned."""
-
-    penalty: Penalty
-    strength: float
-    steps: int
-    batch: int
-    learning_rate: float
-    seed: int
 
 
 def learn_gates(
@@ -137,7 +86,7 @@ def learn_gates(
     name, unit = of_one_kind(train | test)
     _refuse_too_large(model, window, train)
     with Progress("gates", steps + len(test), "steps", enabled=progress) as bar:
-        gates, curve = _learned(model, window, train, training, bar)
+        gates, curve = learned(model, window, train, training, bar)
         sets = _sets(gates < 0.5, num_random, seed)
         values = np.zeros((len(sets), len(test)))
         clean = np.zeros(len(test))
@@ -147,12 +96,12 @@ def learn_gates(
             bar.advance(1)
     data = _dataset(window, gates, curve, sets, list(test), (values, clean), (name, unit), seed)
     settings = {**dataclasses.asdict(training), "per": per, "query": str(query), "key": str(key)}
-    return data.assign_attrs(provenance(model, metric=name, train_samples=[str(s) for s in train], **settings))
+    return data.assign_attrs(provenance(model, metric=name, num_train=len(train), **settings))
 
 
 def gate_edits(data: xr.Dataset) -> list[Knockout]:
     """The set found by `learn_gates` as edits, ready to run; none where nothing is worth a cut."""
-    window = _Window(
+    window = Window(
         query=data.attrs["query"],
         key=data.attrs["key"],
         per=data.attrs["per"],
@@ -164,7 +113,7 @@ def gate_edits(data: xr.Dataset) -> list[Knockout]:
 
 def _checked(
     penalty: Any, strength: Any, steps: Any, batch: Any, learning_rate: Any, num_random: Any, seed: Any
-) -> _Training:
+) -> Training:
     if penalty not in ("l0", "l1"):
         raise ValueError(f"penalty: expected l0 or l1, got {penalty!r}")
     if not (isinstance(strength, int | float | np.number) and 0 <= strength < np.inf):
@@ -175,7 +124,7 @@ def _checked(
     for what, value, least in wanted:
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
             raise ValueError(f"{what}: expected a whole number of at least {least}, got {value!r}")
-    return _Training(
+    return Training(
         penalty=penalty,
         strength=float(strength),
         steps=int(steps),
@@ -190,12 +139,12 @@ def _split(
 ) -> tuple[dict[Any, Case], dict[Any, Case]]:
     """Cases to learn from and cases to measure on."""
     train = named_prompts(prompts)
-    if isinstance(held_out, int | float | np.number) and not isinstance(held_out, bool):
+    if isinstance(held_out, int | float | np.number):
         count = round(float(held_out) * len(train)) if 0 < held_out < 1 else 0
         if not 2 <= count < len(train):
             raise ValueError(
-                f"held_out: expected a share between 0 and 1 that leaves 2 of {len(train)} prompts to measure on and 1 to "
-                f"learn from, got {held_out!r}; pass more prompts"
+                f"held_out: expected a share between 0 and 1 that leaves 2 of {len(train)} prompts to measure on and 1 "
+                f"to learn from, got {held_out!r}; pass more prompts"
             )
         order = np.random.default_rng(seed).permutation(len(train))
         kept = {name: train[name] for name in (list(train)[i] for i in sorted(order[:count]))}
@@ -222,7 +171,7 @@ def _split(
 
 def _window(
     model: Model, query: Selector, key: Selector, per: Any, layers: Indices, heads: Indices, found: Sequence[Case]
-) -> _Window:
+) -> Window:
     if per not in ("head", "layer"):
         raise ValueError(f"per: expected head or layer, got {per!r}")
     rule, cfg = Knockout(query=query, key=key, layers=layers, heads=heads), model.config.decoder
@@ -234,16 +183,10 @@ def _window(
             raise ValueError(
                 f"rule {rule}: sample {case.sample!r} has no such edge, since no query comes at or after a key"
             )
-    return _Window(
-        query=rule.query, key=rule.key, per=per, layers=rule.layer_indices(cfg), heads=rule.head_indices(cfg)
-    )
+    return Window(query=rule.query, key=rule.key, per=per, layers=rule.layer_indices(cfg), heads=rule.head_indices(cfg))
 
 
-def _first_row(window: _Window, case: Case) -> int:
-    return int(np.flatnonzero(case.select(window.query))[0])
-
-
-def _refuse_too_large(model: Model, window: _Window, train: Mapping[Any, Case]) -> None:
+def _refuse_too_large(model: Model, window: Window, train: Mapping[Any, Case]) -> None:
     cfg, budget = model.config.decoder, checked_memory_bytes(None)
     per_position = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * model.dtype.itemsize
     size = sum(len(case.whole) for case in train.values()) * per_position
@@ -252,137 +195,6 @@ def _refuse_too_large(model: Model, window: _Window, train: Mapping[Any, Case]) 
             f"prompts: the clean keys and values of {len(train)} prompts take {size / 2**30:.1f} GiB of "
             f"{budget / 2**30:.1f} GiB that may be used; learn from fewer prompts"
         )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Group:
-    """Cases of one shape, stacked on C."""
-
-    rows: Rows
-    target: Target
-    edges: jax.Array  # float32 C M M: 1 for the pairs of groups that have gates
-    metric: Metric
-    count: int
-
-
-def _grouped(model: Model, window: _Window, train: Mapping[Any, Case]) -> list[_Group]:
-    by_shape: dict[Any, list[tuple[Case, Prepared]]] = {}
-    for case in train.values():
-        masks = [case.select(window.query), case.select(window.key)]
-        ready = prepared(model, case, masks, first_row=_first_row(window, case), with_clean=True)
-        leaves, tree = jax.tree.flatten((ready.rows, ready.target))
-        key = (arithmetic(case.metric), tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
-        by_shape.setdefault(key, []).append((case, ready))
-    groups = []
-    for members in by_shape.values():
-        edges = [np.outer(*r.members).astype(np.float32) for _, r in members]
-        rows, target = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[(r.rows, r.target) for _, r in members])
-        groups.append(
-            _Group(
-                rows=rows,
-                target=target,
-                edges=jnp.asarray(np.stack(edges)),
-                metric=arithmetic(members[0][0].metric),
-                count=len(members),
-            )
-        )
-    return groups
-
-
-def _learned(
-    model: Model, window: _Window, train: Mapping[Any, Case], training: _Training, bar: Progress
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Gates between 0 (cut) and 1, and the curve."""
-    groups = _grouped(model, window, train)
-    rng, key = np.random.default_rng(training.seed), jax.random.key(training.seed)
-    share = np.array([group.count for group in groups]) / len(train)
-    parameters = jnp.full(window.shape, 0.0 if training.penalty == "l0" else 0.5, jnp.float32)
-    state = optax.adam(training.learning_rate).init(parameters)
-    curve: dict[str, list[float]] = {"train": [], "cuts": [], "train_objective": []}
-    for step in range(training.steps):
-        group = groups[rng.choice(len(groups), p=share)]
-        index = rng.choice(group.count, size=min(training.batch, group.count), replace=False)
-        parameters, state, found = _step(
-            model.network.decoder,
-            (group.rows, group.target, group.edges),
-            jnp.asarray(index),
-            (parameters, state),
-            jax.random.fold_in(key, step),
-            (jnp.asarray(window.layers), jnp.asarray(window.heads)),
-            (jnp.float32(training.learning_rate), jnp.float32(training.strength)),
-            metric=group.metric,
-            penalty=training.penalty,
-        )
-        mean, cuts = (float(value) for value in found)
-        if not np.isfinite([mean, cuts, *np.asarray(parameters).ravel()]).all():
-            raise ValueError(f"step {step}: the metric or its gradient is not finite; look at the prompts")
-        for name, value in zip(curve, (mean, cuts, mean - training.strength * cuts), strict=True):
-            curve[name].append(value)
-        bar.advance(1)
-    cut = _settled(parameters, training.penalty)
-    return 1 - np.asarray(cut, np.float64), {name: np.array(values) for name, values in curve.items()}
-
-
-@functools.partial(jax.jit, static_argnames=("metric", "penalty"))
-def _step(
-    decoder: Decoder,
-    group: tuple[Rows, Target, jax.Array],
-    index: jax.Array,
-    learned: tuple[jax.Array, Any],
-    key: jax.Array,
-    window: tuple[jax.Array, jax.Array],
-    settings: tuple[jax.Array, jax.Array],
-    *,
-    metric: Metric,
-    penalty: Penalty,
-) -> tuple[jax.Array, Any, tuple[jax.Array, jax.Array]]:
-    """One step of Adam on a batch [B] of cases; returns the batch's mean metric and the expected cuts beside."""
-    (parameters, state), (learning_rate, strength) = learned, settings
-
-    def value(parameters: jax.Array, case: jax.Array, key: jax.Array) -> jax.Array:
-        rows, target, edges_MM = jax.tree.map(lambda leaf: leaf[case], group)
-        cut = _noisy(parameters, key) if penalty == "l0" else parameters
-        factor = 1 - _spread(cut, decoder, window)[..., None, None] * edges_MM
-        return objective(decoder, rows, Intervention(attention_factor=factor), target, metric)
-
-    keys = jax.random.split(key, len(index))
-    # One case after the other: memory for one backward pass.
-    values, slopes = jax.lax.map(lambda x: jax.value_and_grad(value)(parameters, *x), (index, keys))
-    cuts, cost = jax.value_and_grad(_expected_cuts)(parameters, penalty)
-    changes, state = optax.adam(learning_rate).update(strength * cost - slopes.mean(0), state, parameters)
-    parameters = optax.apply_updates(parameters, changes)
-    if penalty == "l1":
-        parameters = optax.projections.projection_hypercube(parameters)
-    return parameters, state, (values.mean(), cuts)
-
-
-def _spread(cut: jax.Array, decoder: Decoder, window: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Cuts [L, N] of the whole model."""
-    layers, heads = window
-    of_heads = jnp.broadcast_to(cut if cut.ndim == 2 else cut[:, None], (len(layers), len(heads)))
-    return jnp.zeros((decoder.cfg.num_layers, decoder.cfg.num_heads)).at[layers[:, None], heads].set(of_heads)
-
-
-def _noisy(log_alpha: jax.Array, key: jax.Array) -> jax.Array:
-    """A draw of hard-concrete cuts."""
-    noise = jax.random.logistic(key, log_alpha.shape)
-    return _stretched((noise + log_alpha) / TEMPERATURE)
-
-
-def _stretched(x: jax.Array) -> jax.Array:
-    return jnp.clip(jax.nn.sigmoid(x) * (HIGH - LOW) + LOW, 0.0, 1.0)
-
-
-def _settled(parameters: jax.Array, penalty: Penalty) -> jax.Array:
-    """Cuts without noise."""
-    return _stretched(parameters) if penalty == "l0" else parameters
-
-
-def _expected_cuts(parameters: jax.Array, penalty: Penalty) -> jax.Array:
-    """How many gates are not open, in expectation; for L1 the summed cuts."""
-    if penalty == "l1":
-        return jnp.sum(parameters)
-    return jnp.sum(jax.nn.sigmoid(parameters - TEMPERATURE * jnp.log(-LOW / HIGH)))
 
 
 def _sets(cut: np.ndarray, num_random: int, seed: int) -> dict[str, np.ndarray]:
@@ -397,7 +209,7 @@ def _sets(cut: np.ndarray, num_random: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def _dataset(
-    window: _Window,
+    window: Window,
     gates: np.ndarray,
     curve: Mapping[str, np.ndarray],
     sets: Mapping[str, np.ndarray],

@@ -1,4 +1,4 @@
-"""What analyses by gradient read: a differentiable metric of each sample's answer, and the engine's exact value of it."""
+"""What analyses by gradient read: a differentiable metric of each sample's answer, and its exact value under edits."""
 
 import dataclasses
 import itertools
@@ -131,8 +131,8 @@ def _refuse_no_metric(metric: Any) -> None:
         raise TypeError(f"metric: expected a Metric, got {type(metric).__name__}: {metric!r}")
     if isinstance(metric, Caption) or metric.dims or metric.attention() is not None:
         raise ValueError(
-            f"metric {metric.name!r}: expected one number of the logits, which has a gradient; take LogitDiff, LogProb, "
-            "Prob or LogLikelihood"
+            f"metric {metric.name!r}: expected one number of the logits, which has a gradient; take LogitDiff, "
+            "LogProb, Prob or LogLikelihood"
         )
 
 
@@ -152,8 +152,8 @@ def _refuse_no_slope(model: Model, metric: Metric, prepared: Any, continued: int
         size = sum(float(jnp.sum(jnp.abs(leaf))) for leaf in slope)
         if not 0 < size < np.inf:
             raise ValueError(
-                f"metric {metric.name!r}: {where}its gradient is {'zero' if size == 0 else 'not finite'}, so that nothing "
-                "can be learned from it; take LogitDiff, LogProb, Prob or LogLikelihood"
+                f"metric {metric.name!r}: {where}its gradient is {'zero' if size == 0 else 'not finite'}, which says "
+                "nothing; take LogitDiff, LogProb, Prob or LogLikelihood"
             )
 
 
@@ -189,7 +189,7 @@ def metric_value(metric: Metric, prepared: Any, at: tuple[Any, Any], clean: tupl
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _OfSample(Metric):
-    """One sample's metric as the sweep sees it: equal to another's that computes alike, so that nothing compiles twice."""
+    """One sample's metric for a sweep: equal to another's that computes alike, so that nothing compiles twice."""
 
     arithmetic: Metric
     name: str
