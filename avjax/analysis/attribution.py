@@ -74,9 +74,9 @@ def attribute(
     It is a screen: saturated attention and norms bend what it takes for straight. The `top` candidates of each kind, by
     the size of their mean estimate, then go through `avjax.sweep` as the edits that they stand for.
 
-    On tiny-av under conflict, for the true sound's logit over the suggested one's, cutting answer->video is estimated to
-    help, most of all in deep layers, and cutting answer->audio to hurt. Estimates order the edges well, but the exact
-    effects of the strongest are a multiple of theirs, since the attention they cut is saturated.
+    On tiny-av under conflict, for the true sound's logit over the suggested one's, cutting answer->video is estimated
+    to help, most of all in deep layers, and cutting answer->audio to hurt. Estimates order the edges well, but the
+    exact effects of the strongest are a multiple of theirs, since the attention that they cut is saturated.
 
     Args:
       prompts: one, several, or several by name.

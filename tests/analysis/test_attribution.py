@@ -35,45 +35,41 @@ def screen(omni_model, prompt):
     return attribute(omni_model, prompt, ANSWER, queries=["text", "last"], keys=["audio", "video"], top=0)
 
 
-def slopes(values) -> np.ndarray:
-    """Of a sweep's values along the axis `factor`, by central differences of the fourth order."""
-    at = {round(float(f), 3): values.sel(factor=f).to_numpy().astype(np.float64) for f in values["factor"].values}
-    near, far = at[round(1 + STEP, 3)] - at[round(1 - STEP, 3)], at[round(1 + 2 * STEP, 3)] - at[round(1 - 2 * STEP, 3)]
-    return (8 * near - far) / (12 * STEP)
+def check_slopes(model: avjax.Model, prompt: avjax.Prompt, estimate: np.ndarray, edit_at) -> None:
+    """Minus the estimate is the slope of every cell, to 0.5% of the largest: what float32 values can say.
 
+    Central differences of the fourth order, from full passes of the engine.
 
-FACTORS = avjax.axis("factor", [1 - 2 * STEP, 1 - STEP, 1 + STEP, 1 + 2 * STEP])
-
-
-def check_slopes(estimate: np.ndarray, values) -> None:
-    """Minus the estimate is the slope, to 0.5% of the largest: what float32 values of a step of 0.1 can say."""
-    expected = slopes(values)
+    Args:
+      edit_at: the edit of a cell's index and a factor.
+    """
+    factors = [1 - 2 * STEP, 1 - STEP, 1 + STEP, 1 + 2 * STEP]
+    variants = [edit_at(cell, factor) for cell in np.ndindex(estimate.shape) for factor in factors]
+    swept = avjax.sweep(model, prompt, variants, ANSWER, executor="reference", progress=False)["log_prob"]
+    at = swept.to_numpy().astype(np.float64).reshape(*estimate.shape, 4)
+    expected = (8 * (at[..., 2] - at[..., 1]) - (at[..., 3] - at[..., 0])) / (12 * STEP)
     scale = np.abs(expected).max()
     assert scale > 1e-3
     np.testing.assert_allclose(-estimate, expected, rtol=0, atol=5e-3 * scale)
 
 
 def test_edge_estimates_are_slopes_of_every_edge(omni_model, prompt, screen):
-    edit = avjax.ScaleAttention(
-        query=avjax.axis("query", ["text", "last"]),
-        key=avjax.axis("key", ["audio", "video"]),
-        factor=FACTORS,
-        layers=avjax.each_layer("at"),
-        heads=avjax.each_head("of"),
-    )
-    swept = avjax.sweep(omni_model, prompt, avjax.grid(edit), ANSWER, progress=False)["log_prob"]
-    values = swept.isel(sample=0).transpose("factor", "at", "of", "query", "key")
-    check_slopes(screen["edge_estimate"].isel(sample=0).to_numpy(), values)
+    def edit(cell, factor: float):
+        layer, head, query, key = cell
+        names = {"query": ["text", "last"][query], "key": ["audio", "video"][key]}
+        return avjax.ScaleAttention(**names, factor=factor, layers=[layer], heads=[head])
+
+    check_slopes(omni_model, prompt, screen["edge_estimate"].to_numpy()[0], edit)
 
 
 @pytest.mark.parametrize("site", ["z", "value", "attn_out", "mlp_out", "resid_post"])
 def test_scale_estimates_are_slopes_of_every_scale(omni_model, prompt, screen, site: str):
-    heads = avjax.each_head("of") if site in ("z", "value") else None
-    group = avjax.axis("group", ["text", "audio", "video"])
-    edit = avjax.Scale(group, FACTORS, site=site, layers=avjax.each_layer("at"), heads=heads)
-    swept = avjax.sweep(omni_model, prompt, avjax.grid(edit), ANSWER, progress=False)["log_prob"]
-    values = swept.isel(sample=0).transpose("factor", "at", *(["of"] if heads else []), "group")
-    check_slopes(screen[f"{site}_estimate"].isel(sample=0).to_numpy(), values)
+    def edit(cell, factor: float):
+        layer, *heads, group = cell
+        where = ["text", "audio", "video"][group]
+        return avjax.Scale(where, factor, site=site, layers=[layer], heads=heads or None)
+
+    check_slopes(omni_model, prompt, screen[f"{site}_estimate"].to_numpy()[0], edit)
 
 
 def test_the_pass_over_few_rows_is_the_reference_pass(omni_model):
