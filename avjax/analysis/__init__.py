@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from avjax.analysis.attention import attention_mass
+    from avjax.analysis.attribution import attribute
     from avjax.analysis.captions import Captioned, captioned
     from avjax.analysis.comparison import compare_with_base, shift_shares
+    from avjax.analysis.gates import gate_edits, learn_gates
     from avjax.analysis.knockout import edge_sufficiency, knockout_heads, knockout_windows
     from avjax.analysis.sampled import sweep_samples
     from avjax.analysis.scaling import scale_modalities
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 # Names load when first used, as those of avjax do.
 _HOMES: dict[str, tuple[str, ...]] = {
     "attention": ("attention_mass",),
+    "attribution": ("attribute",),
     "captions": (
         "Captioned",
         "captioned",
@@ -23,6 +26,10 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "comparison": (
         "compare_with_base",
         "shift_shares",
+    ),
+    "gates": (
+        "gate_edits",
+        "learn_gates",
     ),
     "knockout": (
         "edge_sufficiency",
@@ -45,13 +52,16 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Captioned",
     "attention_mass",
+    "attribute",
     "captioned",
     "compare_with_base",
     "deciding_modality",
     "edge_sufficiency",
     "find_sinks",
+    "gate_edits",
     "knockout_heads",
     "knockout_windows",
+    "learn_gates",
     "scale_modalities",
     "select_sinks",
     "shift_shares",

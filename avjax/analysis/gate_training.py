@@ -1,0 +1,197 @@
+"""How gates on edges are learned: hard-concrete or clipped ones, by Adam, over the rows that the edges reach.
+
+Axes: L layer, N heads, M token group, C case, B batch. A gate's cut is 0 for an open edge and 1 for a cut one.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from avjax.analysis.gradients import Prepared, Rows, Target, objective, prepared
+from avjax.analysis.objective import Case, arithmetic
+from avjax.interventions import Knockout
+from avjax.metrics import Metric
+from avjax.model import Model
+from avjax.models.decoder import Decoder
+from avjax.models.intervention import Intervention
+from avjax.report.progress import Progress
+from avjax.tokens import Selector
+
+Penalty = Literal["l0", "l1"]
+Per = Literal["head", "layer"]
+# The stretched, clipped concrete distribution of Louizos et al. 2018: its temperature, and how far it is stretched.
+TEMPERATURE, LOW, HIGH = 2 / 3, -0.1, 1.1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Window:
+    """The edges that have gates."""
+
+    query: Selector
+    key: Selector
+    per: Per
+    layers: tuple[int, ...]
+    heads: tuple[int, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.layers), len(self.heads)) if self.per == "head" else (len(self.layers),)
+
+    def edits(self, cut: np.ndarray, case: Case | None = None) -> list[Knockout]:
+        """The knock-outs of a set of cuts, bool of `shape`: on one sample's prompt, or in the user's own words."""
+        query, key = (s if case is None else case.selector(s) for s in (self.query, self.key))
+        found = []
+        for layer, row in zip(self.layers, cut.reshape(len(self.layers), -1), strict=True):
+            if row.any():
+                heads = self.heads if self.per == "layer" else [h for h, c in zip(self.heads, row, strict=True) if c]
+                found.append(Knockout(query=query, key=key, layers=[layer], heads=heads))
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """How gates are learned."""
+
+    penalty: Penalty
+    strength: float
+    steps: int
+    batch: int
+    learning_rate: float
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Group:
+    """Cases of one shape, stacked on C."""
+
+    rows: Rows
+    target: Target
+    edges: jax.Array  # float32 C M M: 1 for the pairs of groups that have gates
+    metric: Metric
+    count: int
+
+
+def grouped(model: Model, window: Window, train: Mapping[Any, Case]) -> list[Group]:
+    by_shape: dict[Any, list[tuple[Case, Prepared]]] = {}
+    for case in train.values():
+        masks = [case.select(window.query), case.select(window.key)]
+        ready = prepared(model, case, masks, first_row=int(np.flatnonzero(masks[0])[0]), with_clean=True)
+        leaves, tree = jax.tree.flatten((ready.rows, ready.target))
+        key = (arithmetic(case.metric), tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
+        by_shape.setdefault(key, []).append((case, ready))
+    groups = []
+    for members in by_shape.values():
+        edges = [np.outer(*r.members).astype(np.float32) for _, r in members]
+        rows, target = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[(r.rows, r.target) for _, r in members])
+        groups.append(
+            Group(
+                rows=rows,
+                target=target,
+                edges=jnp.asarray(np.stack(edges)),
+                metric=arithmetic(members[0][0].metric),
+                count=len(members),
+            )
+        )
+    return groups
+
+
+def learned(
+    model: Model, window: Window, train: Mapping[Any, Case], training: Training, bar: Progress
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Gates between 0 (cut) and 1, and the curve."""
+    groups = grouped(model, window, train)
+    rng, key = np.random.default_rng(training.seed), jax.random.key(training.seed)
+    share = np.array([group.count for group in groups]) / len(train)
+    parameters = jnp.full(window.shape, 0.0 if training.penalty == "l0" else 0.5, jnp.float32)
+    state = optax.adam(training.learning_rate).init(parameters)
+    curve: dict[str, list[float]] = {"train": [], "cuts": [], "train_objective": []}
+    for step in range(training.steps):
+        group = groups[rng.choice(len(groups), p=share)]
+        index = rng.choice(group.count, size=min(training.batch, group.count), replace=False)
+        parameters, state, found = _step(
+            model.network.decoder,
+            (group.rows, group.target, group.edges),
+            jnp.asarray(index),
+            (parameters, state),
+            jax.random.fold_in(key, step),
+            (jnp.asarray(window.layers), jnp.asarray(window.heads)),
+            (jnp.float32(training.learning_rate), jnp.float32(training.strength)),
+            metric=group.metric,
+            penalty=training.penalty,
+        )
+        mean, cuts = (float(value) for value in found)
+        if not np.isfinite([mean, cuts, *np.asarray(parameters).ravel()]).all():
+            raise ValueError(f"step {step}: the metric or its gradient is not finite; look at the prompts")
+        for name, value in zip(curve, (mean, cuts, mean - training.strength * cuts), strict=True):
+            curve[name].append(value)
+        bar.advance(1)
+    cut = _settled(parameters, training.penalty)
+    return 1 - np.asarray(cut, np.float64), {name: np.array(values) for name, values in curve.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("metric", "penalty"))
+def _step(
+    decoder: Decoder,
+    group: tuple[Rows, Target, jax.Array],
+    index: jax.Array,
+    learned: tuple[jax.Array, Any],
+    key: jax.Array,
+    window: tuple[jax.Array, jax.Array],
+    settings: tuple[jax.Array, jax.Array],
+    *,
+    metric: Metric,
+    penalty: Penalty,
+) -> tuple[jax.Array, Any, tuple[jax.Array, jax.Array]]:
+    """One step of Adam on a batch [B] of cases; returns the batch's mean metric and the expected cuts beside."""
+    (parameters, state), (learning_rate, strength) = learned, settings
+
+    def value(parameters: jax.Array, case: jax.Array, key: jax.Array) -> jax.Array:
+        rows, target, edges_MM = jax.tree.map(lambda leaf: leaf[case], group)
+        cut = _noisy(parameters, key) if penalty == "l0" else parameters
+        factor = 1 - _spread(cut, decoder, window)[..., None, None] * edges_MM
+        return objective(decoder, rows, Intervention(attention_factor=factor), target, metric)
+
+    keys = jax.random.split(key, len(index))
+    # One case after the other: memory for one backward pass.
+    values, slopes = jax.lax.map(lambda x: jax.value_and_grad(value)(parameters, *x), (index, keys))
+    cuts, cost = jax.value_and_grad(_expected_cuts)(parameters, penalty)
+    changes, state = optax.adam(learning_rate).update(strength * cost - slopes.mean(0), state, parameters)
+    parameters = jnp.asarray(optax.apply_updates(parameters, changes))
+    if penalty == "l1":
+        parameters = jnp.asarray(optax.projections.projection_hypercube(parameters))
+    return parameters, state, (values.mean(), cuts)
+
+
+def _spread(cut: jax.Array, decoder: Decoder, window: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Cuts [L, N] of the whole model."""
+    layers, heads = window
+    of_heads = jnp.broadcast_to(cut if cut.ndim == 2 else cut[:, None], (len(layers), len(heads)))
+    return jnp.zeros((decoder.cfg.num_layers, decoder.cfg.num_heads)).at[layers[:, None], heads].set(of_heads)
+
+
+def _noisy(log_alpha: jax.Array, key: jax.Array) -> jax.Array:
+    """A draw of hard-concrete cuts."""
+    noise = jax.random.logistic(key, log_alpha.shape)
+    return _stretched((noise + log_alpha) / TEMPERATURE)
+
+
+def _stretched(x: jax.Array) -> jax.Array:
+    return jnp.clip(jax.nn.sigmoid(x) * (HIGH - LOW) + LOW, 0.0, 1.0)
+
+
+def _settled(parameters: jax.Array, penalty: Penalty) -> jax.Array:
+    """Cuts without noise."""
+    return _stretched(parameters) if penalty == "l0" else parameters
+
+
+def _expected_cuts(parameters: jax.Array, penalty: Penalty) -> jax.Array:
+    """How many gates are not open, in expectation; for L1 the summed cuts."""
+    if penalty == "l1":
+        return jnp.sum(parameters)
+    return jnp.sum(jax.nn.sigmoid(parameters - TEMPERATURE * jnp.log(-LOW / HIGH)))

@@ -1,0 +1,242 @@
+"""What analyses by gradient read: a differentiable metric of each sample's answer, and its exact value under edits."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avjax.engine.scoring import check_values
+from avjax.engine.session import with_fed
+from avjax.interventions import Edit
+from avjax.metrics import Caption, LogitDiff, LogLikelihood, LogProb, Metric, Prob, Values, View, tokenized
+from avjax.model import Model
+from avjax.prompt import Prompt, named_prompts
+from avjax.sweeping import sweep
+from avjax.tokens import Selector, select
+
+Metrics = Metric | Mapping[Any, Metric]
+Opening = str | Sequence[int] | Mapping[Any, str | Sequence[int]] | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """One sample: its prompt, how its answer opens, and the metric of what comes next.
+
+    Attributes:
+      prompt: as it was given.
+      fed: the prompt and the answer's opening.
+      whole: `fed` and the tokens of the metric's own continuation, but for the last: every position of one pass.
+      continuation: the metric's.
+    """
+
+    sample: Any
+    prompt: Prompt
+    fed: Prompt
+    whole: Prompt
+    metric: Metric
+    continuation: tuple[int, ...]
+
+    @property
+    def first_read(self) -> int:
+        """The position that the first token after the opening is predicted from."""
+        return len(self.fed) - 1
+
+    def select(self, selector: Selector) -> np.ndarray:
+        """bool [T] over `whole`; what follows the prompt is generated."""
+        return with_fed(select(self.prompt, selector), len(self.whole) - len(self.prompt))
+
+    def selector(self, selector: Selector) -> Selector:
+        """What the selector means on `fed`, where the opening's tokens are positions of a prompt."""
+        opened = len(self.fed) - len(self.prompt)
+        if not opened:
+            return selector
+        mask = select(self.prompt, selector)
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], with_fed(mask, opened), [False]]).astype(int)))
+        spans = ", ".join(f"{start}:{stop}" for start, stop in edges.reshape(-1, 2))
+        parts = [f"[{spans}]"] * bool(spans) + ["generated"] * bool(mask[-1])
+        return " | ".join(parts) or ()
+
+    def edges(self, query: Selector, key: Selector) -> int:
+        """Visible pairs of a query and a key in one head and layer."""
+        return int(np.cumsum(self.select(key))[self.select(query)].sum())
+
+
+def cases(
+    model: Model, prompts: Any, metric: Metrics, opening: Opening = None, *, at_clean: bool = True
+) -> dict[Any, Case]:
+    """Every sample with its metric, checked; nothing is compiled.
+
+    Args:
+      metric: one for all, or by sample.
+      opening: tokens or text that the answer begins with, one for all or by sample.
+      at_clean: the metric must have a slope where the run is the clean one; a distance from that has none.
+
+    Raises:
+      ValueError, TypeError: a metric is no number with a gradient or is missing, or a prompt's features are not finite.
+    """
+    named = named_prompts(prompts)
+    if isinstance(metric, Mapping) and (missing := [name for name in named if name not in metric]):
+        raise ValueError(f"metric: expected one for each sample, got none for {', '.join(map(repr, missing))}")
+    found, checked = {}, set()
+    for name, prompt in named.items():
+        model.check(prompt)
+        refuse_not_finite(name, prompt)
+        one = metric[name] if isinstance(metric, Mapping) else metric
+        _refuse_no_metric(one)
+        ready, continuation = one.prepare(model, prompt), one.continuation(model)
+        shapes = tuple((np.shape(leaf), np.asarray(leaf).dtype) for leaf in jax.tree.leaves(ready))
+        if (key := (arithmetic(one), shapes, len(continuation))) not in checked:
+            _refuse_no_slope(model, one, ready, len(continuation), at_clean)
+            checked.add(key)
+        fed = _continued(prompt, _opening(model, name, opening))
+        whole = _continued(fed, continuation[:-1])
+        found[name] = Case(
+            sample=name, prompt=prompt, fed=fed, whole=whole, metric=one, continuation=tuple(continuation)
+        )
+    return found
+
+
+def _continued(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
+    return prompt.continued(tokens) if len(tokens) else prompt
+
+
+def _opening(model: Model, sample: Any, opening: Opening) -> Sequence[int]:
+    if isinstance(opening, Mapping):
+        if sample not in opening:
+            raise ValueError(f"opening: expected one for each sample, got none for {sample!r}")
+        opening = opening[sample]
+    if opening is None:
+        return ()
+    return tokenized(model, opening) if isinstance(opening, str) else tuple(int(token) for token in opening)
+
+
+def refuse_not_finite(name: Any, prompt: Prompt) -> None:
+    """Raises ValueError when a prompt's features hold a NaN or an infinity."""
+    features = [clip.mel for clip in prompt.audio] + [clip.patches for clip in (*prompt.images, *prompt.videos)]
+    features += [] if prompt.embeddings is None else [prompt.embeddings]
+    if not all(np.isfinite(array).all() for array in features):
+        raise ValueError(
+            f"prompts: expected finite features, got a NaN or infinity in sample {name!r}; look at its clip"
+        )
+
+
+def _refuse_no_metric(metric: Any) -> None:
+    if isinstance(metric, type):
+        raise TypeError(f"metric: expected a metric, got the class {metric.__name__}; call it: {metric.__name__}(...)")
+    if not isinstance(metric, Metric):
+        raise TypeError(f"metric: expected a Metric, got {type(metric).__name__}: {metric!r}")
+    if isinstance(metric, Caption) or metric.dims or metric.attention() is not None:
+        raise ValueError(
+            f"metric {metric.name!r}: expected one number of the logits, which has a gradient; take LogitDiff, "
+            "LogProb, Prob or LogLikelihood"
+        )
+
+
+def _refuse_no_slope(model: Model, metric: Metric, prepared: Any, continued: int, at_clean: bool) -> None:
+    """Raises ValueError when a metric does not move with the logits; tried on drawn ones, without a network."""
+    read = metric.read_tokens(model)
+    size = model.config.decoder.vocab_size if read is None else len(read)
+    found = check_values(metric, prepared, num_tokens=size, continuation=continued, attention=None)
+    rng = np.random.default_rng(0)
+    drawn = jnp.asarray(rng.normal(size=size), jnp.float32), jnp.asarray(-rng.exponential(size=continued), jnp.float32)
+    other = jnp.asarray(rng.normal(size=size), jnp.float32), jnp.asarray(-rng.exponential(size=continued), jnp.float32)
+    if list(found) != [""]:
+        raise ValueError(f"metric {metric.name!r}: expected one number, got {', '.join(map(repr, found))}")
+    places = {"": other} | ({"where the run is the clean one, ": drawn} if at_clean else {})
+    for where, clean in places.items():
+        slope = jax.grad(lambda at, clean=clean: metric_value(metric, prepared, at, clean))(drawn)
+        size = sum(float(jnp.sum(jnp.abs(leaf))) for leaf in slope)
+        if not 0 < size < np.inf:
+            raise ValueError(
+                f"metric {metric.name!r}: {where}its gradient is {'zero' if size == 0 else 'not finite'}, which says "
+                "nothing; take LogitDiff, LogProb, Prob or LogLikelihood"
+            )
+
+
+def arithmetic(metric: Metric) -> Metric:
+    """The same metric without what `prepare` made arrays of: metrics that compute alike share one executable."""
+    match metric:
+        case LogProb() | Prob() if type(metric) in (LogProb, Prob):
+            return dataclasses.replace(metric, answer=0, name="")
+        case LogitDiff() if type(metric) is LogitDiff:
+            return dataclasses.replace(metric, a=0, b=1, name="")
+        case LogLikelihood() if type(metric) is LogLikelihood:
+            return dataclasses.replace(metric, text=[0], name="")
+        case _:
+            return metric
+
+
+def metric_value(metric: Metric, prepared: Any, at: tuple[Any, Any], clean: tuple[Any, Any]) -> jax.Array:
+    """A metric of logits and log-probabilities of the continuation."""
+    value = metric(
+        View(
+            logits=at[0],
+            clean_logits=clean[0],
+            logprobs=at[1],
+            clean_logprobs=clean[1],
+            mass=None,
+            clean_mass=None,
+            key_share=None,
+            prepared=prepared,
+        )
+    )
+    return jnp.asarray(value[""] if isinstance(value, Mapping) else value, jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _OfSample(Metric):
+    """One sample's metric for a sweep: equal to another's that computes alike, so that nothing compiles twice."""
+
+    arithmetic: Metric
+    name: str
+    given: Metric = dataclasses.field(compare=False)
+
+    def prepare(self, model: Model, prompt: Prompt) -> Any:
+        return self.given.prepare(model, prompt)
+
+    def continuation(self, model: Model) -> tuple[int, ...]:
+        return self.given.continuation(model)
+
+    def read_tokens(self, model: Model) -> tuple[int, ...] | None:
+        return self.given.read_tokens(model)
+
+    def __call__(self, view: View) -> Values:
+        return self.arithmetic(view)
+
+
+def exact(model: Model, case: Case, variants: Sequence[Sequence[Edit]]) -> tuple[np.ndarray, float]:
+    """The metric under each variant, and of the clean run, from the engine's sweep.
+
+    Args:
+      variants: edits whose selectors are those of `Case.selector`.
+    """
+    metric = _OfSample(arithmetic=arithmetic(case.metric), name=case.metric.name, given=case.metric)
+    swept = sweep(model, {case.sample: case.fed}, list(variants), metric, allow_noop=True, progress=False)
+    values = swept[metric.name].to_numpy().astype(np.float64).reshape(len(variants))
+    clean = float(swept[f"{metric.name}_clean"].item())
+    if not np.isfinite([*values, clean]).all():
+        raise ValueError(f"sample {case.sample!r}: expected a finite {case.metric.name}, got {values.tolist()}")
+    return values, clean
+
+
+def of_one_kind(given: Mapping[Any, Case]) -> tuple[str, str]:
+    """The name and unit that all samples' metrics share.
+
+    Raises:
+      ValueError: they have several.
+    """
+    kinds = sorted({(case.metric.name, case.metric.unit) for case in given.values()})
+    if len(kinds) > 1:
+        raise ValueError(f"metric: expected one kind for all samples, got {', '.join(name for name, _ in kinds)}")
+    return kinds[0]
+
+
+def refuse_missing(given: Mapping[Any, Case], selectors: Sequence[Selector], what: str) -> None:
+    """Raises ValueError when a selector names nothing in a sample."""
+    for selector, case in itertools.product(selectors, given.values()):
+        if not case.select(selector).any():
+            raise ValueError(f"{what} {selector!r}: the prompt of sample {case.sample!r} has no such tokens")
