@@ -5,14 +5,27 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from avjax.analysis.captions import Captioned, captioned
+    from avjax.analysis.latent_audio import latent_audio_understanding
+    from avjax.analysis.lens import logit_lens
+    from avjax.analysis.tuned_lens import TunedLens, train_tuned_lens
 
 # Names load when first used, as those of avjax do.
 _HOMES: dict[str, tuple[str, ...]] = {
     "captions": ("Captioned", "captioned"),
+    "latent_audio": ("latent_audio_understanding",),
+    "lens": ("logit_lens",),
+    "tuned_lens": ("TunedLens", "train_tuned_lens"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = ["Captioned", "captioned"]
+__all__ = [
+    "Captioned",
+    "TunedLens",
+    "captioned",
+    "latent_audio_understanding",
+    "logit_lens",
+    "train_tuned_lens",
+]
 
 
 def __getattr__(name: str) -> Any:
