@@ -3,7 +3,7 @@
     python -m sweeps.lens --model tiny-av --clips 32 --out lens.nc
 
 About a minute on two cores. On the built-in checkpoint the sound that is heard is the lens's first choice at hardly any
-audio token, the thing that is seen at a fifth or more from layer 4 on; after "I hear", layers 5 to 7 choose the sound
+audio token, the thing that is seen at a sixth or more from layer 4 on; after "I hear", layers 5 to 7 choose the sound
 that belongs to the picture. A tuned lens at least halves the divergence of layers 0 to 3 from the model's output.
 """
 
@@ -23,13 +23,14 @@ def main() -> None:
     args = parser.parse_args()
     model = avjax.load(args.model)
     clips, known = ([clip(split, i, "counterfactual") for i in range(args.clips)] for split in ("test", "train"))
-    prompts, seen = (dict(enumerate(p for _, p in prompts_of(model, several))) for several in (clips, known))
+    prompts, trained_on = (dict(enumerate(p for _, p in prompts_of(model, several))) for several in (clips, known))
+    heard, seen = ([KINDS[getattr(c, what)] for c in clips] for what in ("heard", "seen"))
     answers = {
-        "heard": {i: KINDS[c.heard].sound for i, c in enumerate(clips)},
-        "suggested": {i: KINDS[c.seen].sound for i, c in enumerate(clips)},
-        "seen": {i: KINDS[c.seen].thing for i, c in enumerate(clips)},
+        "heard": dict(enumerate(kind.sound for kind in heard)),
+        "suggested": dict(enumerate(kind.sound for kind in seen)),
+        "seen": dict(enumerate(kind.thing for kind in seen)),
     }
-    tuned = train_tuned_lens(model, seen, prompts)
+    tuned = train_tuned_lens(model, trained_on, prompts)
     print("KL(final || lens), nats:", tuned.report[["kl_before", "kl_after"]].to_dataframe().round(2), sep="\n")
     audio = logit_lens(model, prompts, answers=answers)
     opening = logit_lens(model, prompts, "generated", answers=answers, captions="I hear a").isel(position=[-1])

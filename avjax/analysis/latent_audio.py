@@ -62,8 +62,8 @@ def latent_audio_understanding(
 
     Returns:
       By `sample`: `recall`, `recall_swapped` and their difference `understanding`; by `layer` too as `NAME_by_layer`,
-      where each layer alone is the band. `NAME_mean`, `NAME_low` and `NAME_high` are over samples; with one sample the bounds
-      are NaN, which is missing. All are shares between 0 and 1, differences between -1 and 1.
+      where each layer alone is the band. `NAME_mean`, `NAME_low` and `NAME_high` are over samples; with one sample the
+      bounds are NaN, which is missing. All are shares between 0 and 1, differences between -1 and 1.
 
     Raises:
       ValueError: a sample has no events, an event has no tokens, or events of a clip and of its swapped one begin with
@@ -172,6 +172,6 @@ def _refuse_shared(model: Model, events: Mapping[Any, Sequence[str]], others: Ma
         ours, theirs = _tokens(model, words), _tokens(model, others[name])
         if both := sorted(ours.keys() & theirs.keys()):
             raise ValueError(
-                f"swapped: {ours[both[0]]!r} and {theirs[both[0]]!r} of sample {name!r} begin with one token ({both[0]}) "
-                "and cannot be told apart; choose other events"
+                f"swapped: {ours[both[0]]!r} and {theirs[both[0]]!r} of sample {name!r} begin with one token "
+                f"({both[0]}) and cannot be told apart; choose other events"
             )

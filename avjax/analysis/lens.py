@@ -119,9 +119,9 @@ def logit_lens(
 ) -> xr.Dataset:
     """What each layer's activations say at each position of a token group, in words of the vocabulary.
 
-    In tiny-av under conflict, the first choice at audio tokens is the thing that is seen at a fifth or more of them from
-    layer 4 on, and the sound that is heard at hardly any, although a probe reads it there. After "I hear", layers 5 to 7
-    choose the sound that belongs to the picture.
+    In tiny-av under conflict, the first choice at audio tokens is the thing that is seen at a sixth or more of them
+    from layer 4 on, and the sound that is heard at hardly any, although a probe reads it there. After "I hear", layers
+    5 to 7 choose the sound that belongs to the picture.
 
     One pass per prompt projects each layer as it goes by, `chunk_bytes` of logits at a time: neither the residuals of
     all layers nor the logits of all positions are held.
@@ -144,7 +144,7 @@ def logit_lens(
     Returns:
       Dimensions `sample`, `layer`, `position`, `top` and `answer`. `position` counts within the group, so that a clip's
       first audio token is 0 in every sample; `prompt_position`, `seconds`, `frame`, `modality` and `input_token` of
-      each are coordinates [sample, position]. Groups of different size are filled at the end: NaN, token -1, and words "".
+      each are coordinates [sample, position]. Groups of different size are filled at the end: NaN, token -1, word "".
       `top_token`, `top_prob` (probability), `top_word`, `entropy` (nats), and with answers `log_prob` (nats, over the
       surface forms) and `rank` (of the likeliest form; 1 is the lens's own choice).
 
@@ -255,8 +255,8 @@ def refuse_unreadable(
         value = largest[layer, row]
         raise ValueError(
             f"sample {sample!r}: expected finite activations below {MAX_ACTIVATION:g}, got {value:g} at {site} of "
-            f"layer {layers[layer]}, position {rows[row]} ({len(bad)} of {largest.size} places); look for an overflow in the "
-            "checkpoint or in the prompt's embeddings"
+            f"layer {layers[layer]}, position {rows[row]} ({len(bad)} of {largest.size} places); look for an "
+            "overflow in the checkpoint or in the prompt's embeddings"
         )
 
 
@@ -314,7 +314,7 @@ def stacked(arrays: Sequence[np.ndarray], axis: int, fill: Any) -> np.ndarray:
 def _dataset(
     how: Lens, looked: Mapping[Any, Places], labels: list[str], found: Sequence[Projected], attributes: dict[str, Any]
 ) -> xr.Dataset:
-    def gathered(values: Sequence[np.ndarray], fill: Any = np.nan) -> np.ndarray:
+    def gathered(values: Sequence[Any], fill: Any = np.nan) -> np.ndarray:
         return stacked([v.astype(np.float32) if fill is np.nan else v for v in values], 1, fill)
 
     dims = ("sample", "layer", "position")

@@ -71,6 +71,12 @@ def lens_logits(decoder: Decoder, x: Float[Array, "R D"], norm: bool) -> Float[A
     return (decoder.embed if decoder.unembed is None else decoder.unembed).logits(x)
 
 
+def _largest(x: Float[Array, "R D"]) -> Float[Array, "R"]:
+    """Of each row's absolute values; NaN where one is, which a compiled maximum alone may pass over."""
+    y = jnp.abs(x.astype(jnp.float32))
+    return jnp.where(jnp.any(jnp.isnan(y), axis=-1), jnp.nan, jnp.max(y, axis=-1))
+
+
 def _project_chunk(
     decoder: Decoder, x: Float[Array, "R D"], answers: Int[Array, "A F"], lens: Translators | None, norm: bool, k: int
 ) -> Projected:
@@ -86,7 +92,7 @@ def _project_chunk(
         entropy=-jnp.sum(jnp.exp(z_RV - total_R1) * (z_RV - total_R1), axis=-1),
         log_prob=jax.nn.logsumexp(forms_RAF, axis=-1) - total_R1,
         rank=1 + above.T,
-        largest=jnp.max(jnp.abs(x.astype(jnp.float32)), axis=-1),
+        largest=_largest(x),
     )
 
 

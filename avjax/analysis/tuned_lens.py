@@ -182,7 +182,7 @@ class _Setting:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Data:
+class Data:
     """Activations of the positions of all prompts, in the compute dtype."""
 
     seen: jax.Array  # L N D
@@ -199,7 +199,7 @@ def _check(steps: int, batch_size: int, learning_rate: float, weight_decay: floa
         raise ValueError(f"weight_decay: expected a number of at least 0, got {weight_decay!r}")
 
 
-def _gathered(model: Model, site: Site, looked: Mapping[Any, Places], bar: Progress) -> _Data:
+def _gathered(model: Model, site: Site, looked: Mapping[Any, Places], bar: Progress) -> Data:
     layers = range(model.config.decoder.num_layers)
     seen, final = [], []
     for name, places in looked.items():
@@ -212,11 +212,11 @@ def _gathered(model: Model, site: Site, looked: Mapping[Any, Places], bar: Progr
         seen.append(at_site)
         final.append(last)
         bar.advance(1)
-    return _Data(seen=jnp.asarray(np.concatenate(seen, 1)), final=jnp.asarray(np.concatenate(final)))
+    return Data(seen=jnp.asarray(np.concatenate(seen, 1)), final=jnp.asarray(np.concatenate(final)))
 
 
 def _trained(
-    model: Model, data: _Data, setting: _Setting, batch_size: int, seed: int, progress: bool
+    model: Model, data: Data, setting: _Setting, batch_size: int, seed: int, progress: bool
 ) -> tuple[Translators, np.ndarray]:
     """The maps, and each step's loss [steps, L]."""
     cfg, count = model.config.decoder, data.final.shape[0]
@@ -235,25 +235,26 @@ def _trained(
 
 
 @functools.partial(jax.jit, static_argnames="setting")
-def _train(decoder: Decoder, data: _Data, state: Any, rows: Int[Array, "steps B"], *, setting: _Setting) -> Any:
+def _train(decoder: Decoder, data: Data, state: Any, rows: Int[Array, "steps B"], *, setting: _Setting) -> Any:
     """Steps over batches of positions; the new state and each step's loss [steps, L]."""
     optimiser = setting.optimiser()
     learns = jnp.arange(decoder.cfg.num_layers) < decoder.cfg.num_layers - setting.frozen_last
 
     def step(state: Any, batch: Array) -> Any:
         translators, moments = state
-        loss, slope = _slope(decoder, translators, data, batch.reshape(-1, setting.chunk))
+        loss, slope = slope_of(decoder, translators, data, batch.reshape(-1, setting.chunk))
         norm = jax.vmap(optax.tree.norm)(slope)
         factor = jnp.where(learns, 1 / jnp.maximum(norm, 1.0), 0.0)  # rounding must not move a map that is right
         slope = jax.tree.map(lambda leaf: leaf * factor.reshape(-1, *[1] * (leaf.ndim - 1)), slope)
-        changes, moments = optimiser.update(slope, moments, translators)
-        return (optax.apply_updates(translators, changes), moments), loss
+        changes, moments = optimiser.update(slope, moments, translators)  # pyright: ignore[reportArgumentType]
+        new = optax.apply_updates(translators, changes)  # pyright: ignore[reportArgumentType]
+        return (new, moments), loss
 
     return jax.lax.scan(step, state, rows)
 
 
-def _slope(
-    decoder: Decoder, translators: Translators, data: _Data, rows: Int[Array, "C R"]
+def slope_of(
+    decoder: Decoder, translators: Translators, data: Data, rows: Int[Array, "C R"]
 ) -> tuple[Float[Array, "L"], Translators]:
     """Mean divergence of each layer over a batch and its gradient, chunk by chunk and layer by layer."""
     num_chunks = rows.shape[0]
@@ -294,7 +295,7 @@ def _divergence(
 
 
 @functools.partial(jax.jit, static_argnames="chunk")
-def mean_divergence(decoder: Decoder, translators: Translators, data: _Data, *, chunk: int) -> Float[Array, "L"]:
+def mean_divergence(decoder: Decoder, translators: Translators, data: Data, *, chunk: int) -> Float[Array, "L"]:
     """KL(final || lens) of each layer in nats, mean over all positions."""
     count = data.final.shape[0]
     rows = jnp.arange(-(-count // chunk) * chunk).reshape(-1, chunk)
@@ -313,7 +314,7 @@ def mean_divergence(decoder: Decoder, translators: Translators, data: _Data, *, 
 
 
 def _report(
-    model: Model, unseen: _Data, translators: Translators, losses: np.ndarray, chunk: int, how: dict[str, Any]
+    model: Model, unseen: Data, translators: Translators, losses: np.ndarray, chunk: int, how: dict[str, Any]
 ) -> xr.Dataset:
     decoder, nothing = model.network.decoder, jax.tree.map(jnp.zeros_like, translators)
     before, after = (np.asarray(mean_divergence(decoder, t, unseen, chunk=chunk)) for t in (nothing, translators))
