@@ -224,7 +224,7 @@ def _trained(
     drawn = np.random.default_rng(seed).integers(count, size=(setting.steps, size)).astype(np.int32)
     shape = (cfg.num_layers, cfg.embed_dim)
     first = Translators(kernel=jnp.zeros((*shape, cfg.embed_dim)), bias=jnp.zeros(shape))
-    state, losses = (first, setting.optimiser().init(first)), []
+    state, losses = (first, setting.optimiser().init(first)), []  # pyright: ignore[reportArgumentType]
     with Progress("tuned lens", setting.steps, "steps", enabled=progress) as bar:
         for start in range(0, setting.steps, STEPS_PER_CALL):
             rows = jnp.asarray(drawn[start : start + STEPS_PER_CALL])

@@ -6,7 +6,7 @@ import xarray as xr
 
 import avjax
 from avjax.analysis import latent_audio_understanding, logit_lens, train_tuned_lens
-from avjax.organism.evidence import prompts_of
+from avjax.organism.evidence import audio_probes, prompts_of
 from avjax.organism.world import KINDS, Clip, clip
 
 COUNT = 32
@@ -47,6 +47,12 @@ def test_audio_tokens_say_what_is_seen(model: avjax.Model, prompts, answers):
     assert (share.sel(answer="seen") > 0.16).all()
     assert (share.sel(answer="heard") < 0.05).all()
     assert (share.sel(answer="seen") > share.sel(answer="heard") + 0.15).all()
+
+
+def test_a_probe_reads_there_what_the_lens_does_not(model: avjax.Model, clips: list[Clip]):
+    known = [clip("train", i, "counterfactual") for i in range(64)]
+    probes = audio_probes(model, known, clips)
+    assert (probes.accuracy[:5] > 0.6).all() and (probes.selectivity[:5] > 0.3).all()
 
 
 def test_after_the_opening_late_layers_say_what_the_picture_suggests(model: avjax.Model, prompts, answers):
