@@ -10,10 +10,13 @@ if TYPE_CHECKING:
     from avjax.analysis.comparison import compare_with_base, shift_shares
     from avjax.analysis.gates import gate_edits, learn_gates
     from avjax.analysis.knockout import edge_sufficiency, knockout_heads, knockout_windows
+    from avjax.analysis.latent_audio import latent_audio_understanding
+    from avjax.analysis.lens import logit_lens
     from avjax.analysis.sampled import sweep_samples
     from avjax.analysis.scaling import scale_modalities
     from avjax.analysis.sinks import find_sinks, select_sinks
     from avjax.analysis.tracing import deciding_modality, trace
+    from avjax.analysis.tuned_lens import TunedLens, train_tuned_lens
 
 # Names load when first used, as those of avjax do.
 _HOMES: dict[str, tuple[str, ...]] = {
@@ -36,6 +39,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "knockout_heads",
         "knockout_windows",
     ),
+    "latent_audio": ("latent_audio_understanding",),
+    "lens": ("logit_lens",),
     "sampled": ("sweep_samples",),
     "scaling": ("scale_modalities",),
     "sinks": (
@@ -46,11 +51,16 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "deciding_modality",
         "trace",
     ),
+    "tuned_lens": (
+        "TunedLens",
+        "train_tuned_lens",
+    ),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Captioned",
+    "TunedLens",
     "attention_mass",
     "attribute",
     "captioned",
@@ -61,12 +71,15 @@ __all__ = [
     "gate_edits",
     "knockout_heads",
     "knockout_windows",
+    "latent_audio_understanding",
     "learn_gates",
+    "logit_lens",
     "scale_modalities",
     "select_sinks",
     "shift_shares",
     "sweep_samples",
     "trace",
+    "train_tuned_lens",
 ]
 
 

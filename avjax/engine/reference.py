@@ -20,6 +20,7 @@ from avjax.models.sites import Site
 from avjax.prompt import Inputs
 
 KeysValues = tuple[Array, Array]  # L T K H each
+Reduce = Callable[[dict[Site, Array], Any], Any]
 _WEIGHTS: dict[Site, Weights] = {
     Site.PATTERN: "pattern",
     Site.MASS: "mass",
@@ -59,13 +60,54 @@ def prefill(
       Captures lead with L, then positions; `pattern` is [L, N, T, T], `mass` and `value_mass` [L, N, T, M], `received`
       [L, N, M, T], and `embed` [T, D], which is what layer 0 is fed, after edits.
     """
+    x, keys_values, seen = _layers(decoder, inputs, intervention, capture, compat, lambda seen, _: seen, None)
+    if Site.EMBED in capture:
+        seen[Site.EMBED] = seen[Site.RESID_PRE][0]
+    return x, keys_values, {site: seen[site] for site in capture}
+
+
+def reduced_prefill(
+    decoder: Decoder,
+    inputs: Inputs,
+    intervention: Intervention | None,
+    *,
+    capture: Sequence[Site],
+    reduce: Reduce,
+    per_layer: Any = None,
+    compat: Compat | None = None,
+) -> tuple[Float[Array, "T D"], Any]:
+    """The final residual, and what `reduce` makes of each layer's sites while the layer is at hand.
+
+    For what is too large to keep of every layer and position: no site leaves its layer whole. `prefill` otherwise.
+
+    Args:
+      capture: sites [T, ...] that `reduce` reads; `embed` has no layer, take `resid_pre`.
+      reduce: called in each layer with its sites and its part of `per_layer`.
+      per_layer: a pytree whose leaves lead with L.
+
+    Returns:
+      The final residual, and the results of `reduce` stacked on L.
+    """
+    x, _, found = _layers(decoder, inputs, intervention, capture, compat, reduce, per_layer)
+    return x, found
+
+
+def _layers(
+    decoder: Decoder,
+    inputs: Inputs,
+    intervention: Intervention | None,
+    capture: Sequence[Site],
+    compat: Compat | None,
+    reduce: Reduce,
+    per_layer: Any,
+) -> tuple[Array, KeysValues, Any]:
     rotary = decoder.rotary(inputs.positions, inputs.embeddings.dtype)
     _check_groups(intervention, inputs)
     want: tuple[Weights, ...] = tuple(_WEIGHTS[site] for site in capture if site in _WEIGHTS)
-    per_layer = [Site.RESID_PRE if site is Site.EMBED else site for site in capture]
+    in_layer = [Site.RESID_PRE if site is Site.EMBED else site for site in capture]
 
-    def step(x: Array, layer: tuple[Block, Intervention | None]) -> tuple[Array, tuple[KeysValues, dict[Site, Array]]]:
-        block, edit = layer
+    def step(x: Array, layer: tuple[Block, Intervention | None, Any]) -> tuple[Array, tuple[KeysValues, Any]]:
+        block, edit, own = layer
         seen: dict[Site, Array] = {}
 
         def at(site: Site, x: Array) -> Array:
@@ -88,12 +130,10 @@ def prefill(
             return z, (k, v)
 
         x, keys_values = block(x, rotary, attend, at)
-        return x, (keys_values, {site: seen[site] for site in per_layer})
+        return x, (keys_values, reduce({site: seen[site] for site in in_layer}, own))
 
-    x, (keys_values, seen) = jax.lax.scan(step, inputs.embeddings, (decoder.layers, intervention))
-    if Site.EMBED in capture:
-        seen[Site.EMBED] = seen[Site.RESID_PRE][0]
-    return x, keys_values, {site: seen[site] for site in capture}
+    x, (keys_values, found) = jax.lax.scan(step, inputs.embeddings, (decoder.layers, intervention, per_layer))
+    return x, keys_values, found
 
 
 def _check_groups(intervention: Intervention | None, inputs: Inputs) -> None:

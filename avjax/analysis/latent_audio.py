@@ -1,0 +1,177 @@
+"""Latent audio understanding: which sound events the lens names at audio tokens, beside those of another clip.
+
+The paper (arXiv 2604.02605) reports a number of this name without its procedure. This definition is ours.
+
+Axes: L layer of the band, P audio position, A event.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+
+from avjax.analysis.lens import checked_lens, forms, places_of
+from avjax.metrics import answer_tokens
+from avjax.model import Model
+from avjax.prompt import Prompt, named_prompts
+from avjax.report.progress import Progress
+from avjax.statistics import bootstrap
+from avjax.tokens import Selector
+
+if TYPE_CHECKING:
+    from avjax.analysis.tuned_lens import TunedLens
+
+DEFINITION = (
+    "avjax's own: the share of a clip's reference events of which any surface form is among the lens's top k at any "
+    "position of the group in any layer of the band; minus the same share of a swapped clip's events"
+)
+Events = str | Sequence[str]
+EventsBySample = Events | Mapping[Any, Events]
+
+
+def latent_audio_understanding(
+    model: Model,
+    prompts: Prompt | Sequence[Prompt] | Mapping[Any, Prompt],
+    references: EventsBySample,
+    swapped: EventsBySample | None = None,
+    *,
+    where: Selector = "audio",
+    site: str = "resid_post",
+    layers: Sequence[int] | None = None,
+    k: int = 5,
+    norm: bool = True,
+    lens: "TunedLens | None" = None,
+    level: float = 0.95,
+    seed: int = 0,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Recall of a clip's sound events among the lens's tokens at audio positions, minus that of a swapped clip's.
+
+    The recall alone grows with k, with the number of positions and with the band, whatever the clip: read the
+    difference. In tiny-av it is about 0 under conflict (a probe of the same activations is right for nearly all clips).
+
+    Args:
+      references: each sample's sound events, one word or several, by the sample's name; for one prompt the words
+        themselves. A word is scored over its surface forms by their first token (`avjax.metrics.answer_tokens`).
+      swapped: another clip's events, in the same way; None takes those of the next sample that shares no event.
+      where, site, norm, lens: as in `logit_lens`.
+      layers: the band; None is the middle half of the layers.
+      k: how many of the likeliest tokens count.
+      level, seed: of the bootstrap intervals over samples.
+
+    Returns:
+      By `sample`: `recall`, `recall_swapped` and their difference `understanding`; by `layer` too as `NAME_by_layer`,
+      where each layer alone is the band. `NAME_mean`, `NAME_low` and `NAME_high` are over samples; with one sample the
+      bounds are NaN, which is missing. All are shares between 0 and 1, differences between -1 and 1.
+
+    Raises:
+      ValueError: a sample has no events, an event has no tokens, or events of a clip and of its swapped one begin with
+        one token; before anything is compiled.
+    """
+    named = named_prompts(prompts)
+    num_layers = model.config.decoder.num_layers
+    band = range(num_layers // 4, num_layers - num_layers // 4) if layers is None else layers
+    how = checked_lens(model, site, band, norm=norm, k=k, tuned=lens)
+    events = _events(named, references, "references")
+    others = _next_sample(model, events) if swapped is None else _events(named, swapped, "swapped")
+    _refuse_shared(model, events, others)
+    looked = places_of(model, named, where)
+    hits: dict[Any, np.ndarray] = {}
+    with Progress("latent audio", len(looked), "prompts", enabled=progress) as bar:
+        for name, places in looked.items():
+            found = how.read(name, places, forms(model, [*events[name], *others[name]]))
+            hits[name] = np.any(found.rank <= k, axis=1)  # L A
+            bar.advance(1)
+    names = list(named)
+    columns: dict[str, np.ndarray] = {}
+    for suffix, over in {"": lambda h: h.any(0, keepdims=True), "_by_layer": lambda h: h}.items():
+        of = [over(hits[n])[:, : len(events[n])].mean(1) for n in names]
+        control = [over(hits[n])[:, len(events[n]) :].mean(1) for n in names]
+        for key, values in {"recall": np.stack(of), "recall_swapped": np.stack(control)}.items():
+            columns[key + suffix] = values if suffix else values[:, 0]
+        columns[f"understanding{suffix}"] = columns[f"recall{suffix}"] - columns[f"recall_swapped{suffix}"]
+    attributes = how.attributes(where=str(where), layers=list(how.layers), definition=DEFINITION)
+    coordinates = {
+        "sample": names,
+        "layer": list(how.layers),
+        "events": ("sample", [", ".join(events[n]) for n in names]),
+        "swapped_events": ("sample", [", ".join(others[n]) for n in names]),
+    }
+    return _with_intervals(xr.Dataset(_variables(columns), coordinates, attributes), level, seed)
+
+
+def _variables(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    what = {
+        "recall": "share of the clip's events that the lens names",
+        "recall_swapped": "share of the swapped clip's events that the lens names",
+        "understanding": "recall minus recall of swapped events (avjax's definition)",
+    }
+    made = {}
+    for key, values in columns.items():
+        name, by_layer = key.removesuffix("_by_layer"), key.endswith("_by_layer")
+        dims = ("sample", "layer") if by_layer else ("sample",)
+        made[key] = (dims, values, {"units": "share", "long_name": what[name] + (", one layer" if by_layer else "")})
+    return made
+
+
+def _with_intervals(data: xr.Dataset, level: float, seed: int) -> xr.Dataset:
+    if data.sizes["sample"] > 1:
+        summary = bootstrap(data, level=level, seed=seed)
+        about = {"interval": summary.attrs["interval"]}
+    else:
+        summary, about = data.isel(sample=0, drop=True), {"interval": "none: there is one sample"}
+        for name in list(data.data_vars):
+            for bound in ("low", "high"):
+                summary[f"{name}_{bound}"] = summary[name] * np.nan
+                summary[f"{name}_{bound}"].attrs = data[name].attrs
+    added = {}
+    for name, variable in data.data_vars.items():
+        for suffix, source in {"mean": name, "low": f"{name}_low", "high": f"{name}_high"}.items():
+            long_name = f"{variable.attrs['long_name']}, {suffix} over samples"
+            added[f"{name}_{suffix}"] = (
+                summary[source].drop_vars("sample", errors="ignore").assign_attrs(long_name=long_name)
+            )
+    return data.assign(added).assign_attrs(about)
+
+
+def _events(named: Mapping[Any, Prompt], given: EventsBySample, what: str) -> dict[Any, tuple[str, ...]]:
+    if not isinstance(given, Mapping):
+        if len(named) > 1:
+            raise ValueError(f"{what}: expected the events of each of {len(named)} samples by name, got {given!r}")
+        given = dict.fromkeys(named, given)
+    found = {}
+    for name in named:
+        if name not in given:
+            raise ValueError(f"{what}: there are none for sample {name!r}; leave the sample out, or give its events")
+        words = (given[name],) if isinstance(given[name], str) else tuple(given[name])
+        if not words or any(not isinstance(w, str) or len(w.split()) != 1 for w in words):
+            raise ValueError(f"{what}: expected events of one word each for sample {name!r}, got {given[name]!r}")
+        found[name] = tuple(dict.fromkeys(words))
+    return found
+
+
+def _tokens(model: Model, words: Sequence[str]) -> dict[int, str]:
+    return {token: word for word in words for token in answer_tokens(model, word)}
+
+
+def _next_sample(model: Model, events: Mapping[Any, tuple[str, ...]]) -> dict[Any, tuple[str, ...]]:
+    names = list(events)
+    tokens = {name: _tokens(model, words).keys() for name, words in events.items()}
+    found = {}
+    for i, name in enumerate(names):
+        following = (other for other in names[i + 1 :] + names[:i] if not tokens[name] & tokens[other])
+        if (other := next(following, None)) is None:
+            raise ValueError(f"swapped: every other sample shares an event with {name!r}; give swapped events")
+        found[name] = events[other]
+    return found
+
+
+def _refuse_shared(model: Model, events: Mapping[Any, Sequence[str]], others: Mapping[Any, Sequence[str]]) -> None:
+    for name, words in events.items():
+        ours, theirs = _tokens(model, words), _tokens(model, others[name])
+        if both := sorted(ours.keys() & theirs.keys()):
+            raise ValueError(
+                f"swapped: {ours[both[0]]!r} and {theirs[both[0]]!r} of sample {name!r} begin with one token "
+                f"({both[0]}) and cannot be told apart; choose other events"
+            )
