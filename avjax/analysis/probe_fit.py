@@ -20,7 +20,7 @@ import optax
 
 MEMORY = 5  # steps that L-BFGS remembers
 RANK = 64  # directions in which features are decorrelated
-CURVATURE = 0.25  # of the negative log-likelihood in a logit, at most
+CURVATURE = 0.15  # of the negative log-likelihood in a logit, roughly; it decides how fast, not where to
 SUFFICIENT = 1e-4  # of the expected decrease (Armijo)
 ROUNDING = 1e-6  # relative, of a loss in float32: below it a decrease cannot be seen
 HALVINGS = 20
@@ -47,22 +47,23 @@ class _Data:
     """One feature set. Base features are standardised with all clips, trained or not; jobs rescale them."""
 
     x_CD: jax.Array
+    x_DC: jax.Array  # the same, as the product for logits reads it fastest
     rescale_JD: jax.Array  # base units per unit of a job's own standardisation; 0 where a feature is constant
     targets_JKC: jax.Array
     weights_JC: jax.Array  # sum to 1 over the training clips of a job
 
     def logits(self, kernel_JKD: jax.Array, bias_JK: jax.Array) -> jax.Array:
-        return _dot("jkd,cd->jkc", kernel_JKD * self.rescale_JD[:, None], self.x_CD) + bias_JK[..., None]
+        return _dot("jkd,dc->jkc", kernel_JKD * self.rescale_JD[:, None], self.x_DC) + bias_JK[..., None]
 
     def gradient(self, p_JKC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Of the mean negative log-likelihood with respect to kernel [J, K, D] and bias [J, K]."""
         error_JKC = (p_JKC - self.targets_JKC) * self.weights_JC[:, None]
         return _dot("jkc,cd->jkd", error_JKC, self.x_CD) * self.rescale_JD[:, None], error_JKC.sum(-1)
 
-    def nll(self, z_JKC: jax.Array) -> jax.Array:
-        """[J], nats per clip."""
-        right = jnp.sum(z_JKC * self.targets_JKC, 1)
-        return jnp.sum(self.weights_JC * (jax.nn.logsumexp(z_JKC, 1) - right), -1)
+    def nll(self, z_JKC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[J], nats per clip, and what normalises the logits [J, C]."""
+        right_JC, total_JC = jnp.sum(z_JKC * self.targets_JKC, 1), jax.nn.logsumexp(z_JKC, 1)
+        return jnp.sum(self.weights_JC * (total_JC - right_JC), -1), total_JC
 
     def curvature(self, p_JKC: jax.Array, change_JKC: jax.Array) -> jax.Array:
         """[J], second derivative of the mean negative log-likelihood along a change of the logits."""
@@ -141,7 +142,7 @@ def _fit(
         own_JD = jnp.sqrt(jnp.maximum(weights @ base_CD**2 - mean_JD**2, 0))
         varies = own_JD > CONSTANT * jnp.abs(mean_JD + centre_D / spread_D)
         rescale_JD = jnp.where(varies, 1 / jnp.where(varies, own_JD, 1), 0)
-        data = _Data(x_CD=base_CD, rescale_JD=rescale_JD, targets_JKC=targets_JKC, weights_JC=weights)
+        data = _Data(x_CD=base_CD, x_DC=base_CD.T, rescale_JD=rescale_JD, targets_JKC=targets_JKC, weights_JC=weights)
         basis_DE, variance_E, rest = _principal(base_CD)
 
         def next_strength(start: Any, l2: jax.Array) -> Any:
@@ -176,8 +177,9 @@ def _minimum(
     solver = optax.scale_by_lbfgs(memory_size=MEMORY)
     wide = jnp.float32(CURVATURE**0.5)  # coordinates of the bias have a curvature near 1 too
 
-    def value(kernel: jax.Array, z: jax.Array) -> jax.Array:
-        return data.nll(z) + 0.5 * l2 * jnp.sum(kernel**2, (1, 2))
+    def value(kernel: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        nll, total = data.nll(z)
+        return nll + 0.5 * l2 * _inner(kernel, kernel), total
 
     def step(carry: Any) -> Any:
         (v, b), kernel, z, loss, gradient, norm, p_JKC, state, steps = carry
@@ -191,7 +193,7 @@ def _minimum(
         bend = data.curvature(p_JKC, change) + l2 * _inner(kernel_change, kernel_change)
         length = jnp.where(active & (slope < 0), -slope / jnp.maximum(bend, 1e-30), 0)
 
-        def losses(length: jax.Array) -> jax.Array:
+        def losses(length: jax.Array) -> tuple[jax.Array, jax.Array]:
             return value(kernel + _wide(length, 3) * kernel_change, z + _wide(length, 3) * change)
 
         def too_far(length: jax.Array, found: jax.Array) -> jax.Array:
@@ -199,24 +201,24 @@ def _minimum(
             return ~(found <= loss + SUFFICIENT * length * slope + ROUNDING * jnp.abs(loss))
 
         def shorter(search: Any) -> Any:
-            length, found, halvings = search
+            length, (found, _), halvings = search
             length = jnp.where(too_far(length, found), length / 2, length)
             return length, losses(length), halvings + 1
 
-        length, loss, _ = jax.lax.while_loop(
-            lambda s: jnp.any(too_far(s[0], s[1])) & (s[2] < HALVINGS), shorter, (length, losses(length), 0)
+        length, (loss, total), _ = jax.lax.while_loop(
+            lambda s: jnp.any(too_far(s[0], s[1][0])) & (s[2] < HALVINGS), shorter, (length, losses(length), 0)
         )
         moved = jax.tree.map(lambda u: _wide(length, u.ndim) * u, update)
         v, b = optax.apply_updates((v, b), moved)
         kernel, z = kernel + _wide(length, 3) * kernel_change, z + _wide(length, 3) * change
-        p_JKC = jax.nn.softmax(z, 1)
+        p_JKC = jnp.exp(z - total[:, None])
         gradient, norm = slopes(kernel, p_JKC)
         return (v, b), kernel, z, loss, gradient, norm, p_JKC, state, steps + active
 
     def slopes(kernel: jax.Array, p_JKC: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
         of_kernel, of_bias = data.gradient(p_JKC)
         gradient = of_kernel + l2 * kernel, of_bias
-        return gradient, jnp.sqrt(sum(_inner(g, g) for g in gradient))
+        return gradient, jnp.sqrt(_inner(gradient[0], gradient[0]) + _inner(gradient[1], gradient[1]))
 
     def unfinished(carry: Any) -> jax.Array:
         norm, steps = carry[5], carry[-1]
@@ -225,11 +227,12 @@ def _minimum(
     kernel, bias = start
     first = p.inverse()(kernel), bias * wide
     z = data.logits(kernel, bias)
-    p_JKC = jax.nn.softmax(z, 1)
+    loss, total = value(kernel, z)
+    p_JKC = jnp.exp(z - total[:, None])
     gradient, norm = slopes(kernel, p_JKC)
     state = jax.vmap(solver.init)(first)
     steps = jnp.zeros(bias.shape[0], jnp.int32)
-    carry = first, kernel, z, value(kernel, z), gradient, norm, p_JKC, state, steps
+    carry = first, kernel, z, loss, gradient, norm, p_JKC, state, steps
     (_, b), kernel, _, loss, _, norm, _, _, steps = jax.lax.while_loop(unfinished, step, carry)
     return kernel, b / wide, loss, norm, steps
 
