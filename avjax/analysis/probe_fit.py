@@ -37,14 +37,18 @@ class Fit:
     kernel: jax.Array  # F J R K D
     bias: jax.Array  # F J R K
     loss: jax.Array  # F J R, nats per clip: negative log-likelihood and penalty
-    gradient_norm: jax.Array  # F J R, of that loss
+    gradient: jax.Array  # F J R, the largest entry of that loss's gradient
     steps: jax.Array  # int32 F J R
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Data:
-    """One feature set. Base features are standardised with all clips, trained or not; jobs rescale them."""
+    """One feature set. Base features are standardised with all clips, trained or not; jobs rescale them.
+
+    Kernels, biases and logits sum to 0 over classes, at the optimum and from zero on the way there: the last class
+    takes no product.
+    """
 
     x_CD: jax.Array
     x_DC: jax.Array  # the same, as the product for logits reads it fastest
@@ -53,12 +57,14 @@ class _Data:
     weights_JC: jax.Array  # sum to 1 over the training clips of a job
 
     def logits(self, kernel_JKD: jax.Array, bias_JK: jax.Array) -> jax.Array:
-        return _dot("jkd,dc->jkc", kernel_JKD * self.rescale_JD[:, None], self.x_DC) + bias_JK[..., None]
+        some_JKD = kernel_JKD[:, :-1] * self.rescale_JD[:, None]
+        return _with_last(_dot("jkd,dc->jkc", some_JKD, self.x_DC) + bias_JK[:, :-1, None])
 
     def gradient(self, p_JKC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Of the mean negative log-likelihood with respect to kernel [J, K, D] and bias [J, K]."""
-        error_JKC = (p_JKC - self.targets_JKC) * self.weights_JC[:, None]
-        return _dot("jkc,cd->jkd", error_JKC, self.x_CD) * self.rescale_JD[:, None], error_JKC.sum(-1)
+        error_JKC = (p_JKC - self.targets_JKC)[:, :-1] * self.weights_JC[:, None]
+        of_kernel = _dot("jkc,cd->jkd", error_JKC, self.x_CD) * self.rescale_JD[:, None]
+        return _with_last(of_kernel), _with_last(error_JKC.sum(-1))
 
     def nll(self, z_JKC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[J], nats per clip, and what normalises the logits [J, C]."""
@@ -71,13 +77,63 @@ class _Data:
         return jnp.sum(self.weights_JC * (square - mean**2), -1)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Line:
+    """A direction in which each job goes."""
+
+    kernel: jax.Array  # J K D
+    bias: jax.Array  # J K
+    logits: jax.Array  # J K C
+    slope: jax.Array  # J, of the loss
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Place:
+    """Parameters of each job, and all of the loss that is the same at every strength."""
+
+    kernel: jax.Array  # J K D
+    bias: jax.Array  # J K
+    logits: jax.Array  # J K C
+    p: jax.Array  # J K C, probabilities
+    nll: jax.Array  # J, mean negative log-likelihood
+    of_kernel: jax.Array  # J K D, its gradient
+    of_bias: jax.Array  # J K
+
+    @classmethod
+    def of(
+        cls, data: _Data, kernel: jax.Array, bias: jax.Array, logits: jax.Array, nll: jax.Array, total_JC: jax.Array
+    ) -> "_Place":
+        p = jnp.exp(logits - total_JC[:, None])
+        of_kernel, of_bias = data.gradient(p)
+        return cls(kernel=kernel, bias=bias, logits=logits, p=p, nll=nll, of_kernel=of_kernel, of_bias=of_bias)
+
+    @classmethod
+    def zero(cls, data: _Data) -> "_Place":
+        logits = jnp.zeros_like(data.targets_JKC)
+        jobs, num_classes = logits.shape[:2]
+        kernel, bias = jnp.zeros((jobs, num_classes, data.x_CD.shape[1])), jnp.zeros((jobs, num_classes))
+        return cls.of(data, kernel, bias, logits, *data.nll(logits))
+
+    def loss(self, l2: jax.Array) -> jax.Array:
+        return self.nll + 0.5 * l2 * _inner(self.kernel, self.kernel)
+
+    def along(self, line: _Line, length: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Kernel, bias and logits."""
+        far = _wide(length, 3)
+        bias = self.bias + _wide(length, 2) * line.bias
+        return self.kernel + far * line.kernel, bias, self.logits + far * line.logits
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Preconditioner:
-    """A symmetric map P from coordinates with a curvature near 1 to kernels: s0 + U (s - s0) U^T."""
+    """Coordinates with a curvature near 1: kernels are s0 + U (s - s0) U^T of theirs, biases a multiple."""
 
     basis_DE: jax.Array
     size_E: jax.Array
     rest: jax.Array
+    bias: float = CURVATURE**-0.5
 
     def __call__(self, x_JKD: jax.Array) -> jax.Array:
         inside = _dot("jkd,de->jke", x_JKD, self.basis_DE) * (self.size_E - self.rest)
@@ -104,7 +160,7 @@ def fit(
       labels: int [J, C].
       weights: float [J, C]; 0 for clips that a job does not learn from, others sum to 1.
       strengths: [R], weights of half the squared kernel.
-      tolerance: gradient norm of the loss at which a probe is trained.
+      tolerance: largest entry of the gradient at which a probe is trained, as scikit-learn has it.
 
     Source: Nocedal 1980 (L-BFGS); Halko et al. 2011 (the basis of the preconditioner).
     """
@@ -119,7 +175,7 @@ def fit(
         num_classes=num_classes,
     )
     back = np.argsort(order)
-    by_strength = {n: getattr(found, n)[:, :, back] for n in ("kernel", "bias", "loss", "gradient_norm", "steps")}
+    by_strength = {n: getattr(found, n)[:, :, back] for n in ("kernel", "bias", "loss", "gradient", "steps")}
     return dataclasses.replace(found, **by_strength)
 
 
@@ -145,15 +201,13 @@ def _fit(
         data = _Data(x_CD=base_CD, x_DC=base_CD.T, rescale_JD=rescale_JD, targets_JKC=targets_JKC, weights_JC=weights)
         basis_DE, variance_E, rest = _principal(base_CD)
 
-        def next_strength(start: Any, l2: jax.Array) -> Any:
+        def next_strength(start: _Place, l2: jax.Array) -> Any:
             size_E, other = (jax.lax.rsqrt(CURVATURE * v + l2) for v in (variance_E, rest))
             p = _Preconditioner(basis_DE=basis_DE, size_E=size_E, rest=other)
-            kernel, bias, *found = _minimum(data, p, l2, start, tolerance, max_steps)
-            return (kernel, bias), (kernel, bias, *found)
+            at, *found = _minimum(data, p, l2, start, tolerance, max_steps)
+            return at, (at.kernel, at.bias, *found)
 
-        jobs = labels.shape[0]
-        start = jnp.zeros((jobs, num_classes, x_CD.shape[1])), jnp.zeros((jobs, num_classes))
-        _, found = jax.lax.scan(next_strength, start, strengths)
+        _, found = jax.lax.scan(next_strength, _Place.zero(data), strengths)
         kernel, bias, loss, norm, steps = (jnp.swapaxes(f, 0, 1) for f in found)
         # The bias of the base features takes their mean over a job's clips, which a user's probe subtracts.
         bias = bias + _dot("jrkd,jd->jrk", kernel, mean_JD * rescale_JD)
@@ -163,7 +217,7 @@ def _fit(
             kernel=kernel,
             bias=bias,
             loss=loss,
-            gradient_norm=norm,
+            gradient=norm,
             steps=steps,
         )
 
@@ -171,70 +225,71 @@ def _fit(
 
 
 def _minimum(
-    data: _Data, p: _Preconditioner, l2: jax.Array, start: Any, tolerance: jax.Array, max_steps: jax.Array
-) -> tuple[jax.Array, ...]:
-    """Kernel [J, K, D], bias [J, K], loss, gradient norm and steps [J] of every job at one strength."""
+    data: _Data, p: _Preconditioner, l2: jax.Array, start: _Place, tolerance: jax.Array, max_steps: jax.Array
+) -> tuple[_Place, jax.Array, jax.Array, jax.Array]:
+    """The optimum of every job at one strength; its loss, largest entry of the gradient, and steps, [J] each."""
     solver = optax.scale_by_lbfgs(memory_size=MEMORY)
-    wide = jnp.float32(CURVATURE**0.5)  # coordinates of the bias have a curvature near 1 too
 
-    def value(kernel: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        nll, total = data.nll(z)
-        return nll + 0.5 * l2 * _inner(kernel, kernel), total
+    def gradient(at: _Place) -> tuple[jax.Array, jax.Array, jax.Array]:
+        of_kernel = at.of_kernel + l2 * at.kernel
+        largest = jnp.maximum(jnp.abs(of_kernel).max((1, 2)), jnp.abs(at.of_bias).max(1))
+        return of_kernel, at.of_bias, largest
 
     def step(carry: Any) -> Any:
-        (v, b), kernel, z, loss, gradient, norm, p_JKC, state, steps = carry
-        active = norm > tolerance
-        inner = p(gradient[0]), gradient[1] / wide
-        update, state = jax.vmap(solver.update)(inner, state, (v, b))
+        at, (of_kernel, of_bias, largest), coordinates, state, steps = carry
+        active = ~(largest <= tolerance)
+        update, state = jax.vmap(solver.update)((p(of_kernel), of_bias * p.bias), state, coordinates)
         update = jax.tree.map(jnp.negative, update)
-        kernel_change = p(update[0])
-        change = data.logits(kernel_change, update[1] / wide)
-        slope = _inner(kernel_change, gradient[0]) + _inner(update[1] / wide, gradient[1])
-        bend = data.curvature(p_JKC, change) + l2 * _inner(kernel_change, kernel_change)
-        length = jnp.where(active & (slope < 0), -slope / jnp.maximum(bend, 1e-30), 0)
-
-        def losses(length: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return value(kernel + _wide(length, 3) * kernel_change, z + _wide(length, 3) * change)
-
-        def too_far(length: jax.Array, found: jax.Array) -> jax.Array:
-            # Written so that NaN is too far.
-            return ~(found <= loss + SUFFICIENT * length * slope + ROUNDING * jnp.abs(loss))
-
-        def shorter(search: Any) -> Any:
-            length, (found, _), halvings = search
-            length = jnp.where(too_far(length, found), length / 2, length)
-            return length, losses(length), halvings + 1
-
-        length, (loss, total), _ = jax.lax.while_loop(
-            lambda s: jnp.any(too_far(s[0], s[1][0])) & (s[2] < HALVINGS), shorter, (length, losses(length), 0)
+        kernel, bias = p(update[0]), update[1] * p.bias
+        line = _Line(
+            kernel=kernel,
+            bias=bias,
+            logits=data.logits(kernel, bias),
+            slope=_inner(kernel, of_kernel) + _inner(bias, of_bias),
         )
+        length, nll, total_JC = _search(data, l2, at, line, active)
         moved = jax.tree.map(lambda u: _wide(length, u.ndim) * u, update)
-        v, b = optax.apply_updates((v, b), moved)
-        kernel, z = kernel + _wide(length, 3) * kernel_change, z + _wide(length, 3) * change
-        p_JKC = jnp.exp(z - total[:, None])
-        gradient, norm = slopes(kernel, p_JKC)
-        return (v, b), kernel, z, loss, gradient, norm, p_JKC, state, steps + active
-
-    def slopes(kernel: jax.Array, p_JKC: jax.Array) -> tuple[tuple[jax.Array, jax.Array], jax.Array]:
-        of_kernel, of_bias = data.gradient(p_JKC)
-        gradient = of_kernel + l2 * kernel, of_bias
-        return gradient, jnp.sqrt(_inner(gradient[0], gradient[0]) + _inner(gradient[1], gradient[1]))
+        at = _Place.of(data, *at.along(line, length), nll, total_JC)
+        return at, gradient(at), optax.apply_updates(coordinates, moved), state, steps + active
 
     def unfinished(carry: Any) -> jax.Array:
-        norm, steps = carry[5], carry[-1]
-        return jnp.any(norm > tolerance) & (jnp.max(steps) < max_steps)
+        _, (*_, largest), _, _, steps = carry
+        return jnp.any(~(largest <= tolerance)) & (jnp.max(steps) < max_steps)
 
-    kernel, bias = start
-    first = p.inverse()(kernel), bias * wide
-    z = data.logits(kernel, bias)
-    loss, total = value(kernel, z)
-    p_JKC = jnp.exp(z - total[:, None])
-    gradient, norm = slopes(kernel, p_JKC)
+    first = p.inverse()(start.kernel), start.bias / p.bias
     state = jax.vmap(solver.init)(first)
-    steps = jnp.zeros(bias.shape[0], jnp.int32)
-    carry = first, kernel, z, loss, gradient, norm, p_JKC, state, steps
-    (_, b), kernel, _, loss, _, norm, _, _, steps = jax.lax.while_loop(unfinished, step, carry)
-    return kernel, b / wide, loss, norm, steps
+    steps = jnp.zeros(len(start.bias), jnp.int32)
+    at, (*_, largest), _, _, steps = jax.lax.while_loop(unfinished, step, (start, gradient(start), first, state, steps))
+    return at, at.loss(l2), largest, steps
+
+
+def _search(
+    data: _Data, l2: jax.Array, at: _Place, line: _Line, active: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """How far to go along a line [J], and there the negative log-likelihood [J] and what normalises the logits [J, C].
+
+    Newton's step for the loss along the line, halved until the loss decreases enough. Logits are linear in the
+    parameters, so that none of it takes a product; those of optax take two for each length that they try.
+    """
+    bend = data.curvature(at.p, line.logits) + l2 * _inner(line.kernel, line.kernel)
+    loss = at.loss(l2)
+
+    def tried(length: jax.Array) -> tuple[jax.Array, ...]:
+        kernel, _, logits = at.along(line, length)
+        nll, total_JC = data.nll(logits)
+        found = nll + 0.5 * l2 * _inner(kernel, kernel)
+        allowed = loss + SUFFICIENT * length * line.slope + ROUNDING * jnp.abs(loss)
+        return length, nll, total_JC, ~(found <= allowed)  # NaN is too far
+
+    def shorter(search: Any) -> Any:
+        (length, _, _, too_far), halvings = search
+        return tried(jnp.where(too_far, length / 2, length)), halvings + 1
+
+    newton = jnp.where(active & (line.slope < 0), -line.slope / jnp.maximum(bend, 1e-30), 0)
+    (length, nll, total_JC, _), _ = jax.lax.while_loop(
+        lambda s: jnp.any(s[0][-1]) & (s[1] < HALVINGS), shorter, (tried(newton), 0)
+    )
+    return length, nll, total_JC
 
 
 def _standardised(x_CD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -262,6 +317,11 @@ def _principal(x_CD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def _dot(spec: str, *arrays: jax.Array) -> jax.Array:
     return jnp.einsum(spec, *arrays, precision=jax.lax.Precision.HIGHEST)
+
+
+def _with_last(x: jax.Array) -> jax.Array:
+    """[J, K, ...] from all classes but the last."""
+    return jnp.concatenate([x, -x.sum(1, keepdims=True)], 1)
 
 
 def _inner(a: jax.Array, b: jax.Array) -> jax.Array:

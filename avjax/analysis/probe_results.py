@@ -54,12 +54,12 @@ def results(
     data: dict[str, Any] = {name: (over, column, _about(name, tested.level)) for name, column in laid.items()}
     for name, units, long_name in (
         ("loss", "nat", "training loss with penalty"),
-        ("gradient_norm", "nat", "gradient norm of the training loss"),
+        ("gradient", "nat", "largest entry of the training loss's gradient"),
         ("steps", "count", "L-BFGS steps"),
     ):
         column = getattr(found, name)[:, :seeds].reshape(*shape, seeds, strengths)
         data[name] = over, column, {"units": units, "long_name": long_name}
-    norm = data["gradient_norm"][1]
+    norm = data["gradient"][1]
     data["converged"] = over, norm <= tested.tolerance, {"units": "bool", "long_name": "trained to the tolerance"}
     data["majority"] = "seed", _majority(tested), {"units": "1", "long_name": "accuracy of naming the commonest class"}
     codes = np.array([[PARTS.index(part) for part in row] for row in tested.split], np.int8)

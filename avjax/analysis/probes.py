@@ -26,8 +26,8 @@ from avjax.analysis.probe_store import Probes, stacked
 __all__ = ["Probe", "Probes", "probe_features", "train_probe", "train_probes"]
 
 MAX_STEPS = 500
-TOLERANCE = 1e-3  # of the gradient's norm, at which losses are as near to the optimum as scikit-learn's by default
-FINE_TOLERANCE = 1e-4
+TOLERANCE = 1e-4  # of the gradient's largest entry; scikit-learn's default
+FINE_TOLERANCE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,12 +116,13 @@ def train_probes(
         it, and what probes of those labels reach is what memorising types reaches; the rest is selectivity. Types
         must recur across clips to be learned at all. None trains no control.
       max_steps: a probe that takes more has `converged` False, and a warning says how many did.
-      tolerance: gradient norm of the loss at which a probe is trained and changes no more.
+      tolerance: largest entry of the loss's gradient at which a probe is trained, as scikit-learn has it; it then
+        changes no more.
       draws, level: of the bootstrap intervals over groups of test clips.
 
     Returns:
       Probes, whose `results` hold for each: accuracy, balanced_accuracy, auroc (each with _low and _high), with a
-      control control_accuracy and selectivity, and loss, gradient_norm, steps and converged of the training.
+      control control_accuracy and selectivity, and loss, gradient, steps and converged of the training.
 
     Raises:
       ValueError: labels, groups, features or settings do not fit; all of it is found before anything is trained.
@@ -149,7 +150,7 @@ def train_probes(
         max_steps=max_steps,
     )
     found = jax.tree.map(np.asarray, found)
-    if late := int(np.sum(found.gradient_norm > tolerance)):
+    if late := int(np.sum(~(found.gradient <= tolerance))):
         warnings.warn(
             f"probes: {late} of {found.steps.size} did not reach the tolerance {tolerance:g} in {max_steps} steps; "
             "raise max_steps, or use stronger penalties",
