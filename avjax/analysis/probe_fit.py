@@ -11,6 +11,9 @@ the parameters, so that the step's length along an L-BFGS direction costs no pro
 
 import dataclasses
 import functools
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -114,7 +117,8 @@ class _Place:
         logits = jnp.zeros_like(data.targets_JKC)
         jobs, num_classes = logits.shape[:2]
         kernel, bias = jnp.zeros((jobs, num_classes, data.x_CD.shape[1])), jnp.zeros((jobs, num_classes))
-        return cls.of(data, kernel, bias, logits, *data.nll(logits))
+        nll, total_JC = data.nll(logits)
+        return cls.of(data, kernel, bias, logits, nll, total_JC)
 
     def loss(self, l2: jax.Array) -> jax.Array:
         return self.nll + 0.5 * l2 * _inner(self.kernel, self.kernel)
@@ -128,7 +132,7 @@ class _Place:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Preconditioner:
-    """Coordinates with a curvature near 1: kernels are s0 + U (s - s0) U^T of theirs, biases a multiple."""
+    """Coordinates with a curvature near 1, up to an offset: s0 + U (s - s0) U^T of them is a kernel."""
 
     basis_DE: jax.Array
     size_E: jax.Array
@@ -138,9 +142,6 @@ class _Preconditioner:
     def __call__(self, x_JKD: jax.Array) -> jax.Array:
         inside = _dot("jkd,de->jke", x_JKD, self.basis_DE) * (self.size_E - self.rest)
         return self.rest * x_JKD + _dot("jke,de->jkd", inside, self.basis_DE)
-
-    def inverse(self) -> "_Preconditioner":
-        return _Preconditioner(basis_DE=self.basis_DE, size_E=1 / self.size_E, rest=1 / self.rest)
 
 
 def fit(
@@ -165,23 +166,48 @@ def fit(
     Source: Nocedal 1980 (L-BFGS); Halko et al. 2011 (the basis of the preconditioner).
     """
     order = np.argsort(-np.asarray(strengths), kind="stable")
-    found = _fit(
-        jnp.asarray(features, jnp.float32),
+    x_FCD = jnp.asarray(features, jnp.float32)
+    # Found first and apart: LAPACK's threads would stand in the way of the products.
+    principal = jax.block_until_ready(_principal(x_FCD))
+    others = (
         jnp.asarray(labels, jnp.int32),
         jnp.asarray(weights, jnp.float32),
         jnp.asarray(np.asarray(strengths)[order], jnp.float32),
         jnp.float32(tolerance),
         jnp.int32(max_steps),
-        num_classes=num_classes,
     )
+    found = _in_lanes(lambda *parts: _fit(*parts, *others, num_classes=num_classes), x_FCD, principal)
     back = np.argsort(order)
     by_strength = {n: getattr(found, n)[:, :, back] for n in ("kernel", "bias", "loss", "gradient", "steps")}
     return dataclasses.replace(found, **by_strength)
 
 
+def _in_lanes(call: Callable[..., Fit], x_FCD: jax.Array, principal: tuple[jax.Array, ...]) -> Fit:
+    """One call; on a CPU one for each core, with its share of the feature sets.
+
+    The products of one feature set are too small for XLA to share among cores: two cores were no faster than one.
+    """
+    count = len(x_FCD)
+    lanes = min(_cores(), count) if jax.default_backend() == "cpu" else 1
+    size = -(-count // lanes)
+    # Lanes are of one size, so that they are one program; the last repeats some sets.
+    starts = [min(lane * size, count - size) for lane in range(-(-count // size))]
+    parts = [jax.tree.map(lambda a, s=s: a[s : s + size], (x_FCD, principal)) for s in starts]
+    with ThreadPoolExecutor(len(parts)) as pool:
+        found = list(pool.map(lambda part: jax.block_until_ready(call(*part)), parts))
+    new = [slice(lane * size - start, None) for lane, start in enumerate(starts)]
+    return jax.tree.map(lambda *f: jnp.concatenate([a[n] for a, n in zip(f, new, strict=True)]), *found)
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @functools.partial(jax.jit, static_argnames="num_classes")
 def _fit(
     features: jax.Array,
+    principal: tuple[jax.Array, ...],
     labels: jax.Array,
     weights: jax.Array,
     strengths: jax.Array,
@@ -192,22 +218,24 @@ def _fit(
 ) -> Fit:
     targets_JKC = jnp.swapaxes(jax.nn.one_hot(labels, num_classes, dtype=jnp.float32), 1, 2)
 
-    def one(x_CD: jax.Array) -> Fit:
+    def one(given: tuple[jax.Array, tuple[jax.Array, ...]]) -> Fit:
+        x_CD, (basis_DE, variance_E, rest) = given
         base_CD, centre_D, spread_D = _standardised(x_CD)
         mean_JD = weights @ base_CD
         own_JD = jnp.sqrt(jnp.maximum(weights @ base_CD**2 - mean_JD**2, 0))
         varies = own_JD > CONSTANT * jnp.abs(mean_JD + centre_D / spread_D)
         rescale_JD = jnp.where(varies, 1 / jnp.where(varies, own_JD, 1), 0)
         data = _Data(x_CD=base_CD, x_DC=base_CD.T, rescale_JD=rescale_JD, targets_JKC=targets_JKC, weights_JC=weights)
-        basis_DE, variance_E, rest = _principal(base_CD)
 
-        def next_strength(start: _Place, l2: jax.Array) -> Any:
+        def next_strength(places: tuple[_Place, _Place], l2: jax.Array) -> Any:
             size_E, other = (jax.lax.rsqrt(CURVATURE * v + l2) for v in (variance_E, rest))
             p = _Preconditioner(basis_DE=basis_DE, size_E=size_E, rest=other)
-            at, *found = _minimum(data, p, l2, start, tolerance, max_steps)
-            return at, (at.kernel, at.bias, *found)
+            before, start = places
+            at, *found = _minimum(data, p, l2, _onward(data, l2, before, start), tolerance, max_steps)
+            return (start, at), (at.kernel, at.bias, *found)
 
-        _, found = jax.lax.scan(next_strength, _Place.zero(data), strengths)
+        zero = _Place.zero(data)
+        _, found = jax.lax.scan(next_strength, (zero, zero), strengths)
         kernel, bias, loss, norm, steps = (jnp.swapaxes(f, 0, 1) for f in found)
         # The bias of the base features takes their mean over a job's clips, which a user's probe subtracts.
         bias = bias + _dot("jrkd,jd->jrk", kernel, mean_JD * rescale_JD)
@@ -221,7 +249,7 @@ def _fit(
             steps=steps,
         )
 
-    return jax.lax.map(one, features)
+    return jax.lax.map(one, (features, principal))
 
 
 def _minimum(
@@ -249,18 +277,30 @@ def _minimum(
         )
         length, nll, total_JC = _search(data, l2, at, line, active)
         moved = jax.tree.map(lambda u: _wide(length, u.ndim) * u, update)
-        at = _Place.of(data, *at.along(line, length), nll, total_JC)
+        kernel, bias, logits = at.along(line, length)
+        at = _Place.of(data, kernel, bias, logits, nll, total_JC)
         return at, gradient(at), optax.apply_updates(coordinates, moved), state, steps + active
 
     def unfinished(carry: Any) -> jax.Array:
         _, (*_, largest), _, _, steps = carry
         return jnp.any(~(largest <= tolerance)) & (jnp.max(steps) < max_steps)
 
-    first = p.inverse()(start.kernel), start.bias / p.bias
+    # L-BFGS reads differences of coordinates alone, so that they can be counted from the start.
+    first = jnp.zeros_like(start.kernel), jnp.zeros_like(start.bias)
     state = jax.vmap(solver.init)(first)
     steps = jnp.zeros(len(start.bias), jnp.int32)
     at, (*_, largest), _, _, steps = jax.lax.while_loop(unfinished, step, (start, gradient(start), first, state, steps))
     return at, at.loss(l2), largest, steps
+
+
+def _onward(data: _Data, l2: jax.Array, before: _Place, at: _Place) -> _Place:
+    """As far as it helps at another strength, along the way from the last strength's optimum but one to the last's."""
+    kernel, bias = at.kernel - before.kernel, at.bias - before.bias
+    slope = _inner(kernel, at.of_kernel + l2 * at.kernel) + _inner(bias, at.of_bias)
+    line = _Line(kernel=kernel, bias=bias, logits=at.logits - before.logits, slope=slope)
+    length, nll, total_JC = _search(data, l2, at, line, slope < 0)
+    kernel, bias, logits = at.along(line, length)
+    return _Place.of(data, kernel, bias, logits, nll, total_JC)
 
 
 def _search(
@@ -301,8 +341,14 @@ def _standardised(x_CD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return jnp.where(varies, centred, 0) / jnp.where(varies, deviation_D, 1), mean_D, jnp.where(varies, deviation_D, 1)
 
 
-def _principal(x_CD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The directions [D, E] in which features vary most, the variances there [E], and the mean variance elsewhere."""
+@jax.jit
+def _principal(features: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of standardised features of each set: the directions [F, D, E] in which they vary most, the variances there
+    [F, E], and the mean variance elsewhere [F]."""
+    return jax.lax.map(lambda x_CD: _principal_of(_standardised(x_CD)[0]), features)
+
+
+def _principal_of(x_CD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     count, size = x_CD.shape
     rank = min(RANK, size, count)
     q = jax.random.normal(jax.random.key(0), (size, rank))
