@@ -22,7 +22,8 @@ import numpy as np
 import optax
 
 MEMORY = 5  # steps that L-BFGS remembers
-RANK = 64  # directions in which features are decorrelated
+RANK = 48  # directions in which features are decorrelated
+SEEN = 1000  # clips, about, that those are found from
 CURVATURE = 0.15  # of the negative log-likelihood in a logit, roughly; it decides how fast, not where to
 SUFFICIENT = 1e-4  # of the expected decrease (Armijo)
 ROUNDING = 1e-6  # relative, of a loss in float32: below it a decrease cannot be seen
@@ -349,6 +350,7 @@ def _principal(features: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _principal_of(x_CD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x_CD = x_CD[:: max(1, x_CD.shape[0] // SEEN)]
     count, size = x_CD.shape
     rank = min(RANK, size, count)
     q = jax.random.normal(jax.random.key(0), (size, rank))

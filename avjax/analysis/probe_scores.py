@@ -4,10 +4,7 @@ Axes: B probe, C test clip, K class, W bootstrap draw.
 """
 
 import dataclasses
-import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 MEASURES = ("accuracy", "balanced_accuracy", "auroc")
@@ -75,9 +72,9 @@ def scored(logits_BCK: np.ndarray, truth_C: np.ndarray, draws: Draws) -> dict[st
         "balanced_accuracy": (recall, np.mean([draws.means(right, own) for own in members], 0)),
     }
     values, drawn = [], []
-    log_p = np.asarray(jax.nn.log_softmax(jnp.asarray(logits_BCK), -1))
+    log_p = logits_BCK - np.logaddexp.reduce(logits_BCK, -1, keepdims=True)
     for k in range(num_classes) if num_classes > 2 else [1]:
-        placed = np.asarray(_placements(log_p[..., k], members[k]))
+        placed = _placements(log_p[..., k], members[k])
         value = placed[:, members[k]].mean(1, dtype=np.float64)
         values.append(value)
         drawn.append(draws.means(placed, members[k]) + draws.means(placed, ~members[k]) - value[:, None])
@@ -95,20 +92,24 @@ def _named(bounds: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
     return dict(zip(("low", "high"), bounds, strict=True))
 
 
-@jax.jit
-def _placements(scores_BC: jax.Array, positive_C: jax.Array) -> jax.Array:
-    """[B, C]: of each clip, the share of the other kind's clips that it is on the right side of; a tie is a half."""
+def _placements(scores_BC: np.ndarray, positive_C: np.ndarray) -> np.ndarray:
+    """float32 [B, C]: of each clip, the share of the other kind's clips on its right side; a tie is a half."""
+    order = np.argsort(scores_BC, -1)
+    ordered, positive = np.take_along_axis(scores_BC, order, -1), positive_C[order]
+    place = np.arange(ordered.shape[1])
+    starts = np.concatenate([np.ones((len(ordered), 1), bool), ordered[:, 1:] != ordered[:, :-1]], 1)
+    ends = np.concatenate([starts[:, 1:], np.ones((len(ordered), 1), bool)], 1)
+    first = np.maximum.accumulate(np.where(starts, place, 0), 1)  # of the clips that tie with one
+    last = np.minimum.accumulate(np.where(ends, place, len(place))[:, ::-1], 1)[:, ::-1]
 
-    def ranks(scores_BC: jax.Array) -> jax.Array:
-        """1-based, ties share their mean rank; clips at -inf come first."""
-        ordered = jnp.sort(scores_BC, -1)
-        below = jax.vmap(functools.partial(jnp.searchsorted, side="left"))(ordered, scores_BC)
-        upto = jax.vmap(functools.partial(jnp.searchsorted, side="right"))(ordered, scores_BC)
-        return (below + upto + 1) / 2
+    def below(kind: np.ndarray) -> np.ndarray:
+        """How many of a kind have a lower score, those that tie counted half."""
+        count = np.pad(np.cumsum(kind, 1), ((0, 0), (1, 0)))
+        return (np.take_along_axis(count, first, 1) + np.take_along_axis(count, last + 1, 1)) / 2
 
-    positives = jnp.sum(positive_C)
-    negatives = positive_C.shape[0] - positives
-    everyone = ranks(scores_BC)
-    among_positives = ranks(jnp.where(positive_C, scores_BC, -jnp.inf)) - negatives
-    among_negatives = ranks(jnp.where(positive_C, -jnp.inf, scores_BC)) - positives
-    return jnp.where(positive_C, (everyone - among_positives) / negatives, 1 - (everyone - among_negatives) / positives)
+    positives = positive_C.sum()
+    negatives = len(positive_C) - positives
+    shares = np.where(positive, below(~positive) / negatives, 1 - below(positive) / positives)
+    found = np.empty(shares.shape, np.float32)
+    np.put_along_axis(found, order, shares.astype(np.float32), -1)
+    return found
