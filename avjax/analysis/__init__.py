@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from avjax.analysis.captions import Captioned, captioned
-    from avjax.analysis.probe_features import probe_features
+    from avjax.analysis.probe_pooling import probe_features
     from avjax.analysis.probe_store import Probes
     from avjax.analysis.probes import train_probes
 
 # Names load when first used, as those of avjax do.
 _HOMES: dict[str, tuple[str, ...]] = {
     "captions": ("Captioned", "captioned"),
-    "probe_features": ("probe_features",),
+    "probe_pooling": ("probe_features",),
     "probe_store": ("Probes",),
     "probes": ("train_probes",),
 }

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from avjax.analysis.probe_features import probe_features
 from avjax.analysis.probe_fit import Fit, fit
+from avjax.analysis.probe_pooling import probe_features
 from avjax.analysis.probe_results import Tested, results
 from avjax.analysis.probe_splits import TRAIN, Labels, by_sample, checked_labels, control_labels, splits
 from avjax.analysis.probe_store import Probes, stacked
