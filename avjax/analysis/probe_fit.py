@@ -28,6 +28,7 @@ CURVATURE = 0.15  # of the negative log-likelihood in a logit, roughly; it decid
 SUFFICIENT = 1e-4  # of the expected decrease (Armijo)
 ROUNDING = 1e-6  # relative, of a loss in float32: below it a decrease cannot be seen
 HALVINGS = 20
+NEARLY_CONSTANT = 1e-5  # deviation over a job's clips, in deviations over all, below which it is rounding
 CONSTANT = 1e-6  # standard deviation over mean, below which a feature is constant
 
 
@@ -48,7 +49,7 @@ class Fit:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Data:
-    """One feature set. Base features are standardised with all clips, trained or not; jobs rescale them.
+    """One feature set. Base features are standardised with all clips, trained or not; jobs shift and rescale them.
 
     Kernels, biases and logits sum to 0 over classes, at the optimum and from zero on the way there: the last class
     takes no product.
@@ -56,19 +57,22 @@ class _Data:
 
     x_CD: jax.Array
     x_DC: jax.Array  # the same, as the product for logits reads it fastest
+    mean_JD: jax.Array  # over a job's training clips
     rescale_JD: jax.Array  # base units per unit of a job's own standardisation; 0 where a feature is constant
     targets_JKC: jax.Array
     weights_JC: jax.Array  # sum to 1 over the training clips of a job
 
     def logits(self, kernel_JKD: jax.Array, bias_JK: jax.Array) -> jax.Array:
         some_JKD = kernel_JKD[:, :-1] * self.rescale_JD[:, None]
-        return _with_last(_dot("jkd,dc->jkc", some_JKD, self.x_DC) + bias_JK[:, :-1, None])
+        offset_JK = bias_JK[:, :-1] - _dot("jkd,jd->jk", some_JKD, self.mean_JD)
+        return _with_last(_dot("jkd,dc->jkc", some_JKD, self.x_DC) + offset_JK[..., None])
 
     def gradient(self, p_JKC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Of the mean negative log-likelihood with respect to kernel [J, K, D] and bias [J, K]."""
         error_JKC = (p_JKC - self.targets_JKC)[:, :-1] * self.weights_JC[:, None]
-        of_kernel = _dot("jkc,cd->jkd", error_JKC, self.x_CD) * self.rescale_JD[:, None]
-        return _with_last(of_kernel), _with_last(error_JKC.sum(-1))
+        of_bias = error_JKC.sum(-1)
+        of_kernel = _dot("jkc,cd->jkd", error_JKC, self.x_CD) - of_bias[..., None] * self.mean_JD[:, None]
+        return _with_last(of_kernel * self.rescale_JD[:, None]), _with_last(of_bias)
 
     def nll(self, z_JKC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """[J], nats per clip, and what normalises the logits [J, C]."""
@@ -222,11 +226,19 @@ def _fit(
     def one(given: tuple[jax.Array, tuple[jax.Array, ...]]) -> Fit:
         x_CD, (basis_DE, variance_E, rest) = given
         base_CD, centre_D, spread_D = _standardised(x_CD)
-        mean_JD = weights @ base_CD
-        own_JD = jnp.sqrt(jnp.maximum(weights @ base_CD**2 - mean_JD**2, 0))
-        varies = own_JD > CONSTANT * jnp.abs(mean_JD + centre_D / spread_D)
+        mean_JD = _dot("jc,cd->jd", weights, base_CD)
+        # From deviations: a mean of squares less a squared mean has none of a small one's digits.
+        own_JD = jax.lax.map(lambda j: jnp.sqrt(j[0] @ (base_CD - j[1]) ** 2), (weights, mean_JD))
+        varies = (own_JD > CONSTANT * jnp.abs(mean_JD + centre_D / spread_D)) & (own_JD > NEARLY_CONSTANT)
         rescale_JD = jnp.where(varies, 1 / jnp.where(varies, own_JD, 1), 0)
-        data = _Data(x_CD=base_CD, x_DC=base_CD.T, rescale_JD=rescale_JD, targets_JKC=targets_JKC, weights_JC=weights)
+        data = _Data(
+            x_CD=base_CD,
+            x_DC=base_CD.T,
+            mean_JD=mean_JD,
+            rescale_JD=rescale_JD,
+            targets_JKC=targets_JKC,
+            weights_JC=weights,
+        )
 
         def next_strength(places: tuple[_Place, _Place], l2: jax.Array) -> Any:
             size_E, other = (jax.lax.rsqrt(CURVATURE * v + l2) for v in (variance_E, rest))
@@ -238,12 +250,10 @@ def _fit(
         zero = _Place.zero(data)
         _, found = jax.lax.scan(next_strength, (zero, zero), strengths)
         kernel, bias, loss, norm, steps = (jnp.swapaxes(f, 0, 1) for f in found)
-        # The bias of the base features takes their mean over a job's clips, which a user's probe subtracts.
-        bias = bias + _dot("jrkd,jd->jrk", kernel, mean_JD * rescale_JD)
         return Fit(
             mean=centre_D + spread_D * mean_JD,
             scale=jnp.where(varies, spread_D * own_JD, 1),
-            kernel=kernel,
+            kernel=jnp.where(varies[:, None, None], kernel, 0),  # what a job has not seen vary
             bias=bias,
             loss=loss,
             gradient=norm,

@@ -72,7 +72,9 @@ def scored(logits_BCK: np.ndarray, truth_C: np.ndarray, draws: Draws) -> dict[st
         "balanced_accuracy": (recall, np.mean([draws.means(right, own) for own in members], 0)),
     }
     values, drawn = [], []
-    log_p = logits_BCK - np.logaddexp.reduce(logits_BCK, -1, keepdims=True)
+    # In the order of probabilities; of two classes exactly, so that clips that tie do.
+    base = logits_BCK[..., :1] if num_classes == 2 else np.logaddexp.reduce(logits_BCK, -1, keepdims=True)
+    log_p = logits_BCK - base
     for k in range(num_classes) if num_classes > 2 else [1]:
         placed = _placements(log_p[..., k], members[k])
         value = placed[:, members[k]].mean(1, dtype=np.float64)

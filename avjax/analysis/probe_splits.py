@@ -12,6 +12,7 @@ import xarray as xr
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
 SHOWN = 5  # names in a message
+BySample = Sequence[Hashable] | np.ndarray | Mapping[Any, Hashable] | xr.DataArray  # in the samples' order, or by name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

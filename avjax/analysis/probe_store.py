@@ -95,9 +95,8 @@ class Probes:
             raise ValueError(f"probes: expected features over {(*own, 'sample', 'feature')}, got {array.dims}")
         for dim in own:
             if missing := [v for v in kernel[dim].values.tolist() if v not in array[dim].values.tolist()]:
-                raise ValueError(
-                    f"probes: features have no {dim} {missing[0]!r}; they have {array[dim].values.tolist()}"
-                )
+                has = array[dim].values.tolist()
+                raise ValueError(f"probes: expected features of {dim} {missing[0]!r}, got those of {has}")
             array = array.sel({dim: kernel[dim].values})
         array = array.drop_vars("feature", errors="ignore").astype(np.float32)
         of_seeds = []

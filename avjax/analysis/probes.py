@@ -20,7 +20,7 @@ import xarray as xr
 from avjax.analysis.probe_fit import Fit, fit
 from avjax.analysis.probe_pooling import probe_features
 from avjax.analysis.probe_results import Tested, results
-from avjax.analysis.probe_splits import TRAIN, Labels, by_sample, checked_labels, control_labels, splits
+from avjax.analysis.probe_splits import TRAIN, BySample, Labels, by_sample, checked_labels, control_labels, splits
 from avjax.analysis.probe_store import Probes, stacked
 
 __all__ = ["Probe", "Probes", "probe_features", "train_probe", "train_probes"]
@@ -83,15 +83,15 @@ def train_probe(features: np.ndarray | jax.Array, labels: np.ndarray, num_classe
 
 def train_probes(
     features: xr.Dataset | xr.DataArray,
-    labels: Sequence[Hashable] | Mapping[Any, Hashable] | xr.DataArray,
+    labels: BySample,
     *,
-    groups: Sequence[Hashable] | Mapping[Any, Hashable] | xr.DataArray | None = None,
+    groups: BySample | None = None,
     classes: Sequence[Hashable] | None = None,
     strengths: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0),
     seeds: Sequence[int] = (0,),
     test_fraction: float = 0.2,
     validation_fraction: float = 0.0,
-    control: Sequence[Hashable] | Mapping[Any, Hashable] | xr.DataArray | None = None,
+    control: BySample | None = None,
     max_steps: int = MAX_STEPS,
     tolerance: float = TOLERANCE,
     draws: int = 1000,
