@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from avjax.analysis.knockout import edge_sufficiency, knockout_heads, knockout_windows
     from avjax.analysis.latent_audio import latent_audio_understanding
     from avjax.analysis.lens import logit_lens
+    from avjax.analysis.probe_pooling import probe_features
+    from avjax.analysis.probe_store import Probes
+    from avjax.analysis.probes import train_probes
     from avjax.analysis.sampled import sweep_samples
     from avjax.analysis.scaling import scale_modalities
     from avjax.analysis.sinks import find_sinks, select_sinks
@@ -41,6 +44,9 @@ _HOMES: dict[str, tuple[str, ...]] = {
     ),
     "latent_audio": ("latent_audio_understanding",),
     "lens": ("logit_lens",),
+    "probe_pooling": ("probe_features",),
+    "probe_store": ("Probes",),
+    "probes": ("train_probes",),
     "sampled": ("sweep_samples",),
     "scaling": ("scale_modalities",),
     "sinks": (
@@ -60,6 +66,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Captioned",
+    "Probes",
     "TunedLens",
     "attention_mass",
     "attribute",
@@ -74,11 +81,13 @@ __all__ = [
     "latent_audio_understanding",
     "learn_gates",
     "logit_lens",
+    "probe_features",
     "scale_modalities",
     "select_sinks",
     "shift_shares",
     "sweep_samples",
     "trace",
+    "train_probes",
     "train_tuned_lens",
 ]
 

@@ -1,19 +1,33 @@
 """Linear probes: what a linear map can read from activations.
 
+`probe_features` pools activations, `train_probes` trains and tests probes of them, and `Probes` keeps them, applies
+them to other runs and gives their directions to `avjax.Steer`. Headline on the built-in checkpoint: the sound that is
+heard is read at audio tokens although the picture contradicts it and the caption names another.
+
 Axes: C clip, D feature, K class; leading axes, such as layers, are probes that are trained at once.
 """
 
 import dataclasses
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-import optax.tree_utils as otu
+import xarray as xr
+
+from avjax.analysis.probe_fit import Fit, fit
+from avjax.analysis.probe_pooling import probe_features
+from avjax.analysis.probe_results import Tested, results
+from avjax.analysis.probe_splits import TRAIN, BySample, Labels, by_sample, checked_labels, control_labels, splits
+from avjax.analysis.probe_store import Probes, stacked
+
+__all__ = ["Probe", "Probes", "probe_features", "train_probe", "train_probes"]
 
 MAX_STEPS = 500
-TOLERANCE = 1e-4  # of the gradient's norm, at which a probe is trained
+TOLERANCE = 1e-4  # of the gradient's largest entry; scikit-learn's default
+FINE_TOLERANCE = 1e-5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +45,7 @@ class Probe:
 
 
 def train_probe(features: np.ndarray | jax.Array, labels: np.ndarray, num_classes: int, l2: float = 1e-3) -> Probe:
-    """Probes of one label from many sets of features, trained together with L-BFGS.
+    """Probes of one label from many sets of features, trained together on all clips that are given.
 
     Args:
       features: [..., C, D]; such as residuals of all layers.
@@ -41,51 +55,159 @@ def train_probe(features: np.ndarray | jax.Array, labels: np.ndarray, num_classe
     Raises:
       ValueError: labels and features do not match, or features are not finite.
     """
-    features, labels = jnp.asarray(features, jnp.float32), np.asarray(labels)
+    features, labels = np.asarray(features, np.float32), np.asarray(labels)
     if features.ndim < 2 or labels.shape != features.shape[-2:-1]:
         raise ValueError(f"probe: expected a label per clip, got {labels.shape} for features {features.shape}")
     if len(np.unique(labels)) < 2 or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"probe: expected two or more classes within 0:{num_classes}, got {np.unique(labels)}")
-    if not bool(jnp.isfinite(features).all()):
+    if not np.isfinite(features).all():
         raise ValueError("probe: expected finite features; look for an overflow where they come from")
-    if not l2 > 0:
-        raise ValueError(
-            f"probe: expected l2 above 0, got {l2}; without it classes that can be told apart have no optimum"
-        )
-    mean, scale = features.mean(-2, keepdims=True), features.std(-2, keepdims=True)
-    scale = jnp.where(scale > 1e-6 * jnp.abs(mean), scale, 1.0)  # a constant says nothing, of unseen clips either
-    flat = ((features - mean) / scale).reshape(-1, *features.shape[-2:])
-    kernel, bias = _trained(flat, jnp.asarray(labels), num_classes, l2)
-    leading = features.shape[:-2]
+    _check_strengths([l2])
+    leading, count = features.shape[:-2], len(labels)
+    found = fit(
+        features.reshape(-1, *features.shape[-2:]),
+        labels[None],
+        np.full((1, count), 1 / count),
+        np.array([l2]),
+        num_classes=num_classes,
+        tolerance=FINE_TOLERANCE,
+        max_steps=MAX_STEPS,
+    )
     return Probe(
-        mean=mean, scale=scale, kernel=kernel.reshape(*leading, -1, num_classes), bias=bias.reshape(*leading, 1, -1)
+        mean=found.mean.reshape(*leading, 1, -1),
+        scale=found.scale.reshape(*leading, 1, -1),
+        kernel=jnp.swapaxes(found.kernel[:, 0, 0], 1, 2).reshape(*leading, -1, num_classes),
+        bias=found.bias.reshape(*leading, 1, -1),
     )
 
 
-@jax.jit(static_argnames="num_classes")
-def _trained(features: jax.Array, labels: jax.Array, num_classes: int, l2: float) -> tuple[jax.Array, jax.Array]:
-    def one(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def loss(parameters: tuple[jax.Array, jax.Array]) -> jax.Array:
-            kernel, bias = parameters
-            nll = optax.softmax_cross_entropy_with_integer_labels(x @ kernel + bias, labels)
-            return jnp.mean(nll) + 0.5 * l2 * jnp.sum(kernel**2)
+def train_probes(
+    features: xr.Dataset | xr.DataArray,
+    labels: BySample,
+    *,
+    groups: BySample | None = None,
+    classes: Sequence[Hashable] | None = None,
+    strengths: Sequence[float] = (1e-3, 1e-2, 1e-1, 1.0),
+    seeds: Sequence[int] = (0,),
+    test_fraction: float = 0.2,
+    validation_fraction: float = 0.0,
+    control: BySample | None = None,
+    max_steps: int = MAX_STEPS,
+    tolerance: float = TOLERANCE,
+    draws: int = 1000,
+    level: float = 0.95,
+) -> Probes:
+    """Probes of one label from every layer, site and pooling, over seeds and penalties, trained in one compiled call.
 
-        solver = optax.lbfgs()
-        value_and_grad = optax.value_and_grad_from_state(loss)
+    A probe is a multinomial logistic regression on features that its own training clips standardise. Its loss is the
+    mean negative log-likelihood (nats) plus `strength` times half the squared kernel: scikit-learn's with
+    C = 1 / (strength * training clips). With two classes the penalty is doubled, so that it is that of
+    scikit-learn's single vector, the difference of the two.
 
-        def step(carry: Any) -> Any:
-            parameters, state = carry
-            value, gradient = value_and_grad(parameters, state=state)
-            changes, state = solver.update(gradient, state, parameters, value=value, grad=gradient, value_fn=loss)
-            return optax.apply_updates(parameters, changes), state
+    Args:
+      features: of `probe_features`; or any array over `sample`, `feature` and other dimensions, which are probed apart.
+      labels: one per sample, in order or by sample.
+      groups: samples that must stay on one side of a split, such as all of one clip; None makes each its own.
+      classes: the order of the classes; None sorts the labels.
+      strengths: of the penalty.
+      seeds: each another split into training, validation and test clips, stratified by class.
+      validation_fraction: of the groups, by which a strength is chosen for each probe (`chosen` of the results).
+      control: item type of each sample, such as the pair of what is seen and heard. Each type has a label drawn for
+        it, and what probes of those labels reach is what memorising types reaches; the rest is selectivity. Types
+        must recur across clips to be learned at all. None trains no control.
+      max_steps: a probe that takes more has `converged` False, and a warning says how many did.
+      tolerance: largest entry of the loss's gradient at which a probe is trained, as scikit-learn has it; it then
+        changes no more.
+      draws, level: of the bootstrap intervals over groups of test clips.
 
-        def unfinished(carry: Any) -> jax.Array:
-            state = carry[1]
-            count, gradient = otu.tree_get(state, "count"), otu.tree_get(state, "grad")
-            return (count == 0) | ((count < MAX_STEPS) & (optax.tree.norm(gradient) > TOLERANCE))
+    Returns:
+      Probes, whose `results` hold for each: accuracy, balanced_accuracy, auroc (each with _low and _high), with a
+      control control_accuracy and selectivity, and loss, gradient, steps and converged of the training.
 
-        first = jnp.zeros((x.shape[-1], num_classes)), jnp.zeros((1, num_classes))
-        (kernel, bias), _ = jax.lax.while_loop(unfinished, step, (first, solver.init(first)))
-        return kernel, bias
+    Raises:
+      ValueError: labels, groups, features or settings do not fit; all of it is found before anything is trained.
 
-    return jax.vmap(one)(features)
+    Source: Alain and Bengio 2016 (linear probes); Hewitt and Liang 2019 (control tasks, selectivity).
+    """
+    values, template = stacked(features)
+    samples = template.sample.values.tolist()
+    known = checked_labels(samples, labels, groups, classes)
+    strengths, seeds = [float(s) for s in strengths], list(seeds)
+    _check_strengths(strengths)
+    _check_settings(seeds, max_steps, tolerance, draws, level)
+    split = splits(known, seeds, test_fraction, validation_fraction)
+    types = None if control is None else by_sample(samples, control, "control types")
+    jobs = _jobs(known, types, seeds)
+    weights = np.tile(split == TRAIN, (len(jobs) // len(seeds), 1)).astype(np.float32)
+    num_classes = len(known.classes)
+    found = fit(
+        values,
+        jobs,
+        weights / weights.sum(1, keepdims=True),
+        np.array(strengths) * (2 if num_classes == 2 else 1),
+        num_classes=num_classes,
+        tolerance=tolerance,
+        max_steps=max_steps,
+    )
+    found = jax.tree.map(np.asarray, found)
+    if late := int(np.sum(~(found.gradient <= tolerance))):
+        warnings.warn(
+            f"probes: {late} of {found.steps.size} did not reach the tolerance {tolerance:g} in {max_steps} steps; "
+            "raise max_steps, or use stronger penalties",
+            stacklevel=2,
+        )
+    tested = Tested(labels=known, split=split, jobs=jobs, draws=draws, level=level, tolerance=tolerance)
+    coords = {"seed": seeds, "strength": strengths}
+    return Probes(
+        weights=_weights(found, template, coords, known), results=results(values, found, tested, template, coords)
+    )
+
+
+def _jobs(known: Labels, types: Sequence[Hashable] | None, seeds: Sequence[int]) -> np.ndarray:
+    """int [J, C]: the labels of each seed, then its control labels."""
+    own = [known.index for _ in seeds]
+    if types is not None:
+        own += [control_labels(types, len(known.classes), known.index, seed) for seed in seeds]
+    return np.stack(own)
+
+
+def _weights(found: Fit, template: xr.DataArray, coords: Mapping[str, Any], known: Labels) -> xr.Dataset:
+    """Trained parameters, without those of the control task."""
+    shape = tuple(template.sizes[d] for d in template.dims if d not in ("sample", "feature"))
+    dims = tuple(str(d) for d in template.dims if d not in ("sample", "feature"))
+    count = len(coords["seed"])
+    kept = {d: template.coords[d] for d in (*dims, "feature") if d in template.coords}
+
+    def laid(values: Any, *after: str, **about: str) -> tuple:
+        return (*dims, "seed", *after), values[:, :count].reshape(*shape, count, *values.shape[2:]), about
+
+    return xr.Dataset(
+        {
+            "kernel": laid(found.kernel, "strength", "class", "feature", units="nat", long_name="probe kernel"),
+            "bias": laid(found.bias, "strength", "class", units="nat", long_name="probe bias"),
+            "mean": laid(found.mean, "feature", units="activation", long_name="mean over training clips"),
+            "scale": laid(found.scale, "feature", units="activation", long_name="deviation over training clips"),
+        },
+        {**kept, **coords, "class": list(known.classes)},
+        attrs=template.attrs,
+    )
+
+
+def _check_strengths(strengths: Sequence[float]) -> None:
+    if not strengths or len(set(strengths)) < len(strengths):
+        raise ValueError(f"probe: expected one or more strengths, each once, got {strengths}")
+    for l2 in strengths:
+        if not 0 < l2 < np.inf:
+            raise ValueError(
+                f"probe: expected l2 above 0, got {l2}; without it classes that can be told apart have no optimum"
+            )
+
+
+def _check_settings(seeds: Sequence[Any], max_steps: int, tolerance: float, draws: int, level: float) -> None:
+    if not seeds or len(set(seeds)) < len(seeds) or any(not isinstance(s, int | np.integer) or s < 0 for s in seeds):
+        raise ValueError(f"probes: expected one or more seeds of at least 0, each once, got {seeds}")
+    if max_steps < 1 or draws < 1 or not 0 < level < 1 or not tolerance > 0:
+        raise ValueError(
+            "probes: expected max_steps and draws of at least 1, a level within 0 to 1 and a tolerance above 0, got "
+            f"{max_steps}, {draws}, {level} and {tolerance}"
+        )

@@ -1,0 +1,166 @@
+"""Features for probes: activations of all layers, pooled over a token group, from one pass per prompt.
+
+Axes: T position, D embed, L layer, S site, P pooling.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from avjax.engine.reference import bucket, pad_inputs
+from avjax.interventions import READ_ONLY
+from avjax.model import Model
+from avjax.models.attention import attend_prompt
+from avjax.models.decoder import Decoder
+from avjax.models.sites import Site, parse_site, site_shape
+from avjax.prompt import Inputs, Prompt, named_prompts
+from avjax.provenance import provenance
+from avjax.report.progress import Progress
+from avjax.tokens import Selector, select
+
+Pooling = Literal["mean", "last", "max"]
+POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+
+
+def probe_features(
+    model: Model,
+    prompts: Prompt | Sequence[Prompt] | Mapping[str, Prompt],
+    sites: str | Sequence[str] = ("resid_post",),
+    where: Selector = "audio",
+    pooling: str | Sequence[str] = POOLINGS,
+    *,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Activations at some sites of every layer, pooled over the positions of a token group.
+
+    One forward pass per prompt; activations are pooled as the layers pass, and none are kept by position.
+
+    Args:
+      sites: of one size; those of `z` and `value` are the heads' outputs one after the other.
+      where: token selector, of prompt positions; for tokens of an answer, `prompt.continued(tokens)` makes them such.
+      pooling: "mean", "last" (of the group's positions) or "max" (by feature).
+
+    Returns:
+      `features`, float32 over sample, site, pooling, layer and feature, and `positions`, the size of the group.
+
+    Raises:
+      ValueError: a site, pooling or selector does not fit, or a prompt has no such positions.
+      OverflowError: activations are not finite; the sample is named.
+    """
+    named = named_prompts(prompts)
+    found, size = _sites(model, sites)
+    ways = _poolings(pooling)
+    masks = {}
+    for name, prompt in named.items():
+        model.check(prompt)
+        masks[name] = select(prompt, where)[:-1]
+        if not masks[name].any():
+            raise ValueError(
+                f"probe_features: sample {name!r} has no prompt position where={where!r}; leave it out or name others"
+            )
+    cfg = model.config.decoder
+    values = np.empty((len(named), len(found), len(ways), cfg.num_layers, size), np.float32)
+    with Progress("features", len(named), "prompts", enabled=progress) as bar:
+        for i, (name, prompt) in enumerate(named.items()):
+            padded = bucket(len(prompt))
+            mask = np.zeros(padded, bool)
+            mask[: len(prompt)] = masks[name]
+            inputs = pad_inputs(model.encode(prompt), padded)
+            values[i] = _pooled(model.network.decoder, inputs, jnp.asarray(mask), sites=found, ways=ways)
+            if not np.isfinite(values[i]).all():
+                raise OverflowError(f"probe_features: activations of sample {name!r} are not finite; load with float32")
+            bar.advance(1)
+    dims = ("sample", "site", "pooling", "layer", "feature")
+    coords = {
+        "sample": list(named),
+        "site": [str(site) for site in found],
+        "pooling": list(ways),
+        "layer": np.arange(cfg.num_layers),
+        "feature": np.arange(size),
+    }
+    about = {"units": "activation", "long_name": f"activation pooled over {where}"}
+    counts = {"units": "count", "long_name": f"positions of {where}"}
+    return xr.Dataset(
+        {
+            "features": (dims, values, about),
+            "positions": ("sample", np.array([int(mask.sum()) for mask in masks.values()]), counts),
+        },
+        coords,
+        attrs=provenance(model, where=str(where)),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("sites", "ways"))
+def _pooled(
+    decoder: Decoder, inputs: Inputs, mask: jax.Array, *, sites: tuple[Site, ...], ways: tuple[Pooling, ...]
+) -> jax.Array:
+    """float32 [S, P, L, D] of a clean pass; `mask` [T] marks the positions."""
+    rotary = decoder.rotary(inputs.positions, inputs.embeddings.dtype)
+    last = mask.shape[0] - 1 - jnp.argmax(mask[::-1])
+
+    def pool(x: jax.Array, way: Pooling) -> jax.Array:
+        x_TD = x.reshape(mask.shape[0], -1).astype(jnp.float32)
+        match way:
+            case "mean":
+                return jnp.mean(x_TD, 0, where=mask[:, None])
+            case "last":
+                return x_TD[last]
+            case "max":
+                return jnp.max(x_TD, 0, where=mask[:, None], initial=-jnp.inf)
+
+    def layer(x: jax.Array, block: Any) -> tuple[jax.Array, jax.Array]:
+        seen: dict[Site, jax.Array] = {}
+
+        def at(site: Site, x: jax.Array) -> jax.Array:
+            if site in sites:
+                seen[site] = jnp.stack([pool(x, way) for way in ways])
+            return x
+
+        def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
+            z, _ = attend_prompt(
+                q,
+                k,
+                v,
+                length=inputs.length,
+                groups=inputs.groups,
+                factor=None,
+                num_groups=inputs.num_groups,
+            )
+            return z, None
+
+        x, _ = block(x, rotary, attend, at)
+        return x, jnp.stack([seen[site] for site in sites])
+
+    _, pooled = jax.lax.scan(layer, inputs.embeddings, decoder.layers)
+    return jnp.moveaxis(pooled, 0, 2)
+
+
+def _sites(model: Model, sites: str | Sequence[str]) -> tuple[tuple[Site, ...], int]:
+    names = [sites] if isinstance(sites, str) else list(sites)
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"probe_features: expected one or more sites, each once, got {names}")
+    found = []
+    for name in names:
+        site, layer = parse_site(name)
+        if layer is not None or site in READ_ONLY or site is Site.EMBED:
+            raise ValueError(
+                f"probe_features: expected a site of features that every layer has, such as resid_post, got {name!r}; "
+                "layers are all returned, and embed is resid_pre of layer 0"
+            )
+        found.append(site)
+    sizes = {str(site): int(np.prod(site_shape(site, model.config.decoder))) for site in found}
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"probe_features: expected sites of one size, got {sizes}; call once for each size")
+    return tuple(found), next(iter(sizes.values()))
+
+
+def _poolings(pooling: str | Sequence[str]) -> tuple[Pooling, ...]:
+    names = [pooling] if isinstance(pooling, str) else list(pooling)
+    if not names or len(set(names)) < len(names) or not set(names) <= set(POOLINGS):
+        raise ValueError(f"probe_features: expected pooling among {', '.join(POOLINGS)}, each once, got {names}")
+    return tuple(names)  # pyright: ignore[reportReturnType]

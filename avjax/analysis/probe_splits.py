@@ -1,0 +1,154 @@
+"""What probes learn from and are tested on: labels, clips that stay together, and stratified splits.
+
+Axes: C sample, S seed.
+"""
+
+import dataclasses
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+TRAIN, VALIDATION, TEST = "train", "validation", "test"
+SHOWN = 5  # names in a message
+BySample = Sequence[Hashable] | np.ndarray | Mapping[Any, Hashable] | xr.DataArray  # in the samples' order, or by name
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labels:
+    """Labels that are all there.
+
+    Attributes:
+      classes: the labels, in order.
+      index: int [C], into `classes`.
+      groups: int [C]; samples of one group stay together.
+    """
+
+    classes: tuple[Any, ...]
+    index: np.ndarray
+    groups: np.ndarray
+
+
+def checked_labels(samples: Sequence[Any], labels: Any, groups: Any, classes: Sequence[Any] | None) -> Labels:
+    """Labels by sample.
+
+    Args:
+      labels, groups: one per sample, in order, or by sample; groups None makes each sample its own.
+      classes: the order of the classes; None sorts what occurs.
+
+    Raises:
+      ValueError: labels are missing or of too few classes.
+    """
+    values = by_sample(samples, labels, "labels")
+    found = set(values)
+    if classes is None:
+        known = tuple(sorted(found, key=lambda v: (type(v).__name__, v)))
+    else:
+        known = tuple(classes)
+        if strange := sorted(map(str, found - set(known))):
+            raise ValueError(f"probes: expected labels among classes={known}, got {', '.join(strange[:SHOWN])}")
+        if len(samples) < len(known):
+            raise ValueError(f"probes: expected at least a sample per class, got {len(samples)} for {len(known)}")
+        if unseen := [c for c in known if c not in found]:
+            raise ValueError(f"probes: no sample has the label {unseen[0]!r} of classes=; leave it out, or add samples")
+    if len(known) < 2:
+        raise ValueError(f"probes: expected two or more classes, got {', '.join(map(repr, known))} alone; add others")
+    index = np.array([known.index(v) for v in values])
+    if groups is None:
+        return Labels(classes=known, index=index, groups=np.arange(len(samples)))
+    names = by_sample(samples, groups, "groups")
+    order = {name: i for i, name in enumerate(dict.fromkeys(names))}
+    return Labels(classes=known, index=index, groups=np.array([order[name] for name in names]))
+
+
+def by_sample(samples: Sequence[Any], values: Any, what: str) -> list[Any]:
+    """A value for each sample, from one per sample in order, a mapping or a DataArray.
+
+    Raises:
+      ValueError: some are missing; the samples are named.
+    """
+    if isinstance(values, xr.DataArray):
+        if values.dims != ("sample",):
+            raise ValueError(f"probes: expected {what} over the dimension sample, got {values.dims}")
+        values = dict(zip(values.sample.values.tolist(), values.values.tolist(), strict=True))
+    if isinstance(values, Mapping):
+        items: list[Any] = [values.get(name) for name in samples]
+    else:
+        items = np.asarray(values).tolist() if isinstance(values, np.ndarray) else list(values)
+        if len(items) != len(samples):
+            raise ValueError(f"probes: expected {what} for each of {len(samples)} samples, got {len(items)}")
+        items = [item.item() if isinstance(item, np.generic) else item for item in items]
+    missing = [name for name, item in zip(samples, items, strict=True) if item is None or item != item]
+    if missing:
+        shown = ", ".join(map(repr, missing[:SHOWN])) + (", ..." if len(missing) > SHOWN else "")
+        raise ValueError(
+            f"probes: {what} are missing for {len(missing)} of {len(samples)} samples: {shown}; leave those samples out"
+        )
+    return items
+
+
+def splits(labels: Labels, seeds: Sequence[int], test_fraction: float, validation_fraction: float) -> np.ndarray:
+    """Which part each sample is in, for each seed; str [S, C] of "train", "validation" and "test".
+
+    Groups are drawn among those with the same classes, so that each part has its share of every class and no group is
+    in two parts.
+
+    Raises:
+      ValueError: a fraction is out of range, or some part would lack a class.
+    """
+    if not 0 < test_fraction < 1 or not 0 <= validation_fraction < 1 or test_fraction + validation_fraction >= 1:
+        raise ValueError(
+            "probes: expected test_fraction above 0 and validation_fraction at least 0, together below 1, got "
+            f"{test_fraction} and {validation_fraction}"
+        )
+    parts = {TEST: test_fraction, **({VALIDATION: validation_fraction} if validation_fraction else {})}
+    num_groups = int(labels.groups.max()) + 1
+    if num_groups <= len(parts):
+        raise ValueError(
+            f"probes: expected more than {len(parts)} groups of clips, for train and {' and '.join(parts)}, got "
+            f"{num_groups}; no clip would be left to test on"
+        )
+    has = np.zeros((num_groups, len(labels.classes)), bool)
+    has[labels.groups, labels.index] = True
+    _, stratum, sizes = np.unique(has, axis=0, return_inverse=True, return_counts=True)
+    small = sizes <= len(parts)  # too small to be in every part: drawn together
+    stratum = np.where(small[stratum.reshape(-1)], -1, stratum.reshape(-1))
+    found = np.stack([_split(labels, stratum, parts, seed) for seed in seeds])
+    for seed, row in zip(seeds, found, strict=True):
+        for k, name in enumerate(labels.classes):
+            lacks = [part for part in (TRAIN, *parts) if not np.any((row == part) & (labels.index == k))]
+            if lacks:
+                count = len(np.unique(labels.groups[labels.index == k]))
+                raise ValueError(
+                    f"probes: class {name!r} has {count} clip{'' if count == 1 else 's'}, too few for every part: with "
+                    f"seed {seed} none is left for {lacks[0]}; add clips (at least {len(parts) + 1} a class), or leave "
+                    "the class out"
+                )
+    return found
+
+
+def _split(labels: Labels, stratum: np.ndarray, parts: Mapping[str, float], seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    of_group = np.full(len(stratum), TRAIN, dtype="<U10")
+    for k in np.unique(stratum):
+        own = rng.permutation(np.flatnonzero(stratum == k))
+        total = len(own)
+        for i, (part, fraction) in enumerate(parts.items()):
+            after = len(parts) - i  # parts that still want a group, train among them
+            count = max(0, min(max(1, round(fraction * total)), len(own) - after))
+            of_group[own[:count]], own = part, own[count:]
+    return of_group[labels.groups]
+
+
+def control_labels(types: Sequence[Hashable], num_classes: int, index: np.ndarray, seed: int) -> np.ndarray:
+    """Labels of a control task: every item type has a label drawn for it, int [C].
+
+    Labels are drawn as often as the classes occur, so that guessing is as good as in the task itself.
+
+    Source: Hewitt and Liang 2019 (control tasks).
+    """
+    frequency = np.bincount(index, minlength=num_classes) / len(index)
+    order = {name: i for i, name in enumerate(dict.fromkeys(types))}
+    dealt = np.random.default_rng([seed, 1]).choice(num_classes, size=len(order), p=frequency)
+    return dealt[[order[name] for name in types]]
