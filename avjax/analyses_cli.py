@@ -152,6 +152,78 @@ def scale(
 
 
 @analyses.command()
+def attribute(
+    model: ModelPath, prompt: Words, video: Videos, answer: Answer, other: Other = None, audio: Sound = None,
+    opening: Opening = "", key: Keys = None, query: Query = "answer",
+    top: Annotated[int, typer.Option(min=1, help="Candidates of each kind that are verified.")] = 20,
+    dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
+    out: Out = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Attribution patching: every edge and scale by its gradient, and the strongest exactly."""
+    with friendly():
+        from avjax.analysis import attribute as attributed
+
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels)
+        metrics, _ = _metrics(prompts, answer, other)
+        found = attributed(loaded, prompts, metrics, queries=query, keys=key, opening=opening or None, top=top)
+        _show(found, (), out, as_json)
+        if not as_json:
+            means = found[["estimate", "exact"]].mean("sample").to_dataframe()[["estimate", "exact"]]
+            typer.echo(means.round(4).to_string())
+
+
+@analyses.command()
+def gates(
+    model: ModelPath, prompt: Words, video: Videos, answer: Answer, other: Other = None, audio: Sound = None,
+    opening: Opening = "",
+    key: Annotated[str, typer.Option(help="Tokens that are attended to.")] = "video", query: Query = "answer",
+    per: Annotated[str, typer.Option(help="head or layer.")] = "head",
+    penalty: Annotated[str, typer.Option(help="l0 or l1.")] = "l0",
+    strength: Annotated[float, typer.Option(help="What a cut costs, in the metric's units.")] = 0.1,
+    steps: Annotated[int, typer.Option(min=1)] = 200,
+    held_out: Annotated[float, typer.Option(help="The share of videos to measure on.")] = 0.5,
+    seed: int = 0, dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Gate learning: the few heads or layers whose cut raises the answer most, on videos held out."""
+    with friendly():
+        from avjax.analysis import learn_gates
+
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels)
+        metrics, _ = _metrics(prompts, answer, other)
+        options: dict[str, Any] = {"per": per, "penalty": penalty, "strength": strength, "steps": steps, "seed": seed}
+        found = learn_gates(
+            loaded, prompts, metrics, query=query, key=key, held_out=held_out, opening=opening or None, **options
+        )
+        _show(found, ("cut", "change"), out, as_json)
+
+
+@analyses.command()
+def probe(
+    model: ModelPath, prompt: Words, video: Videos,
+    label: Annotated[list[str], typer.Option(help="The class of each video, in their order.")],
+    audio: Sound = None,
+    site: Annotated[list[str] | None, typer.Option(help="Whose activations are read; may be repeated.")] = None,
+    where: Annotated[str, typer.Option(help="Tokens that are pooled.")] = "audio",
+    seeds: Annotated[int, typer.Option(min=1, help="Splits into training and test videos.")] = 5,
+    save: Annotated[Path | None, typer.Option(help="A directory for the probes.")] = None,
+    dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
+    out: Out = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Linear probes of the videos' labels, by site, pooling and layer."""
+    with friendly():
+        from avjax.analysis import probe_features, train_probes
+
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels)
+        labels = _each(prompts, label, "--label")
+        features = probe_features(loaded, prompts, site or ("resid_post",), where)
+        probes = train_probes(features, labels, seeds=tuple(range(seeds)))
+        if save is not None:
+            probes.save(save)
+        _show(probes.results, ("accuracy", "balanced_accuracy", "auroc"), out, as_json, over=("seed",))
+
+
+@analyses.command()
 def compare(
     model: ModelPath, prompt: Words, video: Videos,
     base: Annotated[str, typer.Option(help="A checkpoint of the same vocabulary; it sees and does not hear.")],
@@ -252,9 +324,9 @@ def _table(values: "xr.DataArray") -> str:
     if not values.dims:
         return f"  {float(values):.4f}"
     if len(values.dims) == 1:
-        return values.to_pandas().to_string(float_format="{:.4f}".format)
+        return values.to_pandas().round(4).to_string()
     # pandas would sort windows such as 0:4 and 10:14 as text.
-    columns = values.transpose(*values.dims[1:], values.dims[0])
-    stacked = columns.stack(row=values.dims[1:]) if len(values.dims) > 2 else columns.rename({values.dims[1]: "row"})
-    frame = stacked.transpose("row", ...).to_pandas()
-    return frame.to_string(float_format="{:.4f}".format)
+    first, *others = map(str, values.dims)
+    columns = values.stack(row=others) if len(others) > 1 else values.rename({others[0]: "row"})
+    frame = columns.transpose("row", first).to_pandas()
+    return frame.round(4).to_string()

@@ -14,6 +14,7 @@ import avjax
 from avjax import metrics
 from avjax.analysis import attribute
 from avjax.organism import evidence, world
+from avjax.organism.conflict import sound_token
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     drawn = [world.clip("test", i, "counterfactual") for i in range(args.clips)]
     prompts, wanted = {}, {}
     for i, (clip, prompt) in enumerate(evidence.prompts_of(model, drawn)):
-        true, suggested = (metrics.tokenized(model, f" {world.KINDS[k].sound}") for k in (clip.heard, clip.seen))
+        true, suggested = (sound_token(model, kind) for kind in (clip.heard, clip.seen))
         prompts[i], wanted[i] = prompt, metrics.LogitDiff(true, suggested)
     found = attribute(model, prompts, wanted, sites=(), opening=evidence.OPENING, top=args.top)
     per_layer = found["edge_estimate"].mean("sample").sum("head").isel(query=0)

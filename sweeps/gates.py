@@ -14,6 +14,7 @@ import avjax
 from avjax import metrics
 from avjax.analysis import learn_gates
 from avjax.organism import evidence, world
+from avjax.organism.conflict import sound_token
 
 
 def main() -> None:
@@ -24,11 +25,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="netCDF file for the dataset")
     args = parser.parse_args()
     model = avjax.load("tiny-av")
-    prompts, wanted, clips = {"train": {}, "test": {}}, {}, {}
+    prompts: dict[world.Split, dict[str, avjax.Prompt]] = {"train": {}, "test": {}}
+    wanted, clips = {}, {}
     for split, named in prompts.items():
         drawn = [world.clip(split, i, "counterfactual") for i in range(args.clips)]
         for i, (clip, prompt) in enumerate(evidence.prompts_of(model, drawn)):
-            true, suggested = (metrics.tokenized(model, f" {world.KINDS[k].sound}") for k in (clip.heard, clip.seen))
+            true, suggested = (sound_token(model, kind) for kind in (clip.heard, clip.seen))
             named[f"{split} {i}"], wanted[f"{split} {i}"] = prompt, metrics.LogitDiff(true, suggested)
             clips[f"{split} {i}"] = clip
     options = {"opening": evidence.OPENING, "strength": args.strength, "steps": args.steps}
@@ -38,9 +40,7 @@ def main() -> None:
     said = [(clips[n], evidence.caption(model, p, variants)) for n, p in prompts["test"].items()]
     for name in variants:
         scores = [evidence.score(captions[name].text or "", clip) for clip, captions in said]
-        rates = {
-            what: sum(getattr(s, what) for s in scores) / len(scores) for what in ("sound", "suggested", "picture")
-        }
+        rates = {w: sum(getattr(s, w) for s in scores) / len(scores) for w in ("sound", "suggested", "picture")}
         print(f"{name:11} {float(found['change'].sel(set=name)):+.2f} nats; captions:", rates)
     if args.out is not None:
         found.to_netcdf(args.out)

@@ -4,7 +4,7 @@
 
 About a minute on two cores. On the built-in checkpoint the sound that is heard is the lens's first choice at hardly any
 audio token, the thing that is seen at a sixth or more from layer 4 on; after "I hear", layers 5 to 7 choose the sound
-that belongs to the picture. A tuned lens at least halves the divergence of layers 0 to 3 from the model's output.
+that belongs to the picture. A tuned lens lowers the divergence of layers 0 to 3 from the model's output.
 """
 
 import argparse

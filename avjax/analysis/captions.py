@@ -13,7 +13,8 @@ from avjax.model import Model
 from avjax.prompt import Prompt
 from avjax.tokens import Selector, select
 
-Captions = str | Sequence[int] | Mapping[Any, str | Sequence[int]] | None
+Caption = str | Sequence[int] | np.ndarray
+Captions = Caption | Mapping[Any, Caption] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -105,7 +105,7 @@ def check_base(model: Model, base: Model) -> None:
 def _check_words(name: Any, prompt: Prompt, other: Prompt) -> None:
     """The same words before and after the media."""
     said = [p.token_ids[(p.kinds == 0) & ~p.special] for p in (prompt, other)]
-    if not np.array_equal(*said):
+    if not np.array_equal(said[0], said[1]):
         raise ValueError(
             f"compare: the prompts of sample {name!r} say different words to the model and to the base; make both from "
             "one text and one system turn"

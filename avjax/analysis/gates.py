@@ -183,7 +183,7 @@ def _window(
             raise ValueError(
                 f"rule {rule}: sample {case.sample!r} has no such edge, since no query comes at or after a key"
             )
-    return Window(query=rule.query, key=rule.key, per=per, layers=rule.layer_indices(cfg), heads=rule.head_indices(cfg))
+    return Window(query=query, key=key, per=per, layers=rule.layer_indices(cfg), heads=rule.head_indices(cfg))
 
 
 def _refuse_too_large(model: Model, window: Window, train: Mapping[Any, Case]) -> None:

@@ -49,7 +49,12 @@ def sweep_samples(
         for name, prompt in named.items():
             parts.append(sweep(model, {name: prompt}, grid, by_sample[name], progress=False, **options))
             bar.advance(1)
-    return xr.concat(parts, "sample", combine_attrs="drop_conflicts", data_vars="minimal", coords="minimal")
+    return joined(parts)
+
+
+def joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    """Datasets of one sample each, as one; what differs between samples is in no attribute."""
+    return xr.concat(list(parts), "sample", combine_attrs="drop_conflicts", data_vars="minimal", coords="minimal")
 
 
 def metrics_of(prompts: Mapping[Any, Prompt], metrics: MetricsBySample) -> dict[Any, list[Metric]]:

@@ -77,7 +77,7 @@ def trace(
     return found.assign(
         ie_clean=ie_clean(found[CLEAN], _like(found[f"{CLEAN}_of_corrupt"], found[CLEAN])),
         ie_corrupt=ie_corrupt(_like(found[f"{CORRUPT}_of_corrupt"], found[CORRUPT]), found[CORRUPT]),
-        recovery=recovery(found[DIFFERENCE], *(_like(run, found[DIFFERENCE]) for run in runs)),
+        recovery=recovery(found[DIFFERENCE], _like(runs[0], found[DIFFERENCE]), _like(runs[1], found[DIFFERENCE])),
     )
 
 

@@ -116,7 +116,7 @@ def train_tuned_lens(
 ) -> TunedLens:
     """Trains the maps of all layers together with AdamW, minimising KL(final || lens) at positions of a token group.
 
-    In tiny-av at audio tokens it at least halves the divergence of layers 0 to 3 on clips that it was not trained on.
+    In tiny-av at audio tokens it lowers the divergence of layers 0 to 3 on clips that it was not trained on.
 
     The learning rate falls linearly to 0 and the gradient of each layer is clipped to a norm of 1. At `resid_post` the
     last layer is the model's own output and keeps its zeros. The site of all layers at these positions is held
