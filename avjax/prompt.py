@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -132,6 +132,20 @@ def named_prompts(prompts: Any) -> dict[Any, Prompt]:
         if not isinstance(prompt, Prompt):
             raise TypeError(f"prompts: expected prompts (model.prompt(...)), got {type(prompt).__name__} for {name!r}")
     return named
+
+
+def of_each_sample(samples: Iterable[Any], given: Any, what: str) -> dict[Any, Any]:
+    """What is given for each sample: by sample where it is a mapping, else the same for all.
+
+    Raises:
+      ValueError: a sample has none.
+    """
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(samples, given)
+    names = list(samples)
+    if missing := [name for name in names if name not in given]:
+        raise ValueError(f"{what}: expected one for each sample, got none for {', '.join(map(repr, missing))}")
+    return {name: given[name] for name in names}
 
 
 @dataclasses.dataclass(frozen=True)

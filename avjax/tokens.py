@@ -39,6 +39,9 @@ class BySample:
         return cls(name=name, samples=tuple(positions), positions=found)
 
     def at(self, sample: Hashable) -> tuple[int, ...]:
+        if sample not in self.samples:
+            known = ", ".join(map(repr, self.samples)) or "nothing"
+            raise ValueError(f"selector {self}: it has no positions for sample {sample!r}; it has {known}")
         return self.positions[self.samples.index(sample)]
 
     def __str__(self) -> str:

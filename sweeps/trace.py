@@ -3,7 +3,8 @@
 Command: `python -m sweeps.trace [--clips 16] [--out trace.nc]`
 Cost: about 20 s on two cores with 16 clips.
 Expected on tiny-av, under conflict: restoring the picture's tokens gives the suggested sound its probability back in
-early layers, restoring the last token in late ones, restoring the sound's tokens nowhere.
+early layers, restoring the last token in late ones, restoring the sound's tokens, or as many random other tokens as the
+picture has, nowhere.
 """
 
 import argparse
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 import avjax
-from avjax.analysis import trace
+from avjax.analysis import select_random, trace
 from avjax.organism.conflict import conflict, opened
 
 
@@ -26,14 +27,13 @@ def main() -> None:
     model = avjax.load(options.model)
     clips = conflict(model, options.clips)
     blank = {name: dataclasses.replace(c, frames=np.zeros_like(c.frames)) for name, c in clips.clips.items()}
-    found = trace(
-        model, clips.prompts, opened(model, blank), clips.suggested, clips.heard, groups=("audio", "video", "last")
-    )
+    groups = ["audio", "video", select_random(clips.prompts, "video", among="audio | text"), "last"]
+    found = trace(model, clips.prompts, opened(model, blank), clips.suggested, clips.heard, groups=groups)
     print("probability that the suggested sound gains when a group is restored after a layer")
     means = found["ie_clean"].mean("sample").isel(site=0)
-    print("  layer  " + "".join(f"{layer:>7}" for layer in means["layers"].values))
+    print("  layer            " + "".join(f"{layer:>7}" for layer in means["layers"].values))
     for group in means["group"].values:
-        print(f"  {group:<7}" + "".join(f"{value:7.3f}" for value in means.sel(group=group).values))
+        print(f"  {group:<17}" + "".join(f"{value:7.3f}" for value in means.sel(group=group).values))
     if options.out:
         found.to_netcdf(options.out)
 

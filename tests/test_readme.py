@@ -1,4 +1,4 @@
-"""The README's example runs as it stands."""
+"""The README's examples run as they stand."""
 
 import contextlib
 import io
@@ -12,19 +12,22 @@ from avjax.organism import world
 README = Path(__file__).parent.parent / "README.md"
 
 
-def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     clips = tmp_path / "avjax-demo" / "clips"
     clips.mkdir(parents=True)
     world.clip("test", 0, "counterfactual").write(clips / "conflict-00.mp4")
-    code = re.search(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    assert code is not None
+    code, analysis = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     names: dict = {}
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        exec(compile(code[1], "README.md", "exec"), names)
+        exec(compile(code, "README.md", "exec"), names)
+        exec(compile(analysis, "README.md", "exec"), names)
     assert "{'text': 36, 'audio': 51, 'video': 18}" in printed.getvalue()
-    assert "a dog is seen, ticking is heard" in code[1]
+    assert "a dog is seen, ticking is heard" in code
     clip = world.clip("test", 0, "counterfactual")
     assert (world.KINDS[clip.seen or 0].thing, world.KINDS[clip.heard or 0].sound) == ("dog", "ticking")
     assert set(names["gain"].dims) == {"sample", "key", "layers", "heads"}
     assert names["clean"].text and names["deep"].touched.edges > 0
+    found = names["found"]
+    assert found["logit_diff"].dims == ("key", "layers", "sample")
+    assert abs(found["logit_diff"] - found["logit_diff_clean"]).max() > 0.1

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from avjax.analysis.probe_pooling import probe_features
     from avjax.analysis.probe_store import Probes
     from avjax.analysis.probes import train_probes
+    from avjax.analysis.random_tokens import select_random
     from avjax.analysis.sampled import sweep_samples
     from avjax.analysis.scaling import scale_modalities
     from avjax.analysis.sinks import find_sinks, select_sinks
@@ -47,6 +48,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "probe_pooling": ("probe_features",),
     "probe_store": ("Probes",),
     "probes": ("train_probes",),
+    "random_tokens": ("select_random",),
     "sampled": ("sweep_samples",),
     "scaling": ("scale_modalities",),
     "sinks": (
@@ -83,6 +85,7 @@ __all__ = [
     "logit_lens",
     "probe_features",
     "scale_modalities",
+    "select_random",
     "select_sinks",
     "shift_shares",
     "sweep_samples",

@@ -10,7 +10,7 @@ from avjax.engine.session import with_fed
 from avjax.generation import generate
 from avjax.metrics import tokenized
 from avjax.model import Model
-from avjax.prompt import Prompt
+from avjax.prompt import Prompt, of_each_sample
 from avjax.tokens import Selector, select
 
 Caption = str | Sequence[int] | np.ndarray
@@ -52,12 +52,10 @@ def captioned(
     Raises:
       ValueError: a caption is empty or missing.
     """
-    if isinstance(captions, Mapping) and (missing := [name for name in prompts if name not in captions]):
-        raise ValueError(f"captions: expected one for each sample, got none for {', '.join(map(repr, missing))}")
-    found: dict[Any, Captioned] = {}
+    by_sample, found = of_each_sample(prompts, captions, "captions"), {}
     for name, prompt in prompts.items():
         model.check(prompt)
-        given = captions[name] if isinstance(captions, Mapping) else captions
+        given = by_sample[name]
         if given is None:
             tokens = generate(model, prompt, max_new_tokens=max_new_tokens).tokens
         elif isinstance(given, str):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from avjax.engine.session import with_fed
 from avjax.interventions import Edit
 from avjax.metrics import Caption, LogitDiff, LogLikelihood, LogProb, Metric, Prob, Values, View, tokenized
 from avjax.model import Model
-from avjax.prompt import Prompt, named_prompts
+from avjax.prompt import Prompt, named_prompts, of_each_sample
 from avjax.sweeping import sweep
 from avjax.tokens import Selector, select
 
@@ -79,20 +79,19 @@ def cases(
       ValueError, TypeError: a metric is no number with a gradient or is missing, or a prompt's features are not finite.
     """
     named = named_prompts(prompts)
-    if isinstance(metric, Mapping) and (missing := [name for name in named if name not in metric]):
-        raise ValueError(f"metric: expected one for each sample, got none for {', '.join(map(repr, missing))}")
+    metrics, openings = of_each_sample(named, metric, "metric"), of_each_sample(named, opening, "opening")
     found, checked = {}, set()
     for name, prompt in named.items():
         model.check(prompt)
         refuse_not_finite(name, prompt)
-        one = metric[name] if isinstance(metric, Mapping) else metric
+        one = metrics[name]
         _refuse_no_metric(one)
         ready, continuation = one.prepare(model, prompt), one.continuation(model)
         shapes = tuple((np.shape(leaf), np.asarray(leaf).dtype) for leaf in jax.tree.leaves(ready))
         if (key := (arithmetic(one), shapes, len(continuation))) not in checked:
             _refuse_no_slope(model, one, ready, len(continuation), at_clean)
             checked.add(key)
-        fed = _continued(prompt, _opening(model, name, opening))
+        fed = _continued(prompt, _opening(model, openings[name]))
         whole = _continued(fed, continuation[:-1])
         found[name] = Case(
             sample=name, prompt=prompt, fed=fed, whole=whole, metric=one, continuation=tuple(continuation)
@@ -104,11 +103,7 @@ def _continued(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
     return prompt.continued(tokens) if len(tokens) else prompt
 
 
-def _opening(model: Model, sample: Any, opening: Opening) -> Sequence[int]:
-    if isinstance(opening, Mapping):
-        if sample not in opening:
-            raise ValueError(f"opening: expected one for each sample, got none for {sample!r}")
-        opening = opening[sample]
+def _opening(model: Model, opening: str | Sequence[int] | None) -> Sequence[int]:
     if opening is None:
         return ()
     return tokenized(model, opening) if isinstance(opening, str) else tuple(int(token) for token in opening)
@@ -141,20 +136,37 @@ def _refuse_no_slope(model: Model, metric: Metric, prepared: Any, continued: int
     read = metric.read_tokens(model)
     size = model.config.decoder.vocab_size if read is None else len(read)
     found = check_values(metric, prepared, num_tokens=size, continuation=continued, attention=None)
-    rng = np.random.default_rng(0)
-    drawn = jnp.asarray(rng.normal(size=size), jnp.float32), jnp.asarray(-rng.exponential(size=continued), jnp.float32)
-    other = jnp.asarray(rng.normal(size=size), jnp.float32), jnp.asarray(-rng.exponential(size=continued), jnp.float32)
     if list(found) != [""]:
         raise ValueError(f"metric {metric.name!r}: expected one number, got {', '.join(map(repr, found))}")
-    places = {"": other} | ({"where the run is the clean one, ": drawn} if at_clean else {})
-    for where, clean in places.items():
-        slope = jax.grad(lambda at, clean=clean: metric_value(metric, prepared, at, clean))(drawn)
-        size = sum(float(jnp.sum(jnp.abs(leaf))) for leaf in slope)
-        if not 0 < size < np.inf:
-            raise ValueError(
-                f"metric {metric.name!r}: {where}its gradient is {'zero' if size == 0 else 'not finite'}, which says "
-                "nothing; take LogitDiff, LogProb, Prob or LogLikelihood"
-            )
+    rng = np.random.default_rng(0)
+
+    def drawn(scale: float = 1.0) -> tuple[jax.Array, jax.Array]:
+        logits, logprobs = scale * rng.normal(size=size), scale * -rng.exponential(size=continued)
+        return jnp.asarray(logits, jnp.float32), jnp.asarray(logprobs, jnp.float32)
+
+    at, other = drawn(), drawn()
+    slope = jax.grad(lambda at: metric_value(metric, prepared, at, other))(at)
+    steepness = sum(float(jnp.sum(jnp.abs(leaf))) for leaf in slope)
+    advice = "which says nothing; take LogitDiff, LogProb, Prob or LogLikelihood"
+    if not 0 < steepness < np.inf:
+        raise ValueError(
+            f"metric {metric.name!r}: its gradient is {'zero' if steepness == 0 else 'not finite'}, {advice}"
+        )
+
+    def value(x: Any) -> float:
+        return float(metric_value(metric, prepared, x, at))
+
+    if at_clean and _is_extreme(value, at, [drawn(0.05) for _ in range(4)]):
+        raise ValueError(f"metric {metric.name!r}: where the run is the clean one, its gradient is zero, {advice}")
+
+
+def _is_extreme(value: Callable[[Any], float], at: Any, steps: Sequence[Any]) -> bool:
+    """Whether a function turns at a point, so that opposite steps change it alike: its gradient there is rounding."""
+    here, odd, even = value(at), 0.0, 0.0
+    for step in steps:
+        up, down = (value(jax.tree.map(lambda x, s, sign=sign: x + sign * s, at, step)) for sign in (1, -1))
+        odd, even = odd + abs(up - down), even + abs(up + down - 2 * here)
+    return odd < even
 
 
 def arithmetic(metric: Metric) -> Metric:

@@ -9,7 +9,7 @@ from avjax.grids import Grid
 from avjax.interventions import Edit
 from avjax.metrics import Metric
 from avjax.model import Model
-from avjax.prompt import Prompt, named_prompts
+from avjax.prompt import Prompt, named_prompts, of_each_sample
 from avjax.report.progress import Progress
 from avjax.sweeping import sweep
 
@@ -63,10 +63,8 @@ def metrics_of(prompts: Mapping[Any, Prompt], metrics: MetricsBySample) -> dict[
     Raises:
       ValueError: a sample has none, or others than the first.
     """
-    given = metrics if isinstance(metrics, Mapping) else dict.fromkeys(prompts, metrics)
-    if missing := [name for name in prompts if name not in given]:
-        raise ValueError(f"metrics: expected some for each sample, got none for {', '.join(map(repr, missing))}")
-    found = {name: [m] if isinstance(m := given[name], Metric) else list(m) for name in prompts}
+    given = of_each_sample(prompts, metrics, "metrics")
+    found = {name: [m] if isinstance(m, Metric) else list(m) for name, m in given.items()}
     first = next(iter(found))
     for name, several in found.items():
         kinds = [(type(m), m.name) for m in several]

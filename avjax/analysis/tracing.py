@@ -15,9 +15,9 @@ from avjax.grids import Placement, axis, grid, windows
 from avjax.interventions import Patch, Scale
 from avjax.metrics import Answer, LogitDiff, Metric, Prob
 from avjax.model import Model
-from avjax.prompt import Prompt, named_prompts
+from avjax.prompt import Prompt, named_prompts, of_each_sample
 from avjax.statistics import ie_clean, ie_corrupt, recovery
-from avjax.tokens import Selector, select
+from avjax.tokens import BySample, Selector, select
 
 Answers = Answer | Mapping[Any, Answer]
 CLEAN, CORRUPT, DIFFERENCE = "prob_clean_answer", "prob_corrupt_answer", "logit_diff"
@@ -31,7 +31,7 @@ def trace(
     clean_answers: Answers,
     corrupt_answers: Answers,
     *,
-    groups: Sequence[Selector] = ("audio", "video", "text", "last"),
+    groups: Sequence[Selector | BySample] = ("audio", "video", "text", "last"),
     sites: Sequence[str] = ("resid_post",),
     width: int = 1,
     stride: int = 1,
@@ -45,7 +45,8 @@ def trace(
         (`avjax.NoiseAudio`, `MuteAudio`, `SwapAudio`, `ShiftAudio` ...).
       clean_answers, corrupt_answers: what each run would say next, for all samples or by sample; tokens that are scored
         together as in `avjax.metrics.LogitDiff`.
-      groups: token groups; the n-th token of a group is restored from the n-th one of the clean prompt.
+      groups: token groups, each sample's own ones too, such as those of `select_sinks` and `select_random`; the n-th
+        token of a group is restored from the n-th one of the clean prompt.
       sites: residual sites, `attn_out`, `mlp_out`, `z` or `value`.
       width: layers of a window; 1 restores one layer at a time.
       stride, placement: see `avjax.windows`.
@@ -81,7 +82,9 @@ def trace(
     )
 
 
-def check_pairs(clean: Mapping[Any, Prompt], corrupt: Mapping[Any, Prompt], groups: Sequence[Selector]) -> None:
+def check_pairs(
+    clean: Mapping[Any, Prompt], corrupt: Mapping[Any, Prompt], groups: Sequence[Selector | BySample]
+) -> None:
     """Refuses pairs whose tokens do not stand for each other.
 
     Raises:
@@ -100,7 +103,8 @@ def check_pairs(clean: Mapping[Any, Prompt], corrupt: Mapping[Any, Prompt], grou
                 "stay, as avjax.MuteAudio does"
             )
         for group in groups:
-            counts = [int(select(prompt, group)[:-1].sum()) for prompt in (source, target)]
+            here = group.at(name) if isinstance(group, BySample) else group
+            counts = [int(select(prompt, here)[:-1].sum()) for prompt in (source, target)]
             if counts[0] != counts[1] or not counts[0]:
                 raise ValueError(
                     f"trace: expected as many {group} tokens in both prompts of sample {name!r}, got {counts[0]} "
@@ -134,7 +138,7 @@ def deciding_modality(
     if not 0 < decides < 1:
         raise ValueError(f"decides: expected a share between 0 and 1, got {decides}")
     named = named_prompts(prompts)
-    answers = _by_sample(named, answers, "answers")
+    answers = of_each_sample(named, answers, "answers")
     metrics = {name: Prob(answers[name]) for name in named}
     edit = Scale(axis("modality", modalities), factor=0.0, site="embed")
     found = sweep_samples(model, named, grid(edit), metrics, **options)
@@ -150,7 +154,10 @@ def deciding_modality(
 
 
 def _metrics(prompts: Mapping[Any, Prompt], clean: Answers, corrupt: Answers) -> dict[Any, list[Metric]]:
-    cleans, corrupts = _by_sample(prompts, clean, "clean_answers"), _by_sample(prompts, corrupt, "corrupt_answers")
+    cleans, corrupts = (
+        of_each_sample(prompts, clean, "clean_answers"),
+        of_each_sample(prompts, corrupt, "corrupt_answers"),
+    )
     return {
         name: [
             Prob(cleans[name], name=CLEAN),
@@ -159,14 +166,6 @@ def _metrics(prompts: Mapping[Any, Prompt], clean: Answers, corrupt: Answers) ->
         ]
         for name in prompts
     }
-
-
-def _by_sample(prompts: Mapping[Any, Prompt], answers: Answers, what: str) -> dict[Any, Answer]:
-    if not isinstance(answers, Mapping):
-        return dict.fromkeys(prompts, answers)
-    if missing := [name for name in prompts if name not in answers]:
-        raise ValueError(f"{what}: expected one for each sample, got none for {', '.join(map(repr, missing))}")
-    return {name: answers[name] for name in prompts}
 
 
 def _like(run: xr.DataArray, patched: xr.DataArray) -> xr.DataArray:

@@ -44,7 +44,7 @@ def test_a_pathway_alone_is_all_others_cut(omni_model: avjax.Model, prompt: avja
 
 
 def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt):
-    with pytest.raises(ValueError, match="expected some for each sample, got none for 'b'"):
+    with pytest.raises(ValueError, match="expected one for each sample, got none for 'b'"):
         sweep_samples(omni_model, {"a": prompt, "b": prompt}, "answer->audio", {"a": LogProb([5])}, progress=False)
     with pytest.raises(ValueError, match="the same kinds and names for each sample"):
         sweep_samples(

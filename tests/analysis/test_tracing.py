@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import avjax
-from avjax.analysis import deciding_modality, trace
+from avjax.analysis import deciding_modality, select_random, trace
 from avjax.metrics import LogitDiff, Prob
 from avjax.organism.conflict import Conflict, opened
+from avjax.tokens import BySample, select
 
 CLEAN, CORRUPT = [5], [9]
 
@@ -37,6 +38,36 @@ def test_restoring_the_last_residual_restores_everything(
     last = omni_model.config.decoder.num_layers - 1
     np.testing.assert_allclose(found["recovery"].sel(group="last", layers=last), 1, atol=1e-3)
     np.testing.assert_allclose(found["recovery"].sel(group="all"), 1, atol=1e-3)
+
+
+def test_groups_may_differ_by_sample(omni_model: avjax.Model, prompt: avjax.Prompt, muted: avjax.Prompt):
+    clean, corrupt = {"a": prompt, "b": prompt.continued([3])}, {"a": muted, "b": muted.continued([3])}
+    few = BySample.of({"a": [4, 9], "b": [20, 21, 25]}, "few")
+    random = select_random(clean, few, among="all", seed=1)
+    groups = ["all", few, random]
+    found = trace(omni_model, clean, corrupt, CLEAN, CORRUPT, groups=groups, progress=False)
+    assert found["group"].values.tolist() == ["all", "few", "random like few"]
+    for name in clean:
+        for group in (few, random):
+            patch = avjax.Patch(group.at(name), source=clean[name], site="resid_post", layers=[3])
+            one = avjax.sweep(omni_model, corrupt[name], patch, Prob(CLEAN, name="a"), progress=False)
+            cell = found["ie_clean"].sel(group=str(group), layers=3, sample=name)
+            np.testing.assert_allclose(cell, [one["a"].item() - one["a_clean"].item()], atol=1e-7)
+    with pytest.raises(ValueError, match="selector few: it has no positions for sample 0"):
+        trace(omni_model, prompt, muted, CLEAN, CORRUPT, groups=[few], progress=False)
+
+
+def test_random_tokens_are_as_many_others(prompt: avjax.Prompt):
+    named = {"a": prompt, "b": prompt}
+    like = BySample.of({"a": np.flatnonzero(select(prompt, "video"))[:10], "b": []})
+    drawn, again, other = (select_random(named, like, seed=seed) for seed in (0, 0, 1))
+    assert drawn == again != other and [len(p) for p in drawn.positions] == [10, 0]
+    media = np.flatnonzero(select(prompt, "video | audio")[:-1])
+    assert set(drawn.at("a")) <= set(media) - set(like.at("a"))
+    seen = {i for seed in range(200) for i in select_random(named, like, seed=seed).at("a")}
+    assert seen == set(media) - set(like.at("a"))
+    with pytest.raises(ValueError, match="tokens of 'video' besides video in sample 0, got 0; draw among more"):
+        select_random(prompt, "video", among="video")
 
 
 def test_equal_runs_have_nothing_to_recover(omni_model: avjax.Model, prompt: avjax.Prompt, muted: avjax.Prompt):

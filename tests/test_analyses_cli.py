@@ -1,0 +1,195 @@
+"""`avjax run ANALYSIS` against the calls of `avjax.analysis` that it stands for, on clips as files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+import avjax
+from avjax import analysis
+from avjax.cli import app
+from avjax.metrics import LogitDiff, tokenized
+from avjax.organism import world
+from avjax.organism.world import KINDS, PROMPT
+
+COUNT, OPENING = 4, "I hear"
+
+
+@pytest.fixture(scope="module")
+def model() -> avjax.Model:
+    return avjax.load("tiny-av")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, world.Clip]]:
+    """Clips under conflict, as files."""
+    directory = tmp_path_factory.mktemp("clips")
+    made = {f"{i}.mp4": world.clip("test", i, "counterfactual") for i in range(COUNT)}
+    for name, clip in made.items():
+        clip.write(directory / name)
+    return {name: (directory / name, clip) for name, clip in made.items()}
+
+
+@pytest.fixture(scope="module")
+def prompts(model, clips) -> dict[str, avjax.Prompt]:
+    return {name: model.prompt(PROMPT, video=path, audio="from_video") for name, (path, _) in clips.items()}
+
+
+@pytest.fixture(scope="module")
+def opened(model, prompts) -> dict[str, avjax.Prompt]:
+    return {name: prompt.continued(tokenized(model, OPENING)) for name, prompt in prompts.items()}
+
+
+def words(clips: dict[str, tuple[Path, world.Clip]]) -> tuple[dict[str, str], dict[str, str]]:
+    """The sound that is heard, and the one that belongs to the picture, as captions have them."""
+
+    def word(kind: int | None) -> str:
+        assert kind is not None
+        return f" {KINDS[kind].sound}"
+
+    return {n: word(c.heard) for n, (_, c) in clips.items()}, {n: word(c.seen) for n, (_, c) in clips.items()}
+
+
+def invoke(*arguments: object, status: int = 0) -> Any:
+    result = CliRunner().invoke(app, ["run", *map(str, arguments)])
+    assert result.exit_code == status, f"{result.output}\n{result.exception!r}"
+    return result
+
+
+def given(clips: dict[str, tuple[Path, world.Clip]], *, answers: bool = True, opening: bool = True) -> list[object]:
+    """Options for every clip."""
+    heard, suggested = words(clips)
+    options: list[object] = ["-m", "tiny-av", "-p", PROMPT]
+    for name, (path, _) in clips.items():
+        options += ["-v", path]
+        if answers:
+            options += ["--answer", heard[name], "--other", suggested[name]]
+    return [*options, *(["--opening", OPENING] if opening else [])]
+
+
+def check(tmp_path: Path, arguments: list[object], expected: xr.Dataset, *names: str) -> str:
+    """The dataset that a command writes has the call's values and units; what it prints is returned."""
+    shown = invoke(*arguments, "--out", tmp_path / "found.nc").stdout
+    with xr.open_dataset(tmp_path / "found.nc") as found:
+        for name in names:
+            np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+            assert found[name].dims == expected[name].dims and found[name].attrs["units"]
+            assert found[name].size > 1
+    return shown
+
+
+def metrics_of(clips: dict[str, tuple[Path, world.Clip]]) -> dict[str, LogitDiff]:
+    heard, suggested = words(clips)
+    return {name: LogitDiff(heard[name], suggested[name]) for name in clips}
+
+
+def test_attention(tmp_path, model, clips, prompts):
+    expected = analysis.attention_mass(model, prompts, ["audio", "video"], "generated", captions="I hear rain.")
+    options = ["--key", "audio", "--key", "video", "--caption", "I hear rain."]
+    arguments = ["attention", *given(clips, answers=False, opening=False), *options]
+    shown = check(tmp_path, arguments, expected, "mass", "per_key")
+    assert f"mean over {COUNT} clips" in shown and "video" in shown
+
+
+def test_lens(tmp_path, model, clips, prompts):
+    two = dict(list(clips.items())[:2])
+    expected = analysis.logit_lens(
+        model, {n: prompts[n] for n in two}, "audio", "resid_mid", norm=False, k=2, answers=[" siren", " rain"]
+    )
+    options = ["--answer", " siren", "--answer", " rain", "--site", "resid_mid", "--no-norm", "-k", 2]
+    arguments = ["lens", *given(two, answers=False, opening=False), *options]
+    check(tmp_path, [o if o != "-k" else "--k" for o in arguments], expected, "rank", "log_prob", "entropy")
+
+
+@pytest.mark.parametrize("kind", ["windows", "heads", "pathways"])
+def test_knockout(tmp_path, model, clips, opened, kind: str):
+    one = dict(list(clips.items())[:1])
+    chosen, by_sample = {n: opened[n] for n in one}, metrics_of(one)
+    arguments = ["knockout", *given(one), *([f"--{kind}"] if kind != "windows" else ["--width", 3])]
+    if kind == "windows":
+        expected = analysis.knockout_windows(model, chosen, by_sample, width=3)
+    elif kind == "heads":
+        expected = analysis.knockout_heads(model, chosen, by_sample)
+    else:
+        expected = analysis.edge_sufficiency(model, chosen, by_sample, pathways=("audio", "video", "text"))
+    check(tmp_path, arguments, expected, "logit_diff")
+
+
+def test_trace(tmp_path, model, clips, opened):
+    broken = {
+        name: model.prompt(PROMPT, video=path, audio="from_video", corrupt=avjax.BlankVideo()).continued(
+            tokenized(model, OPENING)
+        )
+        for name, (path, _) in clips.items()
+    }
+    expected = analysis.trace(model, opened, broken, *words(clips), groups=("video", "last"))
+    arguments = ["trace", *given(clips), "--corrupt", "blank", "--group", "video", "--group", "last"]
+    check(tmp_path, arguments, expected, "ie_clean", "recovery")
+
+
+def test_scale(tmp_path, model, clips, opened):
+    expected = analysis.scale_modalities(model, opened, metrics_of(clips), what="value", factors=[0.0, 0.5], width=4)
+    arguments = ["scale", *given(clips), "--what", "value", "--factor", 0, "--factor", 0.5, "--width", 4]
+    check(tmp_path, arguments, expected, "logit_diff")
+
+
+def test_attribute(tmp_path, model, clips, prompts):
+    expected = analysis.attribute(model, prompts, metrics_of(clips), keys=["video"], opening=OPENING, top=2)
+    shown = check(
+        tmp_path, ["attribute", *given(clips), "--key", "video", "--top", 2], expected, "edge_estimate", "exact"
+    )
+    assert str(expected["candidate"].values[0]) in shown
+
+
+def test_gates(tmp_path, model, clips, prompts):
+    expected = analysis.learn_gates(
+        model, prompts, metrics_of(clips), held_out=0.5, opening=OPENING, strength=0.1, steps=5
+    )
+    arguments = ["gates", *given(clips), "--steps", 5, "--held-out", 0.5]
+    assert "cut" in check(tmp_path, arguments, expected, "cut", "held_out")
+
+
+def test_probe(tmp_path, model, clips, prompts):
+    twice = {f"{name} {i}": value for name, value in clips.items() for i in (0, 1)}
+    labels = ["high", "low"] * COUNT
+    named = {avjax.interventions.numbered([p.name for p, _ in twice.values()])[i]: v for i, v in enumerate(twice)}
+    features = analysis.probe_features(model, {n: prompts[twice[v][0].name] for n, v in named.items()}, ("z",))
+    expected = analysis.train_probes(features, labels, seeds=(0, 1)).results
+    options = [o for label in labels for o in ("--label", label)]
+    options += ["--site", "z", "--seeds", 2, "--save", tmp_path / "probes"]
+    check(tmp_path, ["probe", *given(twice, answers=False, opening=False), *options], expected, "accuracy", "auroc")
+    assert analysis.Probes.load(tmp_path / "probes").results["accuracy"].equals(expected["accuracy"])
+
+
+def test_compare(tmp_path, model, clips, prompts):
+    base = avjax.load("tiny-vl")
+    silent = {name: base.prompt(PROMPT, video=path, audio=None) for name, (path, _) in clips.items()}
+    heard, _ = words(clips)
+    named = [word.strip() for word in heard.values()]
+    expected = analysis.compare_with_base(model, base, prompts, silent, classes={"named": named})
+    options = ["--base", "tiny-vl", *[o for word in named for o in ("--word", word)]]
+    arguments = ["compare", *given(clips, answers=False, opening=False), *options]
+    result = invoke(*arguments, "--json")
+    assert "caveat:" in result.stderr
+    assert "share" in check(tmp_path, arguments, expected, "rank", "kl_model_base", "kl_base_model")
+
+
+def test_bad_options_are_refused(clips):
+    both = ["knockout", *given(clips), "--heads", "--pathways"]
+    assert "expected --heads or --pathways, got both" in invoke(*both, status=2).stderr
+    few = ["scale", *given(clips, answers=False), "--answer", "a", "--answer", "b"]
+    assert f"once for each of {COUNT} videos, got 2 times" in invoke(*few, status=2).stderr
+    unknown = ["trace", *given(clips), "--corrupt", "shake"]
+    assert "expected one of mute, noise, blank, got 'shake'" in invoke(*unknown, status=2).stderr
+
+
+def test_json_is_the_dataset(model, clips, opened):
+    one = dict(list(clips.items())[:1])
+    shown = json.loads(invoke("knockout", *given(one), "--json").stdout)
+    expected = analysis.knockout_windows(model, {n: opened[n] for n in one}, metrics_of(one), width=4)
+    found = xr.Dataset.from_dict(shown)
+    np.testing.assert_allclose(found["logit_diff"], expected["logit_diff"], rtol=1e-5, atol=1e-6)
