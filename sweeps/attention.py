@@ -1,9 +1,9 @@
 """Where the token before the sound's word looks: attention to sound and picture, layer by layer.
 
-    python -m sweeps.attention [--model tiny-av] [--clip FILE ...] [--out attention.nc]
-
-Cost: one pass per clip; under a minute for 32 clips on two cores. Expected on tiny-av with conflicting sounds: in the
-deep half of the layers a video key gets over 3 times the attention of an audio key, in the other half under twice.
+Command: `python -m sweeps.attention [--clips 32] [--clip FILE ...] [--out attention.nc]`
+Cost: one pass per clip; under a minute for 32 clips on two cores.
+Expected on tiny-av, under conflict: in the deep half of the layers a video key gets over 3 times the attention of an
+audio key, in the other half under twice.
 """
 
 import argparse
@@ -21,20 +21,20 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=32, help="how many are drawn")
     parser.add_argument("--max-new-tokens", type=int, default=50)
     parser.add_argument("--out", type=Path, help="writes the dataset as netCDF")
-    asked = parser.parse_args()
-    model = avjax.load(asked.model)
-    if asked.clip:
-        prompts = {str(path): model.prompt(world.PROMPT, video=path, audio="from_video") for path in asked.clip}
+    options = parser.parse_args()
+    model = avjax.load(options.model)
+    if options.clip:
+        prompts = {str(path): model.prompt(world.PROMPT, video=path, audio="from_video") for path in options.clip}
     else:
-        drawn = [world.clip("test", i, "counterfactual") for i in range(asked.clips)]
+        drawn = [world.clip("test", i, "counterfactual") for i in range(options.clips)]
         prompts = {f"test {i}": prompt for i, (_, prompt) in enumerate(evidence.prompts_of(model, drawn))}
     found = attention_mass(
-        model, prompts, ["audio", "video", "text"], "answer", max_new_tokens=asked.max_new_tokens, per_token=True
+        model, prompts, ["audio", "video", "text"], "answer", max_new_tokens=options.max_new_tokens, per_token=True
     )
-    if asked.out:
-        found.to_netcdf(asked.out)
+    if options.out:
+        found.to_netcdf(options.out)
     # The tiny world's captions begin "I hear"; of other captions the mean over all tokens is shown.
-    shown = found.mean("token") if asked.clip else found.isel(token=evidence.SOUND_WORD)
+    shown = found.mean("token") if options.clip else found.isel(token=evidence.SOUND_WORD)
     mean = shown.mean(("sample", "head"))
     print("layer  mass: audio  video   text    per key: audio  video   text")
     for layer in found.layer.values:

@@ -1,8 +1,7 @@
 """Attribution patching on tiny-av under conflict: which edges hold the true sound's word back, estimated and exact.
 
-    python -m sweeps.attribute --clips 16 --top 20 --out attribution.nc
-
-Cost: about a minute on 2 cores, nearly all of it for compiling the exact part; the screen takes 0.1 s a clip.
+Command: `python -m sweeps.attribute [--clips 16] [--top 20] [--out attribution.nc]`
+Cost: about a minute on two cores, nearly all of it for compiling the exact part; the screen takes 0.1 s a clip.
 Expected: cutting answer->video is estimated to help the true sound, in layers 4:8 far more than in 0:4, and cutting
 answer->audio to hurt it. Estimates rank the strongest edges much as their exact effects do, but are smaller.
 """
@@ -22,14 +21,14 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=16, help="test clips under conflict")
     parser.add_argument("--top", type=int, default=20, help="edges that are verified")
     parser.add_argument("--out", type=Path, help="netCDF file for the dataset")
-    args = parser.parse_args()
+    options = parser.parse_args()
     model = avjax.load("tiny-av")
-    drawn = [world.clip("test", i, "counterfactual") for i in range(args.clips)]
+    drawn = [world.clip("test", i, "counterfactual") for i in range(options.clips)]
     prompts, wanted = {}, {}
     for i, (clip, prompt) in enumerate(evidence.prompts_of(model, drawn)):
         true, suggested = (sound_token(model, kind) for kind in (clip.heard, clip.seen))
         prompts[i], wanted[i] = prompt, metrics.LogitDiff(true, suggested)
-    found = attribute(model, prompts, wanted, sites=(), opening=evidence.OPENING, top=args.top)
+    found = attribute(model, prompts, wanted, sites=(), opening=evidence.OPENING, top=options.top)
     per_layer = found["edge_estimate"].mean("sample").sum("head").isel(query=0)
     for key in ("video", "audio"):
         parts = [float(per_layer.sel(key=key, layer=layers).sum()) for layers in (slice(0, 3), slice(4, 7))]
@@ -38,8 +37,8 @@ def main() -> None:
     for name, estimate, exact in zip(*(means[n].values for n in ("candidate", "estimate", "exact")), strict=True):
         print(f"{name:24} estimate {estimate:+.3f}  exact {exact:+.3f}")
     print(f"rank correlation {float(found['rank_correlation'].sel(kind='edge')):.2f}")
-    if args.out is not None:
-        found.to_netcdf(args.out)
+    if options.out is not None:
+        found.to_netcdf(options.out)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Gate learning on tiny-av: the few heads whose cut of answer->video brings the true sound back under conflict.
 
-    python -m sweeps.gates --clips 32 --strength 0.3 --out gates.nc
-
-Cost: one to two minutes on 2 cores. Expected: some 10 of 64 heads, most of them in layers 4:8; cutting them, more than
+Command: `python -m sweeps.gates [--clips 32] [--strength 0.3] [--out gates.nc]`
+Cost: one to two minutes on two cores.
+Expected: some 10 of 64 heads, most of them in layers 4:8; cutting them, more than
 half of held-out clips get the true sound's word, against a tenth without cuts and little more for random sets of
 as many heads. Unlike the cut of everything, they leave most captions their picture.
 """
@@ -23,17 +23,17 @@ def main() -> None:
     parser.add_argument("--strength", type=float, default=0.3, help="what a cut head costs, in nats")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path, help="netCDF file for the dataset")
-    args = parser.parse_args()
+    options = parser.parse_args()
     model = avjax.load("tiny-av")
     prompts: dict[world.Split, dict[str, avjax.Prompt]] = {"train": {}, "test": {}}
     wanted, clips = {}, {}
     for split, named in prompts.items():
-        drawn = [world.clip(split, i, "counterfactual") for i in range(args.clips)]
+        drawn = [world.clip(split, i, "counterfactual") for i in range(options.clips)]
         for i, (clip, prompt) in enumerate(evidence.prompts_of(model, drawn)):
             true, suggested = (sound_token(model, kind) for kind in (clip.heard, clip.seen))
             named[f"{split} {i}"], wanted[f"{split} {i}"] = prompt, metrics.LogitDiff(true, suggested)
             clips[f"{split} {i}"] = clip
-    options = {"opening": evidence.OPENING, "strength": args.strength, "steps": args.steps}
+    options = {"opening": evidence.OPENING, "strength": options.strength, "steps": options.steps}
     found = learn_gates(model, prompts["train"], wanted, held_out=prompts["test"], **options)
     print(f"cut {int(found['cut'].sum())} of {found['cut'].size}: {found.attrs['edits']}")
     variants = {str(s): [r] * bool(r) for s, r in zip(found["set"].values[:6], found["edits"].values, strict=False)}
@@ -42,8 +42,8 @@ def main() -> None:
         scores = [evidence.score(captions[name].text or "", clip) for clip, captions in said]
         rates = {w: sum(getattr(s, w) for s in scores) / len(scores) for w in ("sound", "suggested", "picture")}
         print(f"{name:11} {float(found['change'].sel(set=name)):+.2f} nats; captions:", rates)
-    if args.out is not None:
-        found.to_netcdf(args.out)
+    if options.out is not None:
+        found.to_netcdf(options.out)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What the logit lens and a tuned lens read in clips of the tiny world whose sound is of another thing.
 
-    python -m sweeps.lens --model tiny-av --clips 32 --out lens.nc
-
-About a minute on two cores. On the built-in checkpoint the sound that is heard is the lens's first choice at hardly any
+Command: `python -m sweeps.lens [--clips 32] [--out lens.nc]`
+Cost: about a minute on two cores.
+Expected on tiny-av: the sound that is heard is the lens's first choice at hardly any
 audio token, the thing that is seen at a sixth or more from layer 4 on; after "I hear", layers 5 to 7 choose the sound
 that belongs to the picture. A tuned lens lowers the divergence of layers 0 to 3 from the model's output.
 """
@@ -20,9 +20,9 @@ def main() -> None:
     parser.add_argument("--model", default="tiny-av")
     parser.add_argument("--clips", type=int, default=32, help="of the test split; as many train the tuned lens")
     parser.add_argument("--out", help="netCDF file of the lens at audio tokens")
-    args = parser.parse_args()
-    model = avjax.load(args.model)
-    clips, known = ([clip(split, i, "counterfactual") for i in range(args.clips)] for split in ("test", "train"))
+    options = parser.parse_args()
+    model = avjax.load(options.model)
+    clips, known = ([clip(split, i, "counterfactual") for i in range(options.clips)] for split in ("test", "train"))
     prompts, trained_on = (dict(enumerate(p for _, p in prompts_of(model, several))) for several in (clips, known))
     heard, seen = ([KINDS[getattr(c, what)] for c in clips] for what in ("heard", "seen"))
     answers = {
@@ -41,8 +41,8 @@ def main() -> None:
     latent = latent_audio_understanding(model, prompts, answers["heard"])
     for name in ("recall", "recall_swapped", "understanding"):
         print(name, *(f"{float(latent[f'{name}_{part}']):.2f}" for part in ("mean", "low", "high")))
-    if args.out:
-        audio.to_netcdf(args.out)
+    if options.out:
+        audio.to_netcdf(options.out)
 
 
 if __name__ == "__main__":

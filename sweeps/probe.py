@@ -1,12 +1,12 @@
 """Linear probes of the sound at audio tokens while the picture contradicts it.
 
-    python -m sweeps.probe --out probes
+Residuals of audio tokens of every layer are pooled and probed for the sound that is heard; the control task deals a
+label to each pair of a thing and a sound.
 
-Draws clips of the tiny world whose sound is another than that of the thing that is seen, pools residuals of audio
-tokens in every layer, and probes them for the sound that is heard; the control task deals a label to each pair of a
-thing and a sound. About a minute on 2 cores for 320 clips, nearly all of it for features. Headline on tiny-av: in the
-middle layers the sound is read far above chance, and far above the control, though captions name the sound that belongs
-to the picture.
+Command: `python -m sweeps.probe [--clips 320] [--out DIR]`
+Cost: about a minute on two cores with 320 clips, nearly all of it for features.
+Expected on tiny-av: in the middle layers the sound is read far above chance, and far above the control, though captions
+name the sound that belongs to the picture.
 """
 
 import argparse
