@@ -2,7 +2,7 @@
 
 Command: `python -m sweeps.attribute [--clips 16] [--top 20] [--out attribution.nc]`
 Cost: about a minute on two cores, nearly all of it for compiling the exact part; the screen takes 0.1 s a clip.
-Expected: cutting answer->video is estimated to help the true sound, in layers 4:8 far more than in 0:4, and cutting
+Expected: cutting answer->video is estimated to help the true sound, in layers 4:8 more than in 0:4, and cutting
 answer->audio to hurt it. Estimates rank the strongest edges much as their exact effects do, but are smaller.
 """
 

@@ -1,9 +1,9 @@
 """Gate learning on tiny-av: the few heads whose cut of answer->video brings the true sound back under conflict.
 
-Command: `python -m sweeps.gates [--clips 32] [--strength 0.3] [--out gates.nc]`
+Command: `python -m sweeps.gates [--clips 32] [--strength 0.1] [--out gates.nc]`
 Cost: one to two minutes on two cores.
-Expected: some 10 of 64 heads, most of them in layers 4:8; cutting them, more than half of held-out clips get the true
-sound's word, and most keep their picture; hardly any do without cuts, or with random sets of as many heads cut.
+Expected: a quarter of the 64 heads or fewer, most of them in layers 4:8; cut, about half of held-out clips get the true
+sound's word, and most keep their picture; hardly any get it without cuts, or with random sets of as many heads cut.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from avjax.organism.conflict import sound_token
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=32, help="clips to learn from, and test clips to measure on")
-    parser.add_argument("--strength", type=float, default=0.3, help="what a cut head costs, in nats")
+    parser.add_argument("--strength", type=float, default=0.1, help="what a cut head costs, in nats")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path, help="netCDF file for the dataset")
     options, model = parser.parse_args(), avjax.load("tiny-av")

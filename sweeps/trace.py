@@ -27,7 +27,7 @@ def main() -> None:
     model = avjax.load(options.model)
     clips = conflict(model, options.clips)
     blank = {name: dataclasses.replace(c, frames=np.zeros_like(c.frames)) for name, c in clips.clips.items()}
-    groups = ["audio", "video", select_random(clips.prompts, "video", among="audio | text"), "last"]
+    groups = ["audio", "video", select_random(clips.prompts, "video", among="audio | text - last"), "last"]
     found = trace(model, clips.prompts, opened(model, blank), clips.suggested, clips.heard, groups=groups)
     print("probability that the suggested sound gains when a group is restored after a layer")
     means = found["ie_clean"].mean("sample").isel(site=0)

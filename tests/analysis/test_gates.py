@@ -203,7 +203,7 @@ def test_a_few_heads_hold_the_picture_against_the_sound():
 
     by_sample = {name: metrics.LogitDiff(word(clip.heard), word(clip.seen)) for name, clip in clips.items()}
     train, test = ({n: p for n, p in prompts.items() if n.startswith(split)} for split in ("train", "test"))
-    options = {"strength": 0.3, "steps": 80, "batch": 4, "num_random": 6, "progress": False}
+    options = {"strength": 0.1, "steps": 80, "batch": 4, "num_random": 6, "progress": False}
     found = learn_gates(av, train, by_sample, held_out=test, opening=evidence.OPENING, **options)
     cut = found["cut"]
     assert 2 <= cut.sum() <= cut.size / 3
@@ -211,5 +211,5 @@ def test_a_few_heads_hold_the_picture_against_the_sound():
     assert found["found_minus_random_low"] > 1.0
     true_wins = (found["held_out"] > 0).mean("sample")
     random = true_wins[3:].mean()
-    assert true_wins.sel(set="found") > random + 0.25 and random < 0.4
-    assert true_wins.sel(set="found") > true_wins.sel(set="nothing") + 0.25
+    assert true_wins.sel(set="found") > random + 0.2 and random < 0.4
+    assert true_wins.sel(set="found") > true_wins.sel(set="nothing") + 0.2
