@@ -290,7 +290,8 @@ class Steer(PositionEdit):
 
     Attributes:
       where: token selector.
-      vector: the shape of one position of the site: [D], [N, H] at `z`, [K, H] at `value`; or [L, ...].
+      vector: the shape of one position of the site: [D], [N, H] at `z`, [K, H] at `value`, where heads one after the
+        other do too, as a probe's direction has them; or [L, ...].
       scale: any finite number.
       site, layers, heads: as in `Scale`.
 

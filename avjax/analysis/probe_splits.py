@@ -146,9 +146,23 @@ def control_labels(types: Sequence[Hashable], num_classes: int, index: np.ndarra
 
     Labels are drawn as often as the classes occur, so that guessing is as good as in the task itself.
 
+    Raises:
+      ValueError: no type recurs, so that nothing could be memorised, or all types got one label.
+
     Source: Hewitt and Liang 2019 (control tasks).
     """
     frequency = np.bincount(index, minlength=num_classes) / len(index)
     order = {name: i for i, name in enumerate(dict.fromkeys(types))}
+    if len(order) == len(types):
+        raise ValueError(
+            f"probes: expected control types that recur, got {len(types)} different ones; pass what items have in "
+            "common, such as the pair of what is seen and heard"
+        )
     dealt = np.random.default_rng([seed, 1]).choice(num_classes, size=len(order), p=frequency)
-    return dealt[[order[name] for name in types]]
+    labels = dealt[[order[name] for name in types]]
+    if len(set(labels.tolist())) == 1:
+        raise ValueError(
+            f"probes: the control labels of {len(order)} types, drawn with seed {seed}, are all the same; pass finer "
+            "types, or leave that seed out"
+        )
+    return labels

@@ -131,8 +131,8 @@ def train_tuned_lens(
       weight_decay: pulls the maps to the logit lens.
 
     Raises:
-      ValueError: something does not fit, before anything is compiled; a prompt is on both sides; or an activation is
-        not finite.
+      ValueError: something does not fit, before anything is compiled; a prompt is on both sides; or an activation, or
+        what is learned, is not finite.
 
     Source: Belrose et al. 2023, with AdamW in place of SGD.
     """
@@ -230,6 +230,11 @@ def _trained(
             rows = jnp.asarray(drawn[start : start + STEPS_PER_CALL])
             state, loss = _train(model.network.decoder, data, state, rows, setting=setting)
             losses.append(np.asarray(loss))
+            if not np.isfinite([float(leaf.sum()) for leaf in (losses[-1], *jax.tree.leaves(state[0]))]).all():
+                raise ValueError(
+                    f"tuned lens: the loss or a map is not finite after step {start + len(rows)}; lower "
+                    f"learning_rate={setting.learning_rate}"
+                )
             bar.advance(len(rows))
     return state[0], np.concatenate(losses)
 

@@ -40,6 +40,8 @@ class Source:
 def steer_source(edit: Steer, site: Site, config: DecoderConfig) -> Source:
     vector = _finite(np.asarray(edit.vector), "vector")
     shape = site_shape(site, config)
+    if vector.ndim == 1 and vector.size == np.prod(shape):  # heads one after the other, as probes have them
+        vector = vector.reshape(shape)
     if vector.shape == shape:
         vector = np.broadcast_to(vector, (config.num_layers, *shape))
     if vector.shape != (config.num_layers, *shape):

@@ -148,6 +148,11 @@ def test_what_cannot_be_trained_is_refused(omni_model: avjax.Model, prompts, cha
         train_tuned_lens(omni_model, prompts[:2], prompts[1:2])
 
 
+def test_training_that_diverges_is_refused(omni_model: avjax.Model, prompts):
+    with pytest.raises(ValueError, match=r"not finite after step 3; lower learning_rate=1e\+30"):
+        train_tuned_lens(omni_model, prompts[0], prompts[1], steps=3, batch_size=4, learning_rate=1e30, progress=False)
+
+
 def test_a_checkpoint_in_bfloat16(omni, prompts):
     model = avjax.load(omni.directory, dtype="bfloat16")
     lens = train_tuned_lens(model, prompts[:8], prompts[8:], steps=60, batch_size=32, progress=False)

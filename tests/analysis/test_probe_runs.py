@@ -144,6 +144,20 @@ def test_probes_apply_to_some_runs_and_name_what_is_missing(features: xr.Dataset
             call()
 
 
+def test_a_direction_at_heads_steers_them(omni_model: avjax.Model, prompts: dict):
+    name, prompt = next(iter(prompts.items()))
+    features = probe_features(omni_model, prompts, "z", WHERE, "mean", progress=False)
+    labels = [i % 2 for i in range(len(prompts))]
+    vector = train_probes(features, labels, strengths=[0.1]).direction(1, layer=LAYER)
+    assert vector.shape == (64,) and name in features.sample
+    flat, heads = (
+        np.asarray(avjax.run(omni_model, prompt, avjax.Steer(WHERE, v, site="z", layers=[LAYER])).logits)
+        for v in (vector, vector.reshape(4, 16))
+    )
+    np.testing.assert_array_equal(flat, heads)
+    assert np.abs(flat - np.asarray(avjax.run(omni_model, prompt).logits)).max() > 1e-4
+
+
 def test_the_sound_is_read_at_audio_tokens_although_the_caption_names_another():
     """The headline: direction and margin; the script has the numbers."""
     model = avjax.load("tiny-av")
