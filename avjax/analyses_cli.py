@@ -1,6 +1,7 @@
 """`avjax run ANALYSIS`: the analyses of `avjax.analysis` on clips of the user's, a line each."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +21,9 @@ analyses = typer.Typer(pretty_exceptions_enable=False)
 Words = Annotated[str, typer.Option("--prompt", "-p", help="The user's words.")]
 Videos = Annotated[list[Path], typer.Option("--video", "-v", help="A video file; may be repeated.")]
 Sound = Annotated[str | None, typer.Option("--audio", help="'none' leaves the videos' sound out.")]
-Opening = Annotated[str, typer.Option(help="The start of the answer; what comes next is scored.")]
+Opening = Annotated[
+    str, typer.Option(help="The start of the answer, as the prompt's end: 'answer' is then its last token alone.")
+]
 Answer = Annotated[list[str], typer.Option(help="What comes next; once for all videos, or once for each.")]
 Other = Annotated[
     list[str] | None,
@@ -101,7 +104,13 @@ def knockout(
 def trace(
     model: ModelPath, prompt: Words, video: Videos, answer: Answer, other: Other, audio: Sound = None,
     opening: Opening = "",
-    corrupt: Annotated[str, typer.Option(help="mute, noise or blank: what is done to a clip.")] = "mute",
+    corrupt: Annotated[
+        str,
+        typer.Option(
+            help="What is done to a clip: mute, blank, noise:DECIBELS (signal to noise), shift:SECONDS, swap:FILE (the "
+            "sound) or swap-video:FILE."
+        ),
+    ] = "mute",
     group: Annotated[list[str] | None, typer.Option(help="Tokens that are restored; may be repeated.")] = None,
     site: Annotated[list[str] | None, typer.Option(help="Where; may be repeated.")] = None,
     width: Annotated[int, typer.Option(min=1, help="Layers in a window.")] = 1,
@@ -113,15 +122,12 @@ def trace(
     --answer is what the clean run would say next, --other what the corrupt one would.
     """
     with friendly():
-        import avjax
         from avjax.analysis import trace as traced
 
-        known = {"mute": avjax.MuteAudio, "noise": avjax.NoiseAudio, "blank": avjax.BlankVideo}
-        if corrupt not in known:
-            raise ValueError(f"--corrupt: expected one of {', '.join(known)}, got {corrupt!r}")
+        corruption = _corruption(corrupt)
         sampling = (fps, min_pixels, max_pixels)
         loaded, clean = _loaded(model, dtype, prompt, video, audio, *sampling, opening)
-        broken = _prompts(loaded, prompt, video, audio, *sampling, opening, corrupt=known[corrupt]())
+        broken = _prompts(loaded, prompt, video, audio, *sampling, opening, corrupt=corruption)
         answers, others = _each(clean, answer, "--answer"), _each(clean, other or [], "--other")
         found = traced(
             loaded, clean, broken, answers, others, groups=group or (*MODALITIES, "last"),
@@ -163,9 +169,9 @@ def attribute(
     with friendly():
         from avjax.analysis import attribute as attributed
 
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels)
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels, opening)
         metrics, _ = _metrics(prompts, answer, other)
-        found = attributed(loaded, prompts, metrics, queries=query, keys=key, opening=opening or None, top=top)
+        found = attributed(loaded, prompts, metrics, queries=query, keys=key, top=top)
         _show(found, (), out, as_json)
         if not as_json:
             means = found[["estimate", "exact"]].mean("sample").to_dataframe()[["estimate", "exact"]]
@@ -189,12 +195,10 @@ def gates(
     with friendly():
         from avjax.analysis import learn_gates
 
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels)
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels, opening)
         metrics, _ = _metrics(prompts, answer, other)
         options: dict[str, Any] = {"per": per, "penalty": penalty, "strength": strength, "steps": steps, "seed": seed}
-        found = learn_gates(
-            loaded, prompts, metrics, query=query, key=key, held_out=held_out, opening=opening or None, **options
-        )
+        found = learn_gates(loaded, prompts, metrics, query=query, key=key, held_out=held_out, **options)
         _show(found, ("cut", "change"), out, as_json)
 
 
@@ -206,6 +210,13 @@ def probe(
     site: Annotated[list[str] | None, typer.Option(help="Whose activations are read; may be repeated.")] = None,
     where: Annotated[str, typer.Option(help="Tokens that are pooled.")] = "audio",
     seeds: Annotated[int, typer.Option(min=1, help="Splits into training and test videos.")] = 5,
+    pooling: Annotated[list[str] | None, typer.Option(help="mean, last or max; may be repeated.")] = None,
+    strength: Annotated[list[float] | None, typer.Option(help="Of the penalty; may be repeated.")] = None,
+    validation: Annotated[float, typer.Option(help="The share of videos by which a strength is chosen.")] = 0.0,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the control task: the type of each video, such as what is seen and heard."),
+    ] = None,
     save: Annotated[Path | None, typer.Option(help="A directory for the probes.")] = None,
     dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
     out: Out = None, as_json: Json = False,
@@ -213,14 +224,20 @@ def probe(
     """Linear probes of the videos' labels, by site, pooling and layer."""
     with friendly():
         from avjax.analysis import probe_features, train_probes
+        from avjax.analysis.probe_pooling import POOLINGS
 
         loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels)
         labels = _each(prompts, label, "--label")
-        features = probe_features(loaded, prompts, site or ("resid_post",), where)
-        probes = train_probes(features, labels, seeds=tuple(range(seeds)))
+        features = probe_features(loaded, prompts, site or ("resid_post",), where, pooling or POOLINGS)
+        options: dict[str, Any] = {"seeds": tuple(range(seeds)), "validation_fraction": validation}
+        options |= {"strengths": strength} if strength else {}
+        options |= {"control": _each(prompts, control, "--control")} if control else {}
+        files = {name: str(path.resolve()) for name, path in zip(prompts, video, strict=True)}
+        probes = train_probes(features, labels, groups=files, **options)
         if save is not None:
             probes.save(save)
-        _show(probes.results, ("accuracy", "balanced_accuracy", "auroc"), out, as_json, over=("seed",))
+        shown = ("accuracy", "balanced_accuracy", "auroc", "control_accuracy", "selectivity")
+        _show(probes.results, shown, out, as_json, over=("seed",))
 
 
 @analyses.command()
@@ -243,9 +260,12 @@ def compare(
             loaded, other, prompts, _prompts(other, prompt, video, "none", *sampling), captions=caption,
             classes={"named": word} if word else None, max_new_tokens=max_new_tokens,
         )  # fmt: skip
-        _show(shift_shares(found), ("share", "tokens"), None, False)
         typer.echo(f"caveat: {found.attrs['caveat']}", err=True)
-        _show(found, (), out, as_json)
+        _show(found, ("kl_model_base", "kl_base_model", "rank"), out, as_json)
+        if not as_json:
+            shares = shift_shares(found)
+            typer.echo(f"share of tokens, of {found.sizes['sample']} captions")
+            typer.echo(shares["share"].to_pandas().assign(tokens=shares["tokens"].to_pandas()).round(4).to_string())
 
 
 def _loaded(
@@ -310,13 +330,43 @@ def _show(found: "xr.Dataset", names: Sequence[str], out: Path | None, as_json: 
     if out is not None:
         found.to_netcdf(out)
     if as_json:
-        typer.echo(json.dumps(found.to_dict(), default=str))
+        typer.echo(json.dumps(_plain(found.to_dict()), default=str, allow_nan=False))
         return
     for name in names:
         if name in found:
             values = found[name].mean([d for d in ("sample", *over) if d in found[name].dims])
             typer.echo(f"{name} ({found[name].attrs.get('units', '')}), mean over {found.sizes.get('sample', 1)} clips")
             typer.echo(_table(values))
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what is missing is null."""
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _corruption(text: str) -> Any:
+    """A corruption from its name and what it needs, as `noise:-5`."""
+    import avjax
+
+    made = {
+        "mute": lambda _: avjax.MuteAudio(),
+        "blank": lambda _: avjax.BlankVideo(),
+        "noise": lambda value: avjax.NoiseAudio(float(value)),
+        "shift": lambda value: avjax.ShiftAudio(float(value)),
+        "swap": lambda value: avjax.SwapAudio(value),
+        "swap-video": lambda value: avjax.SwapVideo(value),
+    }
+    name, _, value = text.partition(":")
+    if name not in made or bool(value) == (name in ("mute", "blank")):
+        raise ValueError(
+            "--corrupt: expected mute, blank, noise:DECIBELS, shift:SECONDS, swap:FILE or swap-video:FILE, got "
+            f"{text!r}"
+        )
+    return made[name](value)
 
 
 def _table(values: "xr.DataArray") -> str:

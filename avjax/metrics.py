@@ -112,13 +112,18 @@ def answer_tokens(model: Model, answer: Answer) -> tuple[int, ...]:
         forms = (answer.strip(), f" {answer.strip()}")
         tokens = [tokenized(model, form)[0] for form in forms]
         return tuple(dict.fromkeys(tokens))
-    return tuple(dict.fromkeys(_in_vocabulary(model, answer)))
+    return tuple(dict.fromkeys(in_vocabulary(model, answer, "answer")))
 
 
-def _in_vocabulary(model: Model, ids: Sequence[int] | int | np.integer) -> tuple[int, ...]:
-    found, vocab = as_indices(ids, "answer"), model.config.decoder.vocab_size
+def in_vocabulary(model: Model, ids: Sequence[int] | np.ndarray | int | np.integer, what: str) -> tuple[int, ...]:
+    """Token ids as integers.
+
+    Raises:
+      ValueError, TypeError: there are none, or one is outside the vocabulary or no integer.
+    """
+    found, vocab = as_indices(ids, what), model.config.decoder.vocab_size
     if not found or any(not 0 <= i < vocab for i in found):
-        raise ValueError(f"answer: expected token ids within 0:{vocab}, got {ids!r}")
+        raise ValueError(f"{what}: expected token ids within 0:{vocab}, got {ids!r}")
     return found
 
 
@@ -203,7 +208,7 @@ class Logits(Metric):
         object.__setattr__(self, "tokens", as_indices(self.tokens, "tokens"))
 
     def read_tokens(self, model: Model) -> tuple[int, ...]:
-        return _in_vocabulary(model, self.tokens)
+        return in_vocabulary(model, self.tokens, "tokens")
 
     def attributes(self, model: Model) -> dict[str, Any]:
         return {"tokens": list(self.tokens)}
@@ -280,7 +285,7 @@ class LogLikelihood(Metric):
     def continuation(self, model: Model) -> tuple[int, ...]:
         if isinstance(self.text, str):
             return tokenized(model, self.text)
-        return _in_vocabulary(model, self.text)
+        return in_vocabulary(model, self.text, "text")
 
     def computed(self) -> Metric:
         return dataclasses.replace(self, text=(0,))

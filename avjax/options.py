@@ -43,7 +43,7 @@ def friendly() -> Iterator[None]:
     """Turns the errors that avjax raises on purpose into one message and exit status 2."""
     try:
         yield
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError, OSError) as error:
+    except (ValueError, OverflowError, ImportError, OSError) as error:
         typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
         raise typer.Exit(2) from error
 

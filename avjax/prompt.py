@@ -92,6 +92,8 @@ class Prompt:
         Raises:
           ValueError: the prompt is made of embeddings, which name no tokens.
         """
+        if not len(tokens):
+            return self
         if self.embeddings is not None:
             raise ValueError("continued: expected a prompt of tokens, got one of embeddings; add the rows to those")
         count = len(tokens)

@@ -84,7 +84,7 @@ def select(layout: Layout, selector: Selector | BySample) -> np.ndarray:
     return _positions(layout, [(i, i + 1) for i in as_indices(selector, "selector")], repr(list(selector)))
 
 
-def as_indices(values: Sequence[int] | int | np.integer, what: str) -> tuple[int, ...]:
+def as_indices(values: Sequence[int] | np.ndarray | int | np.integer, what: str) -> tuple[int, ...]:
     """Integers from integers; a boolean mask, a string or a fraction would silently become others.
 
     Raises:

@@ -119,15 +119,25 @@ def test_knockout(tmp_path, model, clips, opened, kind: str):
     check(tmp_path, arguments, expected, "logit_diff")
 
 
-def test_trace(tmp_path, model, clips, opened):
+@pytest.mark.parametrize("kind", ["mute", "blank", "noise:-5", "shift:0.5", "swap:", "swap-video:"])
+def test_trace(tmp_path, model, clips, opened, kind: str):
+    one, other = dict(list(clips.items())[:1]), clips["3.mp4"][0]
+    corrupt = {
+        "mute": avjax.MuteAudio(),
+        "blank": avjax.BlankVideo(),
+        "noise:-5": avjax.NoiseAudio(-5.0),
+        "shift:0.5": avjax.ShiftAudio(0.5),
+        "swap:": avjax.SwapAudio(str(other)),
+        "swap-video:": avjax.SwapVideo(str(other)),
+    }[kind]
+    opening = tokenized(model, OPENING)
     broken = {
-        name: model.prompt(PROMPT, video=path, audio="from_video", corrupt=avjax.BlankVideo()).continued(
-            tokenized(model, OPENING)
-        )
-        for name, (path, _) in clips.items()
+        name: model.prompt(PROMPT, video=path, audio="from_video", corrupt=corrupt).continued(opening)
+        for name, (path, _) in one.items()
     }
-    expected = analysis.trace(model, opened, broken, *words(clips), groups=("video", "last"))
-    arguments = ["trace", *given(clips), "--corrupt", "blank", "--group", "video", "--group", "last"]
+    expected = analysis.trace(model, {n: opened[n] for n in one}, broken, *words(one), groups=("video", "last"))
+    said = kind + str(other) if kind.endswith(":") else kind
+    arguments = ["trace", *given(one), "--corrupt", said, "--group", "video", "--group", "last"]
     check(tmp_path, arguments, expected, "ie_clean", "recovery")
 
 
@@ -137,31 +147,39 @@ def test_scale(tmp_path, model, clips, opened):
     check(tmp_path, arguments, expected, "logit_diff")
 
 
-def test_attribute(tmp_path, model, clips, prompts):
-    expected = analysis.attribute(model, prompts, metrics_of(clips), keys=["video"], opening=OPENING, top=2)
+def test_attribute(tmp_path, model, clips, opened):
+    expected = analysis.attribute(model, opened, metrics_of(clips), keys=["video"], top=2)
     shown = check(
         tmp_path, ["attribute", *given(clips), "--key", "video", "--top", 2], expected, "edge_estimate", "exact"
     )
     assert str(expected["candidate"].values[0]) in shown
 
 
-def test_gates(tmp_path, model, clips, prompts):
-    expected = analysis.learn_gates(
-        model, prompts, metrics_of(clips), held_out=0.5, opening=OPENING, strength=0.1, steps=5
-    )
+def test_gates(tmp_path, model, clips, opened):
+    expected = analysis.learn_gates(model, opened, metrics_of(clips), held_out=0.5, strength=0.1, steps=5)
     arguments = ["gates", *given(clips), "--steps", 5, "--held-out", 0.5]
     assert "cut" in check(tmp_path, arguments, expected, "cut", "held_out")
 
 
 def test_probe(tmp_path, model, clips, prompts):
-    twice = {f"{name} {i}": value for name, value in clips.items() for i in (0, 1)}
-    labels = ["high", "low"] * COUNT
-    named = {avjax.interventions.numbered([p.name for p, _ in twice.values()])[i]: v for i, v in enumerate(twice)}
-    features = analysis.probe_features(model, {n: prompts[twice[v][0].name] for n, v in named.items()}, ("z",))
-    expected = analysis.train_probes(features, labels, seeds=(0, 1)).results
-    options = [o for label in labels for o in ("--label", label)]
-    options += ["--site", "z", "--seeds", 2, "--save", tmp_path / "probes"]
-    check(tmp_path, ["probe", *given(twice, answers=False, opening=False), *options], expected, "accuracy", "auroc")
+    copies = {}
+    for name, (path, clip) in clips.items():
+        copy = tmp_path / f"copy {name}"
+        copy.write_bytes(path.read_bytes())
+        copies |= {name: (path, clip), copy.name: (copy, clip)}
+    labels, types = ["high", "low"] * COUNT, ["a", "b", "c", "a"] * 2
+    given_prompts = {n: prompts[n.removeprefix("copy ")] for n in copies}
+    features = analysis.probe_features(model, given_prompts, ("z",), pooling="last")
+    settings = {"strengths": [0.1], "seeds": (0, 1), "control": types}
+    expected = analysis.train_probes(features, labels, **settings).results
+    options = [o for label, kind in zip(labels, types, strict=True) for o in ("--label", label, "--control", kind)]
+    options += ["--site", "z", "--pooling", "last", "--strength", 0.1, "--seeds", 2, "--save", tmp_path / "probes"]
+    arguments = ["probe", *given(copies, answers=False, opening=False), *options]
+    shown = check(tmp_path, arguments, expected, "accuracy", "auroc", "selectivity")
+    assert "selectivity" in shown
+    twice = ["probe", "-m", "tiny-av", "-p", PROMPT, *[o for p in [clips["0.mp4"][0]] * 8 for o in ("-v", p)]]
+    same_file = invoke(*twice, *[o for label in labels for o in ("--label", label)], status=2).stderr
+    assert "error:" in same_file  # one file is never on both sides of a split
     assert analysis.Probes.load(tmp_path / "probes").results["accuracy"].equals(expected["accuracy"])
 
 
@@ -175,6 +193,8 @@ def test_compare(tmp_path, model, clips, prompts):
     arguments = ["compare", *given(clips, answers=False, opening=False), *options]
     result = invoke(*arguments, "--json")
     assert "caveat:" in result.stderr
+    ranks = json.loads(result.stdout)["data_vars"]["rank"]["data"]
+    np.testing.assert_allclose(np.array(ranks, float), expected["rank"])
     assert "share" in check(tmp_path, arguments, expected, "rank", "kl_model_base", "kl_base_model")
 
 
@@ -183,8 +203,10 @@ def test_bad_options_are_refused(clips):
     assert "expected --heads or --pathways, got both" in invoke(*both, status=2).stderr
     few = ["scale", *given(clips, answers=False), "--answer", "a", "--answer", "b"]
     assert f"once for each of {COUNT} videos, got 2 times" in invoke(*few, status=2).stderr
+    bare = ["trace", *given(clips), "--corrupt", "noise"]
+    assert "expected mute, blank, noise:DECIBELS" in invoke(*bare, status=2).stderr
     unknown = ["trace", *given(clips), "--corrupt", "shake"]
-    assert "expected one of mute, noise, blank, got 'shake'" in invoke(*unknown, status=2).stderr
+    assert "swap:FILE or swap-video:FILE, got 'shake'" in invoke(*unknown, status=2).stderr
 
 
 def test_json_is_the_dataset(model, clips, opened):

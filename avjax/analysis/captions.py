@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from avjax.engine.session import with_fed
-from avjax.generation import generate
-from avjax.metrics import tokenized
+from avjax.generation import generate_variants
+from avjax.metrics import in_vocabulary, tokenized
 from avjax.model import Model
 from avjax.prompt import Prompt, of_each_sample
 from avjax.tokens import Selector, select
@@ -57,13 +57,14 @@ def captioned(
         model.check(prompt)
         given = by_sample[name]
         if given is None:
-            tokens = generate(model, prompt, max_new_tokens=max_new_tokens).tokens
+            [said] = generate_variants(model, prompt, [()], max_new_tokens=max_new_tokens, keep_logits=False)
+            tokens = said.tokens
         elif isinstance(given, str):
             if not given.strip():
                 raise ValueError(f"captions: the caption of sample {name!r} is empty; give it words, or leave it out")
             tokens = np.asarray(tokenized(model, given), np.int32)
         else:
-            tokens = np.asarray(given, np.int32)
+            tokens = np.asarray(in_vocabulary(model, given, f"captions: sample {name!r}"), np.int32)
         if not len(tokens):
             raise ValueError(f"captions: the caption of sample {name!r} has no tokens")
         found[name] = Captioned(prompt=prompt, tokens=tokens, fed=prompt.continued(tokens[:-1]))

@@ -64,6 +64,7 @@ def compare_with_base(
         raise ValueError(f"compare: expected prompts of the same samples, got {[*named]} and {[*others]} of the base")
     for name, prompt in named.items():
         _check_words(name, prompt, others[name])
+        _check_media(name, prompt, others[name])
     words = _words_by_class(classes or {})
     along = captioned(model, named, captions, max_new_tokens)
     heard = captioned(base, others, {name: one.tokens for name, one in along.items()})
@@ -112,6 +113,20 @@ def _check_words(name: Any, prompt: Prompt, other: Prompt) -> None:
         )
 
 
+def _check_media(name: Any, prompt: Prompt, other: Prompt) -> None:
+    """The same pictures, and no sound for the base."""
+    counts = [{m: p.counts().get(m, 0) for m in ("video", "image", "audio")} for p in (prompt, other)]
+    if counts[1] != counts[0] | {"audio": 0}:
+        raise ValueError(
+            f"compare: expected the base's prompt of sample {name!r} to have the model's pictures and no sound, got "
+            f"{counts[0]} tokens for the model and {counts[1]} for the base; make it with base.prompt(text, video=...)"
+        )
+    seen = [[clip.patches for clip in (*p.videos, *p.images)] for p in (prompt, other)]
+    for mine, its in zip(*seen, strict=True):
+        if mine.shape == its.shape and not np.allclose(mine, its, atol=1e-3):
+            raise ValueError(f"compare: the prompts of sample {name!r} show different pictures to model and base")
+
+
 def _words_by_class(classes: Mapping[str, Sequence[str]]) -> dict[str, str]:
     words: dict[str, str] = {}
     for name, members in classes.items():
@@ -120,6 +135,8 @@ def _words_by_class(classes: Mapping[str, Sequence[str]]) -> dict[str, str]:
                 f"classes: expected a list of words for a class that is not {OTHER!r}, got {name!r}: {members!r}"
             )
         for word in members:
+            if not re.fullmatch(r"\w+", word):
+                raise ValueError(f"classes: expected single words, got {word!r} for {name!r}; list its words")
             if words.setdefault(word.lower(), name) != name:
                 raise ValueError(
                     f"classes: the word {word!r} stands in two classes, {words[word.lower()]!r} and {name!r}"

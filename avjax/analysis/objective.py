@@ -12,7 +12,18 @@ import numpy as np
 from avjax.engine.scoring import check_values
 from avjax.engine.session import with_fed
 from avjax.interventions import Edit
-from avjax.metrics import Caption, LogitDiff, LogLikelihood, LogProb, Metric, Prob, Values, View, tokenized
+from avjax.metrics import (
+    Caption,
+    LogitDiff,
+    LogLikelihood,
+    LogProb,
+    Metric,
+    Prob,
+    Values,
+    View,
+    in_vocabulary,
+    tokenized,
+)
 from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts, of_each_sample
 from avjax.sweeping import sweep
@@ -106,7 +117,7 @@ def _continued(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
 def _opening(model: Model, opening: str | Sequence[int] | None) -> Sequence[int]:
     if opening is None:
         return ()
-    return tokenized(model, opening) if isinstance(opening, str) else tuple(int(token) for token in opening)
+    return tokenized(model, opening) if isinstance(opening, str) else in_vocabulary(model, opening, "opening")
 
 
 def refuse_not_finite(name: Any, prompt: Prompt) -> None:

@@ -147,7 +147,7 @@ def control_labels(types: Sequence[Hashable], num_classes: int, index: np.ndarra
     Labels are drawn as often as the classes occur, so that guessing is as good as in the task itself.
 
     Raises:
-      ValueError: no type recurs, so that nothing could be memorised, or all types got one label.
+      ValueError: no type recurs, so that nothing could be memorised, or there is one type only.
 
     Source: Hewitt and Liang 2019 (control tasks).
     """
@@ -158,11 +158,9 @@ def control_labels(types: Sequence[Hashable], num_classes: int, index: np.ndarra
             f"probes: expected control types that recur, got {len(types)} different ones; pass what items have in "
             "common, such as the pair of what is seen and heard"
         )
-    dealt = np.random.default_rng([seed, 1]).choice(num_classes, size=len(order), p=frequency)
-    labels = dealt[[order[name] for name in types]]
-    if len(set(labels.tolist())) == 1:
-        raise ValueError(
-            f"probes: the control labels of {len(order)} types, drawn with seed {seed}, are all the same; pass finer "
-            "types, or leave that seed out"
-        )
-    return labels
+    if len(order) == 1:
+        raise ValueError(f"probes: expected control types of more than one kind, got {types[0]!r} for every sample")
+    rng = np.random.default_rng([seed, 1])
+    while len(set(dealt := rng.choice(num_classes, size=len(order), p=frequency))) == 1:
+        pass  # one label for all types would be no task
+    return dealt[[order[name] for name in types]]

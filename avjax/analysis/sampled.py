@@ -11,7 +11,7 @@ from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts, of_each_sample
 from avjax.report.progress import Progress
-from avjax.sweeping import sweep
+from avjax.sweeping import prepare, sweep
 
 Prompts = Prompt | Sequence[Prompt] | Mapping[Any, Prompt]
 Metrics = Metric | Sequence[Metric]
@@ -41,9 +41,9 @@ def sweep_samples(
     if not isinstance(metrics, Mapping):
         return sweep(model, named, grid, metrics, progress=progress, **options)
     by_sample = metrics_of(named, metrics)
+    checks = {option: options[option] for option in ("memory_bytes", "compat", "allow_noop") if option in options}
     for name, prompt in named.items():
-        for metric in by_sample[name]:
-            metric.prepare(model, prompt)  # refuses answers before anything runs
+        prepare(model, {name: prompt}, grid, by_sample[name], **checks)  # refuses before anything runs
     parts = []
     with Progress("sweep", len(named), "samples", enabled=progress) as bar:
         for name, prompt in named.items():

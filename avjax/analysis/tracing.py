@@ -21,6 +21,7 @@ from avjax.tokens import BySample, Selector, select
 
 Answers = Answer | Mapping[Any, Answer]
 CLEAN, CORRUPT, DIFFERENCE = "prob_clean_answer", "prob_corrupt_answer", "logit_diff"
+SAID = 0.01  # least probability of an answer whose loss means anything; ours
 DECIDES = 0.5  # of the answer's probability must be lost with a modality that decides; ours
 
 
@@ -133,6 +134,9 @@ def deciding_modality(
       `lost`, the share of the answer's probability that is lost, over (modality, sample); `decided`, bool, over
       (sample), and `by`, the modality that decides, or "".
 
+    Raises:
+      ValueError: an answer is not what the clean run might say.
+
     Source: Cross-modal Information Hubs (arXiv 2605.10815) keeps such samples; its threshold is unknown.
     """
     if not 0 < decides < 1:
@@ -142,7 +146,13 @@ def deciding_modality(
     metrics = {name: Prob(answers[name]) for name in named}
     edit = Scale(axis("modality", modalities), factor=0.0, site="embed")
     found = sweep_samples(model, named, grid(edit), metrics, **options)
-    lost = (1 - found["prob"] / found["prob_clean"]).transpose("modality", "sample")
+    said = found["prob_clean"]
+    if unsaid := [str(s) for s, p in zip(said["sample"].values, said.values, strict=True) if not p >= SAID]:
+        raise ValueError(
+            f"answers: expected what the clean run says next, got answers of less than {SAID:g} probability for sample "
+            f"{', '.join(unsaid[:5])}; open the answer with prompt.continued, or leave the sample out"
+        )
+    lost = (1 - found["prob"] / said).transpose("modality", "sample")
     lost.attrs.update(units="1", long_name="share of the answer's probability that is lost")
     gone = lost.values >= decides
     decided = gone.sum(0) == 1

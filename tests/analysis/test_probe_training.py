@@ -225,7 +225,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "too few labels": ({"labels": ["rain", "dog"]}, "labels for each of 240 samples, got 2"),
     "missing group": ({"groups": labels_with(None)}, "groups are missing for 2 of 240 samples: 'clip 3', 'clip 5'"),
     "types that do not recur": ({"control": list(range(COUNT))}, "control types that recur, got 240 different ones"),
-    "one control label": ({"control": ["a"] * COUNT}, "control labels of 1 types, drawn with seed 0, are all the same"),
+    "one control type": ({"control": ["a"] * COUNT}, "control types of more than one kind, got 'a' for every sample"),
     "missing type": ({"control": [None] * COUNT}, "control types are missing for 240 of 240 samples"),
     "each its own class": ({"labels": [f"class {i}" for i in range(COUNT)]}, "has 1 clip, too few for every part"),
     "fewer samples than classes": ({"classes": [*NAMES, *range(300)]}, "a sample per class, got 240 for 304"),
