@@ -20,7 +20,16 @@ import xarray as xr
 from avjax.analysis.probe_fit import Fit, fit
 from avjax.analysis.probe_pooling import probe_features
 from avjax.analysis.probe_results import Tested, results
-from avjax.analysis.probe_splits import TRAIN, BySample, Labels, by_sample, checked_labels, control_labels, splits
+from avjax.analysis.probe_splits import (
+    TRAIN,
+    BySample,
+    Labels,
+    by_sample,
+    checked_labels,
+    control_labels,
+    splits,
+    types_seen,
+)
 from avjax.analysis.probe_store import Probes, stacked
 
 __all__ = ["Probe", "Probes", "probe_features", "train_probe", "train_probes"]
@@ -114,7 +123,8 @@ def train_probes(
       validation_fraction: of the groups, by which a strength is chosen for each probe (`chosen` of the results).
       control: item type of each sample, such as the pair of what is seen and heard. Each type has a label drawn for
         it, and what probes of those labels reach is what memorising types reaches; the rest is selectivity. Types
-        must recur across clips to be learned at all. None trains no control.
+        must recur across clips to be learned at all: `control_seen` says how many test clips' types do, and bounds
+        what the control can reach. None trains no control.
       max_steps: a probe that takes more has `converged` False, and a warning says how many did.
       tolerance: largest entry of the loss's gradient at which a probe is trained, as scikit-learn has it; it then
         changes no more.
@@ -122,7 +132,8 @@ def train_probes(
 
     Returns:
       Probes, whose `results` hold for each: accuracy, balanced_accuracy, auroc (each with _low and _high), with a
-      control control_accuracy and selectivity, and loss, gradient, steps and converged of the training.
+      control control_accuracy, selectivity and control_seen (by seed), and loss, gradient, steps and converged of the
+      training.
 
     Raises:
       ValueError: labels, groups, features or settings do not fit; all of it is found before anything is trained.
@@ -137,6 +148,7 @@ def train_probes(
     _check_settings(seeds, max_steps, tolerance, draws, level)
     split = splits(known, seeds, test_fraction, validation_fraction)
     types = None if control is None else by_sample(samples, control, "control types")
+    seen = None if types is None else types_seen(types, split)
     jobs = _jobs(known, types, seeds)
     weights = np.tile(split == TRAIN, (len(jobs) // len(seeds), 1)).astype(np.float32)
     num_classes = len(known.classes)
@@ -158,9 +170,11 @@ def train_probes(
         )
     tested = Tested(labels=known, split=split, jobs=jobs, draws=draws, level=level, tolerance=tolerance)
     coords = {"seed": seeds, "strength": strengths}
-    return Probes(
-        weights=_weights(found, template, coords, known), results=results(values, found, tested, template, coords)
-    )
+    measured = results(values, found, tested, template, coords)
+    if seen is not None:
+        about = {"units": "1", "long_name": "share of test clips whose control type is that of a training clip"}
+        measured["control_seen"] = "seed", seen, about
+    return Probes(weights=_weights(found, template, coords, known), results=measured)
 
 
 def _jobs(known: Labels, types: Sequence[Hashable] | None, seeds: Sequence[int]) -> np.ndarray:

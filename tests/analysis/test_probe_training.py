@@ -206,6 +206,9 @@ def test_selectivity_is_accuracy_beyond_memorised_types():
     assert found.control_accuracy.sel(layer=0).min() > 0.98 and found.control_accuracy.sel(layer=1).max() < 0.7
     np.testing.assert_allclose(found.selectivity, found.accuracy - found.control_accuracy, atol=1e-6)
     assert (found.selectivity_low <= found.selectivity).all() and (found.selectivity <= found.selectivity_high).all()
+    split = found["split"].values
+    seen = [np.isin(kinds[row == 2], kinds[row == 0]).mean() for row in split]
+    np.testing.assert_allclose(found["control_seen"], seen)
     dealt = control_labels(kinds.tolist(), 3, index, 0)
     assert all(len(set(dealt[kinds == k])) == 1 for k in range(30)) and len(set(dealt)) == 3
 
@@ -224,7 +227,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "too few labels": ({"labels": ["rain", "dog"]}, "labels for each of 240 samples, got 2"),
     "missing group": ({"groups": labels_with(None)}, "groups are missing for 2 of 240 samples: 'clip 3', 'clip 5'"),
-    "types that do not recur": ({"control": list(range(COUNT))}, "control types that recur, got 240 different ones"),
+    "types that do not recur": (
+        {"control": list(range(COUNT))},
+        "types that recur, got 240 types of 240 samples",
+    ),
     "one control type": ({"control": ["a"] * COUNT}, "control types of more than one kind, got 'a' for every sample"),
     "missing type": ({"control": [None] * COUNT}, "control types are missing for 240 of 240 samples"),
     "each its own class": ({"labels": [f"class {i}" for i in range(COUNT)]}, "has 1 clip, too few for every part"),
