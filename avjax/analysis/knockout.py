@@ -18,6 +18,7 @@ from avjax.report.progress import Progress
 from avjax.sweeping import sweep
 from avjax.tokens import Selector, select
 
+MAX_GROUPS = 128  # of tokens in one sweep; ours
 WIDTH = 4  # layers; ours, since the paper's is unknown
 
 
@@ -81,7 +82,7 @@ def edge_sufficiency(
 ) -> xr.Dataset:
     """What the queries still do when they attend to one pathway alone, against as many random keys.
 
-    A prompt takes one clean pass and one more per random draw.
+    A prompt of up to 128 tokens takes one clean pass; of a longer one, two or more random draws share each.
 
     Args:
       pathways: the key groups that are kept, one at a time; every other key is cut.
@@ -108,24 +109,35 @@ def edge_sufficiency(
     labels, parts = [s if isinstance(s, str) else str(list(s)) for s in pathways], []
     if len(set(labels)) < len(labels):
         labels = numbered(labels)
-    with Progress("pathways", len(named) * (num_random + 1), "passes", enabled=progress) as bar:
+    with Progress("pathways", len(named) * (num_random + 1), "sets of keys", enabled=progress) as bar:
         for number, (name, prompt) in enumerate(named.items()):
             kept, free = sets[name]
             rng = np.random.default_rng([seed, number])
-            found = []
-            for draw in range(num_random + 1):
-                order = rng.permutation(free)  # one order for all sizes: few token groups
-                keep = kept if draw == 0 else [order[: len(k)] for k in kept]
-                cells = [Knockout(query=query, key=np.setdiff1d(free, k).tolist(), layers=layers) for k in keep]
-                one = sweep(model, {name: prompt}, cells, by_sample[name], progress=False, **options)
-                found.append(one.rename(variant="pathway").assign_coords(pathway=labels))
-                bar.advance(1)
+            orders = [rng.permutation(free) for _ in range(num_random)]  # one for all sizes: few token groups
+            draws, found = [kept, *([order[: len(k)] for k in kept] for order in orders)], []
+            while draws:
+                together, draws = _split(draws, len(free))
+                cut = [np.setdiff1d(free, keep).tolist() for draw in together for keep in draw]
+                cells = [Knockout(query=query, key=keys, layers=layers) for keys in cut]
+                swept = sweep(model, {name: prompt}, cells, by_sample[name], progress=False, **options)
+                for i in range(len(together)):
+                    own = swept.isel(variant=slice(i * len(kept), (i + 1) * len(kept)))
+                    found.append(own.drop_vars("variant").rename(variant="pathway").assign_coords(pathway=labels))
+                bar.advance(len(together))
             parts.append(_with_random(found).assign(keys=("pathway", [len(k) for k in kept])))
     joined = xr.concat(
         parts, "sample", data_vars="all", coords="minimal", compat="override", combine_attrs="drop_conflicts"
     )
     joined["keys"].attrs.update(units="count", averages=0)
     return joined.assign_attrs(query=str(query), always=str(always), random_draws=num_random, seed=seed)
+
+
+def _split(draws: list[Any], num_keys: int) -> tuple[list[Any], list[Any]]:
+    """As many draws as go into one sweep, since each multiplies the token groups, and the rest."""
+    count = len(draws)
+    while count > 1 and min(num_keys, (len(draws[0]) + 1) ** count) > MAX_GROUPS:
+        count -= 1
+    return draws[:count], draws[count:]
 
 
 def _kept_keys(prompt: Prompt, pathways: Sequence[Selector], always: Selector) -> tuple[list[np.ndarray], np.ndarray]:
@@ -146,5 +158,5 @@ def _kept_keys(prompt: Prompt, pathways: Sequence[Selector], always: Selector) -
 def _with_random(found: Sequence[xr.Dataset]) -> xr.Dataset:
     """The pathways' own dataset, with the metrics of random sets beside it."""
     own, random = found[0], xr.concat([f.drop_vars("cell") for f in found[1:]], "draw")
-    names = [name for name in own.data_vars if f"{name}_clean" in own]
+    names = [name for name in own.data_vars if f"{name}_clean" in own] + ["edges"]
     return own.assign({f"{name}_random": random[name] for name in names})

@@ -5,6 +5,7 @@ import pytest
 
 import avjax
 from avjax.analysis import edge_sufficiency, knockout_heads, knockout_windows, sweep_samples
+from avjax.engine import session
 from avjax.metrics import LogitDiff, LogProb, Prob
 from avjax.organism.conflict import Conflict
 from avjax.tokens import select
@@ -41,6 +42,28 @@ def test_a_pathway_alone_is_all_others_cut(omni_model: avjax.Model, prompt: avja
     assert len(np.unique(random)) == 3 and not np.isin(found["log_prob"].sel(pathway="audio").values, random).any()
     again = edge_sufficiency(omni_model, prompt, LogProb([5]), num_random=3, progress=False)
     np.testing.assert_array_equal(again["log_prob_random"], found["log_prob_random"])
+
+
+def test_random_draws_share_clean_passes(omni_model: avjax.Model, monkeypatch: pytest.MonkeyPatch):
+    calls, original = [], session.clean_pass
+
+    def counted(*args, **kwargs):
+        calls.append(1)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(session, "clean_pass", counted)
+    rng = np.random.default_rng(0)
+    for size, passes in ((60, 1), (400, 2)):
+        types = ["text"] * 8 + ["audio"] * (size // 2) + ["video"] * (size // 2) + ["text"] * 4
+        positions = np.tile(np.arange(len(types)), (3, 1))
+        one = omni_model.prompt_from_embeddings(rng.normal(size=(len(types), 64)), positions, types)
+        calls.clear()
+        found = edge_sufficiency(
+            omni_model, one, Prob([5]), query="last", always="last", pathways=["audio", "video"], num_random=7
+        )
+        assert found["prob_random"].sizes == {"draw": 7, "pathway": 2, "sample": 1}
+        assert len(calls) == passes
+        assert (found["edges"] > 0).all() and (found["edges_random"] == found["edges"]).all()
 
 
 def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt):
