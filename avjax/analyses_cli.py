@@ -40,14 +40,28 @@ MODALITIES = ("audio", "video", "text")
 @analyses.command()
 def attention(
     model: ModelPath, prompt: Words, video: Videos, audio: Sound = None, key: Keys = None, query: Query = "generated",
-    caption: Caption = None, max_new_tokens: Tokens = 50, dtype: DType = "float32", fps: Fps = None,
+    caption: Caption = None, max_new_tokens: Tokens = 50,
+    sinks: Annotated[bool, typer.Option("--sinks", help="Sink tokens instead, and their modality dominance.")] = False,
+    threshold: Annotated[float | None, typer.Option(help="Of |RMSNorm| at a sink; by default by width.")] = None,
+    dtype: DType = "float32", fps: Fps = None,
     min_pixels: MinPixels = None, max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
-    """Attention mass from the caption to each modality, by layer."""
+    """Attention mass from the caption to each modality, by layer; or sink tokens and who attends to them."""
     with friendly():
-        from avjax.analysis import attention_mass
+        from avjax.analysis import attention_mass, find_sinks
 
         loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels)
+        if sinks:
+            found = find_sinks(loaded, prompts, threshold)
+            reached = float(found["dimension_peak"].max())
+            typer.echo(
+                f"{int((found['sink_layers'] > 0).sum())} sink tokens in {len(prompts)} clips; outlier dimensions "
+                f"{found['dimension'].values[found['outlier'].values].tolist()}; largest |RMSNorm| {reached:.1f}, "
+                f"threshold {found.attrs['threshold']:.1f}",
+                err=True,
+            )
+            _show(found, ("sink_layers", "mds"), out, as_json)
+            return
         found = attention_mass(
             loaded, prompts, key or MODALITIES, query, captions=caption, max_new_tokens=max_new_tokens
         )
@@ -61,15 +75,31 @@ def lens(
     site: Annotated[str, typer.Option(help="Where they are read.")] = "resid_post",
     norm: Annotated[bool, typer.Option(help="Through the final norm; the published code goes without.")] = True,
     k: Annotated[int, typer.Option(min=1, help="Words that are kept of each position.")] = 5,
+    tuned: Annotated[
+        list[Path] | None, typer.Option(help="A video that a tuned lens is trained on first; may be repeated.")
+    ] = None,
+    latent: Annotated[
+        bool, typer.Option("--latent", help="Latent audio understanding instead: --answer is each video's sound.")
+    ] = False,
     caption: Caption = None, dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """The logit lens: what each layer's activations say of given answers, by layer."""
     with friendly():
-        from avjax.analysis import logit_lens
+        from avjax.analysis import latent_audio_understanding, logit_lens, train_tuned_lens
 
         loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels)
-        found = logit_lens(loaded, prompts, where, site, norm=norm, k=k, answers=answer, captions=caption)
+        trained = None
+        if tuned:
+            _, known = _loaded(model, dtype, prompt, tuned, audio, fps, min_pixels, max_pixels)
+            trained = train_tuned_lens(loaded, known, prompts, where, site, captions=caption, held_out_captions=caption)
+            _show(trained.report, ("kl_before", "kl_after"), None, as_json=False)
+        if latent:
+            events = _each(prompts, answer, "--answer")
+            found = latent_audio_understanding(loaded, prompts, events, k=k, lens=trained)
+            _show(found, ("recall", "recall_swapped", "understanding"), out, as_json)
+            return
+        found = logit_lens(loaded, prompts, where, site, norm=norm, k=k, answers=answer, captions=caption, lens=trained)
         _show(found, ("rank", "log_prob", "entropy"), out, as_json, over=("position",))
 
 
@@ -102,8 +132,11 @@ def knockout(
 
 @analyses.command()
 def trace(
-    model: ModelPath, prompt: Words, video: Videos, answer: Answer, other: Other, audio: Sound = None,
+    model: ModelPath, prompt: Words, video: Videos, answer: Answer, other: Other = None, audio: Sound = None,
     opening: Opening = "",
+    decides: Annotated[
+        bool, typer.Option("--decides", help="Which modality alone decides each video's answer, instead.")
+    ] = False,
     corrupt: Annotated[
         str,
         typer.Option(
@@ -122,13 +155,22 @@ def trace(
     --answer is what the clean run would say next, --other what the corrupt one would.
     """
     with friendly():
+        from avjax.analysis import deciding_modality
         from avjax.analysis import trace as traced
 
         corruption = _corruption(corrupt)
         sampling = (fps, min_pixels, max_pixels)
         loaded, clean = _loaded(model, dtype, prompt, video, audio, *sampling, opening)
+        if decides:
+            found = deciding_modality(loaded, clean, _each(clean, answer, "--answer"))
+            _show(found, ("lost",), out, as_json)
+            if not as_json:
+                typer.echo(found["by"].to_pandas().to_string())
+            return
+        if not other:
+            raise ValueError("--other: expected what the corrupt run would say, got nothing; or give --decides")
         broken = _prompts(loaded, prompt, video, audio, *sampling, opening, corrupt=corruption)
-        answers, others = _each(clean, answer, "--answer"), _each(clean, other or [], "--other")
+        answers, others = _each(clean, answer, "--answer"), _each(clean, other, "--other")
         found = traced(
             loaded, clean, broken, answers, others, groups=group or (*MODALITIES, "last"),
             sites=site or ("resid_post",), width=width,

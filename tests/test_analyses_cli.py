@@ -198,6 +198,34 @@ def test_compare(tmp_path, model, clips, prompts):
     assert "share" in check(tmp_path, arguments, expected, "rank", "kl_model_base", "kl_base_model")
 
 
+def test_sinks(tmp_path, model, clips, prompts):
+    expected = analysis.find_sinks(model, prompts, 3.0)
+    arguments = ["attention", *given(clips, answers=False, opening=False), "--sinks", "--threshold", 3]
+    check(tmp_path, arguments, expected, "sink_layers", "mds", "peak")
+
+
+def test_latent_audio_by_a_tuned_lens(tmp_path, model, clips, prompts):
+    two, known = dict(list(clips.items())[:2]), clips["3.mp4"][0]
+    heard, _ = words(two)
+    chosen = {name: prompts[name] for name in two}
+    tuned = analysis.train_tuned_lens(model, {"3.mp4": prompts["3.mp4"]}, chosen)
+    expected = analysis.latent_audio_understanding(model, chosen, heard, lens=tuned)
+    options = [o for name in two for o in ("--answer", heard[name])]
+    arguments = ["lens", *given(two, answers=False, opening=False), *options, "--tuned", known, "--latent"]
+    shown = check(tmp_path, arguments, expected, "recall", "recall_by_layer")
+    assert "kl_after" in shown
+
+
+def test_what_decides(tmp_path, model, clips, opened):
+    _, suggested = words(clips)
+    expected = analysis.deciding_modality(model, opened, suggested)
+    options = ["-m", "tiny-av", "-p", PROMPT, "--opening", OPENING, "--decides"]
+    for name, (path, _) in clips.items():
+        options += ["-v", path, "--answer", suggested[name]]
+    shown = check(tmp_path, ["trace", *options], expected, "lost")
+    assert "video" in shown
+
+
 def test_bad_options_are_refused(clips):
     both = ["knockout", *given(clips), "--heads", "--pathways"]
     assert "expected --heads or --pathways, got both" in invoke(*both, status=2).stderr

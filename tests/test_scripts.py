@@ -14,7 +14,9 @@ SCRIPTS: dict[str, tuple[list[str], str]] = {
     "gates": (["--steps", "2"], "held_out"),
     "knockout": ([], "logit_diff"),
     "lens": ([], "rank"),
+    "pathways": ([], "logit_diff"),
     "scale": ([], "logit_diff"),
+    "sinks": (["--threshold", "3"], "mds"),
     "trace": ([], "ie_clean"),
 }
 
