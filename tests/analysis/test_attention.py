@@ -223,7 +223,7 @@ def test_on_tiny_av_the_word_of_the_sound_is_chosen_by_sight():
 )
 def test_what_cannot_be_read_is_refused(omni_model, prompts, monkeypatch, changes: dict, message: str):
     """Before anything runs."""
-    for place in ("avjax.analysis.attention._masses", "avjax.analysis.captions.generate"):
+    for place in ("avjax.analysis.attention._masses", "avjax.analysis.captions.generate_variants"):
         monkeypatch.setattr(place, lambda *a, **k: pytest.fail("something was computed"))
     options = {"captions": CAPTION, "progress": False} | changes
     with pytest.raises(ValueError, match=message):

@@ -45,9 +45,25 @@ def test_numbers_are_those_of_two_distributions(pair):
 
 
 def test_a_model_is_unshifted_from_itself(pair):
-    model, _, heard, _ = pair
-    found = compare_with_base(model, model, heard[0], heard[0], progress=False)
+    model, _, _, silent = pair
+    found = compare_with_base(model, model, silent[0], silent[0], progress=False)
     assert (found["shift"] == "unshifted").all() and float(found["kl_model_base"].max()) < 1e-5
+
+
+def test_prompts_that_do_not_belong_together_are_refused(pair):
+    model, base, heard, silent = pair
+    with pytest.raises(ValueError, match="sample 0 show different pictures to model and base"):
+        compare_with_base(model, base, heard[0], silent[1], progress=False)
+    with pytest.raises(ValueError, match=r"the model's pictures and no sound, got .*'audio': 51.* and .*'audio': 51"):
+        compare_with_base(model, base, heard[0], heard[0], progress=False)
+    with pytest.raises(ValueError, match=r"the model's pictures and no sound, got .*'video': 18.* and .*'video': 0"):
+        compare_with_base(model, base, heard[0], base.prompt(world.PROMPT), progress=False)
+    with pytest.raises(ValueError, match="expected single words, got 'dog barking' for 'sound'"):
+        compare_with_base(model, base, heard[0], silent[0], classes={"sound": ["dog barking"]}, progress=False)
+    with pytest.raises(ValueError, match=r"captions: sample 0: expected token ids within 0:510, got \[40, 600\]"):
+        compare_with_base(model, base, heard[0], silent[0], captions=[40, 600], progress=False)
+    with pytest.raises(TypeError, match="captions: sample 0: expected integers"):
+        compare_with_base(model, base, heard[0], silent[0], captions=np.array([1.7, 2.0]), progress=False)
 
 
 def test_the_sound_word_is_the_bases(pair):

@@ -85,6 +85,8 @@ def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt, muted: avjax.Pr
         trace(omni_model, {"a": prompt}, {"b": muted}, CLEAN, CORRUPT, progress=False)
     with pytest.raises(ValueError, match="clean_answers: expected one for each sample, got none for 0"):
         trace(omni_model, prompt, muted, {1: CLEAN}, CORRUPT, progress=False)
+    with pytest.raises(ValueError, match=r"answers of less than 0.01 probability for sample 0; open the answer"):
+        deciding_modality(omni_model, prompt, CLEAN, progress=False)
     with pytest.raises(ValueError, match="decides: expected a share"):
         deciding_modality(omni_model, prompt, CLEAN, decides=1.0, progress=False)
 
