@@ -91,12 +91,15 @@ def lens(
         loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels)
         trained = None
         if tuned:
-            _, known = _loaded(model, dtype, prompt, tuned, audio, fps, min_pixels, max_pixels)
+            known = _prompts(loaded, prompt, tuned, audio, fps, min_pixels, max_pixels)
             trained = train_tuned_lens(loaded, known, prompts, where, site, captions=caption, held_out_captions=caption)
-            _show(trained.report, ("kl_before", "kl_after"), None, as_json=False)
+            if not as_json:
+                _show(trained.report, ("kl_before", "kl_after"), None, as_json=False)
         if latent:
-            events = _each(prompts, answer, "--answer")
-            found = latent_audio_understanding(loaded, prompts, events, k=k, lens=trained)
+            if caption is not None:
+                raise ValueError("--caption: latent audio is read at the prompt's own tokens; leave it out")
+            events, reading = _each(prompts, answer, "--answer"), {"where": where, "site": site, "norm": norm}
+            found = latent_audio_understanding(loaded, prompts, events, k=k, lens=trained, **reading)
             _show(found, ("recall", "recall_swapped", "understanding"), out, as_json)
             return
         found = logit_lens(loaded, prompts, where, site, norm=norm, k=k, answers=answer, captions=caption, lens=trained)
