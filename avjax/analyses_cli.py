@@ -21,9 +21,7 @@ analyses = typer.Typer(pretty_exceptions_enable=False)
 Words = Annotated[str, typer.Option("--prompt", "-p", help="The user's words.")]
 Videos = Annotated[list[Path], typer.Option("--video", "-v", help="A video file; may be repeated.")]
 Sound = Annotated[str | None, typer.Option("--audio", help="'none' leaves the videos' sound out.")]
-Opening = Annotated[
-    str, typer.Option(help="The start of the answer, as the prompt's end: 'answer' is then its last token alone.")
-]
+Opening = Annotated[str, typer.Option(help="What the answer begins with, before what is measured; 'answer' covers it.")]
 Answer = Annotated[list[str], typer.Option(help="What comes next; once for all videos, or once for each.")]
 Other = Annotated[
     list[str] | None,
@@ -335,15 +333,13 @@ def _prompts(
 ) -> dict[str, "Prompt"]:
     """A prompt for each video, by its file's name, with the start of the answer."""
     from avjax.interventions import numbered
-    from avjax.metrics import tokenized
 
     names = numbered([path.name for path in videos])
-    start = tokenized(model, opening) if opening.strip() else ()
-    made = {
-        name: prompt_of(model, words, path, audio, None, None, fps, min_pixels, max_pixels, corrupt=corrupt)
+    said = {"corrupt": corrupt, "opening": opening.strip()}
+    return {
+        name: prompt_of(model, words, path, audio, None, None, fps, min_pixels, max_pixels, **said)
         for name, path in zip(names, videos, strict=True)
     }
-    return {name: one.continued(start) if start else one for name, one in made.items()}
 
 
 def _metrics(prompts: Mapping[str, Any], answer: list[str], other: list[str] | None) -> tuple[dict[str, Any], str]:

@@ -110,7 +110,7 @@ def answer_tokens(model: Model, answer: Answer) -> tuple[int, ...]:
         if not answer.strip():
             raise ValueError(f"answer {answer!r}: expected a word, got nothing")
         forms = (answer.strip(), f" {answer.strip()}")
-        tokens = [tokenized(model, form)[0] for form in forms]
+        tokens = [model.encode_text(form)[0] for form in forms]
         return tuple(dict.fromkeys(tokens))
     return tuple(dict.fromkeys(in_vocabulary(model, answer, "answer")))
 
@@ -125,18 +125,6 @@ def in_vocabulary(model: Model, ids: Sequence[int] | np.ndarray | int | np.integ
     if not found or any(not 0 <= i < vocab for i in found):
         raise ValueError(f"{what}: expected token ids within 0:{vocab}, got {ids!r}")
     return found
-
-
-def tokenized(model: Model, text: str) -> tuple[int, ...]:
-    """Token ids of a text, without control tokens.
-
-    Raises:
-      ValueError: there are none.
-    """
-    ids = tuple(model.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
-    if not ids:
-        raise ValueError(f"text {text!r}: expected at least one token, got none")
-    return ids
 
 
 def _ids(tokens: Sequence[int]) -> jax.Array:
@@ -284,7 +272,7 @@ class LogLikelihood(Metric):
 
     def continuation(self, model: Model) -> tuple[int, ...]:
         if isinstance(self.text, str):
-            return tokenized(model, self.text)
+            return model.encode_text(self.text)
         return in_vocabulary(model, self.text, "text")
 
     def computed(self) -> Metric:

@@ -78,6 +78,7 @@ class Model:
         image: StrPath | Sequence[StrPath] | None = None,
         system: str | None = None,
         corrupt: Corruption | Sequence[Corruption] = (),
+        opening: str = "",
         **media_options: Any,
     ) -> Prompt:
         """A prompt from text and files, through the checkpoint's chat template.
@@ -90,6 +91,7 @@ class Model:
           system: the system turn; None leaves it to the chat template.
           corrupt: what to do to the video's frames or to the sound before the encoders, such as `avjax.MuteAudio()`;
             several apply in order. The token layout stays that of the clean prompt.
+          opening: what the answer begins with, as `Prompt.continued`.
           **media_options: fields of `avjax.media.options.MediaOptions`, such as fps=1.0 or max_pixels=200704.
 
         Raises:
@@ -97,9 +99,10 @@ class Model:
             the next step.
         """
         options = self.processor.options.override(**media_options)
-        return self.processor.prompt(
+        prompt = self.processor.prompt(
             text, video=video, audio=audio, image=image, system=system, options=options, corrupt=corrupt
         )
+        return prompt.continued(self.encode_text(opening)) if opening else prompt
 
     def prompt_from_hf(self, batch: Mapping[str, Any]) -> Prompt:
         """A prompt from the mapping that an HF processor returns for one conversation, numpy or torch.
@@ -152,6 +155,17 @@ class Model:
             length=jnp.int32(size),
             num_groups=1 if groups is None else groups.num_groups,
         )
+
+    def encode_text(self, text: str) -> tuple[int, ...]:
+        """Token ids of a text, without control tokens.
+
+        Raises:
+          ValueError: there are none.
+        """
+        ids = tuple(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise ValueError(f"text {text!r}: expected at least one token, got none")
+        return ids
 
     def decode_text(self, tokens: Sequence[int] | np.ndarray) -> str | None:
         """Text of generated tokens, without control tokens; None when the checkpoint has no tokenizer."""

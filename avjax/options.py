@@ -59,11 +59,12 @@ def prompt_of(
     min_pixels: int | None,
     max_pixels: int | None,
     corrupt: Any = (),
+    opening: str = "",
 ) -> "Prompt":
     """A prompt from what the command line gives."""
     sound = audio_of(model, audio, video)
-    sampling = {"fps": fps, "min_pixels": min_pixels, "max_pixels": max_pixels}
-    return model.prompt(text, video=video, audio=sound, image=image, system=system, corrupt=corrupt, **sampling)
+    options = {"fps": fps, "min_pixels": min_pixels, "max_pixels": max_pixels, "corrupt": corrupt, "opening": opening}
+    return model.prompt(text, video=video, audio=sound, image=image, system=system, **options)
 
 
 def audio_of(model: "Model | Any", audio: str | None, video: Path | None) -> str | None:

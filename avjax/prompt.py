@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from avjax.config import ModelConfig
-from avjax.tokens import MODALITIES
+from avjax.tokens import KINDS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class Prompt:
     Attributes:
       token_ids: int32 [T].
       positions: int32 [3, T]; rotary positions t, h, w.
-      kinds: int8 [T]; an index into `avjax.tokens.MODALITIES`.
+      kinds: int8 [T]; an index into `avjax.tokens.KINDS`.
       roles: str [T]; the speaker of the turn a token stands in.
       special: bool [T]; tokens that nobody said: control tokens, and the line that opens a turn.
       seconds: float32 [T]; where in its clip an audio or video token begins, NaN elsewhere.
@@ -76,15 +76,18 @@ class Prompt:
         return state.digest()
 
     def counts(self) -> dict[str, int]:
-        """Tokens of each modality that the prompt has."""
-        return {name: n for i, name in enumerate(MODALITIES) if (n := int(np.sum(self.kinds == i)))}
+        """Tokens of each kind that the prompt has: of a modality, or generated."""
+        return {name: n for i, name in enumerate(KINDS) if (n := int(np.sum(self.kinds == i)))}
 
     def next_position(self) -> int:
         """The rotary position of the first generated token, on all three axes."""
         return int(self.positions.max()) + 1
 
     def continued(self, tokens: Sequence[int] | np.ndarray) -> "Prompt":
-        """The prompt with the start of its answer, so that edits and captures reach those tokens as prompt positions.
+        """The prompt with the opening of its answer, so that captures and metrics reach what the model says after it.
+
+        The opening's tokens are generated ones to a selector: `generated` and `answer` name them, `text` does not, and
+        `last` is the last of them, from which the next token is predicted.
 
         Args:
           tokens: ids that the assistant says; their embeddings are the model's own.
@@ -100,7 +103,7 @@ class Prompt:
         after = self.next_position() + np.arange(count, dtype=self.positions.dtype)
         added = {
             "token_ids": np.asarray(tokens, self.token_ids.dtype),
-            "kinds": np.full(count, MODALITIES.index("text"), self.kinds.dtype),
+            "kinds": np.full(count, KINDS.index("generated"), self.kinds.dtype),
             "roles": np.full(count, "assistant"),
             "special": np.zeros(count, bool),
             "seconds": np.full(count, np.nan, self.seconds.dtype),
@@ -111,7 +114,7 @@ class Prompt:
         return dataclasses.replace(self, positions=positions, **joined)
 
     def spans(self) -> list["Span"]:
-        """Runs of tokens of one modality and turn, in order."""
+        """Runs of tokens of one kind and turn, in order."""
         keys = [*zip(self.kinds.tolist(), self.roles.tolist(), strict=True)]
         starts = [0, *(i for i in range(1, len(keys)) if keys[i] != keys[i - 1]), len(keys)]
         return [Span(self, start, stop) for start, stop in itertools.pairwise(starts) if stop > start]
@@ -152,7 +155,7 @@ def of_each_sample(samples: Iterable[Any], given: Any, what: str) -> dict[Any, A
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """A run of tokens `start:stop` of one modality and turn."""
+    """A run of tokens `start:stop` of one kind and turn."""
 
     prompt: Prompt
     start: int
@@ -160,7 +163,7 @@ class Span:
 
     @property
     def modality(self) -> str:
-        return MODALITIES[int(self.prompt.kinds[self.start])]
+        return KINDS[int(self.prompt.kinds[self.start])]
 
     @property
     def role(self) -> str:

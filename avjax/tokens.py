@@ -14,8 +14,9 @@ import numpy as np
 
 Selector = str | Sequence[int]
 
-MODALITIES = ("text", "audio", "video", "image")  # the values of `kinds`, in order
-NAMES = (*MODALITIES, "system", "user", "special", "generated", "last", "answer", "all")
+MODALITIES = ("text", "audio", "video", "image")
+KINDS = (*MODALITIES, "generated")  # the values of `kinds`, in order; generated: an answer's opening, in the prompt
+NAMES = (*KINDS, "system", "user", "special", "last", "answer", "all")
 ALIASES = {"query_text": "text"}
 
 
@@ -52,7 +53,7 @@ class Layout(Protocol):
     """What a selector reads of a prompt; each array has one entry per position."""
 
     @property
-    def kinds(self) -> np.ndarray: ...  # int8, an index into MODALITIES
+    def kinds(self) -> np.ndarray: ...  # int8, an index into KINDS
     @property
     def roles(self) -> np.ndarray: ...  # str: the speaker of the turn
     @property
@@ -225,12 +226,11 @@ class _Parser:
                 mask[:-1] = text & (layout.roles == name) & ~layout.special
             case "special":
                 mask[:-1] = text & layout.special
-            case "generated":
-                mask[-1] = True
+            case "generated" | "answer":
+                mask[:-1], mask[-1] = layout.kinds == KINDS.index("generated"), True
+                mask[max(0, int(np.argmax(mask)) - (name == "answer"))] = True
             case "last":
                 mask[-2] = True
-            case "answer":
-                mask[-2:] = True
             case "all":
                 mask[:] = True
             case _:

@@ -18,6 +18,7 @@ from avjax.models.audio import AudioTower, chunk_lengths, num_positions
 from avjax.models.sites import Site
 from avjax.models.vision import window_layout
 from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
+from avjax.tokens import KINDS
 from converters.source import open_source
 
 TOWER_TOLERANCE = 1e-5
@@ -240,9 +241,8 @@ def hf_batch(prompt: Prompt, model: Model) -> dict[str, Any]:
             batch[grid] = torch.tensor([c.grid for c in clips])
     seconds = torch.tensor([c.seconds_per_grid for c in prompt.videos])
     if model.config.family == "qwen2_5_vl":
-        kinds = {"text": 0, "image": 1, "video": 2}
-        names = np.array(["text", "audio", "video", "image"])[prompt.kinds]
-        batch["mm_token_type_ids"] = torch.tensor([[kinds[n] for n in names]])
+        types = {"text": 0, "generated": 0, "image": 1, "video": 2}
+        batch["mm_token_type_ids"] = torch.tensor([[types[KINDS[kind]] for kind in prompt.kinds]])
         return {**batch, "second_per_grid_ts": seconds} if prompt.videos else batch
     if prompt.videos:
         batch["video_second_per_grid"] = seconds

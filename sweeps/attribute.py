@@ -10,10 +10,8 @@ import argparse
 from pathlib import Path
 
 import avjax
-from avjax import metrics
 from avjax.analysis import attribute
-from avjax.organism import evidence, world
-from avjax.organism.conflict import sound_token
+from avjax.organism.conflict import conflict
 
 
 def main() -> None:
@@ -23,12 +21,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="netCDF file for the dataset")
     options = parser.parse_args()
     model = avjax.load("tiny-av")
-    drawn = [world.clip("test", i, "counterfactual") for i in range(options.clips)]
-    prompts, wanted = {}, {}
-    for i, (clip, prompt) in enumerate(evidence.prompts_of(model, drawn)):
-        true, suggested = (sound_token(model, kind) for kind in (clip.heard, clip.seen))
-        prompts[i], wanted[i] = prompt, metrics.LogitDiff(true, suggested)
-    found = attribute(model, prompts, wanted, sites=(), opening=evidence.OPENING, top=options.top)
+    drawn = conflict(model, options.clips)
+    found = attribute(model, drawn.prompts, drawn.metrics, sites=(), top=options.top)
     per_layer = found["edge_estimate"].mean("sample").sum("head").isel(query=0)
     for key in ("video", "audio"):
         parts = [float(per_layer.sel(key=key, layer=layers).sum()) for layers in (slice(0, 3), slice(4, 7))]

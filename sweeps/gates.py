@@ -10,10 +10,9 @@ import argparse
 from pathlib import Path
 
 import avjax
-from avjax import metrics
 from avjax.analysis import learn_gates
-from avjax.organism import evidence, world
-from avjax.organism.conflict import sound_token
+from avjax.organism import evidence
+from avjax.organism.conflict import conflict
 
 
 def main() -> None:
@@ -23,21 +22,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--out", type=Path, help="netCDF file for the dataset")
     options, model = parser.parse_args(), avjax.load("tiny-av")
-    prompts: dict[world.Split, dict[str, avjax.Prompt]] = {"train": {}, "test": {}}
-    wanted, clips = {}, {}
-    for split, named in prompts.items():
-        drawn = [world.clip(split, i, "counterfactual") for i in range(options.clips)]
-        for i, (clip, prompt) in enumerate(evidence.prompts_of(model, drawn)):
-            true, suggested = (sound_token(model, kind) for kind in (clip.heard, clip.seen))
-            named[f"{split} {i}"], wanted[f"{split} {i}"] = prompt, metrics.LogitDiff(true, suggested)
-            clips[f"{split} {i}"] = clip
+    test = conflict(model, options.clips)
+    train = conflict(model, options.clips, "train", first=options.clips)  # samples are named by number: none may recur
     found = learn_gates(
-        model, prompts["train"], wanted, held_out=prompts["test"], opening=evidence.OPENING,
+        model, train.prompts, train.metrics | test.metrics, held_out=test.prompts,
         strength=options.strength, steps=options.steps,
     )  # fmt: skip
     print(f"cut {int(found['cut'].sum())} of {found['cut'].size}: {found.attrs['edits']}")
     variants = {str(s): [r] * bool(r) for s, r in zip(found["set"].values[:6], found["edits"].values, strict=False)}
-    said = [(clips[n], evidence.caption(model, p, variants)) for n, p in prompts["test"].items()]
+    said = [(test.clips[n], evidence.caption(model, p, variants)) for n, p in test.prompts.items()]
     for name in variants:
         scores = [evidence.score(captions[name].text or "", clip) for clip, captions in said]
         rates = {w: sum(getattr(s, w) for s in scores) / len(scores) for w in ("sound", "suggested", "picture")}

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import avjax
 from avjax import analysis
 from avjax.cli import app
-from avjax.metrics import LogitDiff, tokenized
+from avjax.metrics import LogitDiff
 from avjax.organism import world
 from avjax.organism.world import KINDS, PROMPT
 
@@ -41,7 +41,7 @@ def prompts(model, clips) -> dict[str, avjax.Prompt]:
 
 @pytest.fixture(scope="module")
 def opened(model, prompts) -> dict[str, avjax.Prompt]:
-    return {name: prompt.continued(tokenized(model, OPENING)) for name, prompt in prompts.items()}
+    return {name: prompt.continued(model.encode_text(OPENING)) for name, prompt in prompts.items()}
 
 
 def words(clips: dict[str, tuple[Path, world.Clip]]) -> tuple[dict[str, str], dict[str, str]]:
@@ -130,7 +130,7 @@ def test_trace(tmp_path, model, clips, opened, kind: str):
         "swap:": avjax.SwapAudio(str(other)),
         "swap-video:": avjax.SwapVideo(str(other)),
     }[kind]
-    opening = tokenized(model, OPENING)
+    opening = model.encode_text(OPENING)
     broken = {
         name: model.prompt(PROMPT, video=path, audio="from_video", corrupt=corrupt).continued(opening)
         for name, (path, _) in one.items()

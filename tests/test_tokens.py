@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avjax.tokens import MODALITIES, NAMES, partition, select
+from avjax.tokens import KINDS, MODALITIES, NAMES, partition, select
 
 
 @dataclasses.dataclass
@@ -114,6 +114,23 @@ EXPECTED = {
 def positions(mask: np.ndarray) -> list[int]:
     assert mask.dtype == bool and mask.shape == (T + 1,)
     return np.flatnonzero(mask).tolist()
+
+
+@pytest.mark.parametrize("opened", [1, 2])
+def test_an_opening_is_part_of_the_answer(opened: int):
+    kinds = LAYOUT.kinds.copy()
+    kinds[T - opened :] = KINDS.index("generated")
+    layout = dataclasses.replace(LAYOUT, kinds=kinds)
+
+    def named(selector: str) -> list[int]:
+        return np.flatnonzero(select(layout, selector)).tolist()
+
+    assert named("generated") == [*range(T - opened, T), GENERATED]
+    assert named("answer") == [*range(T - opened - 1, T), GENERATED]
+    assert named("last") == [T - 1], "the position that the next token is predicted from"
+    assert named("text") == [p for p in TEXT if p < T - opened]
+    assert named("special") == [p for p in EXPECTED["special"] if p < T - opened]
+    assert named("all") == [*range(T), GENERATED]
 
 
 @pytest.mark.parametrize("selector", EXPECTED)

@@ -15,7 +15,7 @@ import xarray as xr
 from jax.scipy.stats import rankdata
 
 from avjax.analysis.gradients import Rows, Target, objective, prepared
-from avjax.analysis.objective import Case, Metrics, Opening, arithmetic, cases, exact, of_one_kind, refuse_missing
+from avjax.analysis.objective import Case, Metrics, arithmetic, cases, exact, of_one_kind, refuse_missing
 from avjax.config import DecoderConfig
 from avjax.interventions import Edit, Knockout, Scale
 from avjax.metrics import Metric
@@ -63,7 +63,6 @@ def attribute(
     keys: Sequence[Selector] | Selector | None = None,
     sites: Sequence[str] | str = SITES,
     groups: Sequence[Selector] | Selector | None = None,
-    opening: Opening = None,
     top: int = 20,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -84,8 +83,6 @@ def attribute(
       queries, keys: selectors whose edges are screened; keys are by default the modalities that every prompt has.
       sites: whose activations are scaled, among z, value, attn_out, mlp_out, resid_pre, resid_mid and resid_post.
       groups: selectors of the scaled tokens; by default the modalities that every prompt has.
-      opening: what the answer begins with before the metric is read, as text or tokens, one for all or by sample. Its
-        tokens are generated ones, so `answer` covers the last prompt position and the opening.
       top: candidates of each kind that are verified; 0 verifies none.
       progress: show a bar when it takes long.
 
@@ -100,7 +97,7 @@ def attribute(
 
     Source: Nanda 2023 (attribution patching); Syed et al. 2023 (edge attribution patching).
     """
-    plan = _planned(model, prompts, metric, (queries, keys, groups), sites, opening)
+    plan = _planned(model, prompts, metric, (queries, keys, groups), sites)
     if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 0:
         raise ValueError(f"top: expected a whole number of candidates, at least 0, got {top!r}")
     name, unit = of_one_kind(plan.cases)
@@ -116,10 +113,8 @@ def attribute(
     return data.assign_attrs(provenance(model, metric=name, estimate="minus the slope at the clean run"))
 
 
-def _planned(
-    model: Model, prompts: Any, metric: Metrics, selectors: Sequence[Any], sites: Any, opening: Opening
-) -> _Plan:
-    found = cases(model, prompts, metric, opening)
+def _planned(model: Model, prompts: Any, metric: Metrics, selectors: Sequence[Any], sites: Any) -> _Plan:
+    found = cases(model, prompts, metric)
     present = [m for m in MODALITIES if all(case.select(m).any() for case in found.values())]
     queries, keys, groups = (tuple(present) if s is None else _several(s) for s in selectors)
     names = [sites] if isinstance(sites, str) else list(sites)
@@ -259,9 +254,10 @@ def _verified(model: Model, plan: _Plan, data: xr.Dataset, top: int, bar: Progre
     effects = np.zeros_like(estimates)
     kinds = list(dict.fromkeys(kind for kind, _ in chosen))
     of_kind = [np.array([kind == one for kind, _ in chosen]) for one in kinds]
+    edits = [_edit(plan, *one) for one in chosen]
     for column, case in enumerate(plan.cases.values()):
         for rows in of_kind:  # apart: a sweep has arrays for every site that it edits anywhere
-            values, clean = exact(model, case, [[_edit(plan, *chosen[row], case)] for row in np.flatnonzero(rows)])
+            values, clean = exact(model, case, [[edits[row]] for row in np.flatnonzero(rows)])
             effects[rows, column] = values - clean
         bar.advance(1)
     ranks = [_rank_correlation(estimates[rows].mean(1), effects[rows].mean(1)) for rows in of_kind]
@@ -275,7 +271,7 @@ def _verified(model: Model, plan: _Plan, data: xr.Dataset, top: int, bar: Progre
         exact=(("candidate", "sample"), effects, attrs[1]),
         rank_correlation=("kind", ranks, {"units": "1", "long_name": spearman, "averages": 0}),
     ).assign_coords(
-        candidate=[str(_edit(plan, kind, at, None)) for kind, at in chosen],
+        candidate=list(map(str, edits)),
         candidate_kind=("candidate", [kind for kind, _ in chosen]),
         kind=kinds,
     )
@@ -294,17 +290,13 @@ def _strongest(data: xr.Dataset, kind: str, top: int) -> list[dict[str, int]]:
     return [dict(zip(map(str, mean.dims), place.tolist(), strict=True)) for place in places]
 
 
-def _edit(plan: _Plan, kind: str, at: Mapping[str, int], case: Case | None) -> Edit:
-    """A candidate's edit: on one sample's prompt, or in the user's own words."""
-
-    def said(selector: Selector) -> Selector:
-        return selector if case is None else case.selector(selector)
-
+def _edit(plan: _Plan, kind: str, at: Mapping[str, int]) -> Edit:
+    """A candidate's edit."""
     layers, heads = [at["layer"]], [at[dim] for dim in ("head", "kv_head") if dim in at] or None
     if kind == EDGE:
         query, key = plan.queries[at["query"]], plan.keys[at["key"]]
-        return Knockout(query=said(query), key=said(key), layers=layers, heads=heads)
-    return Scale(said(plan.groups[at["group"]]), 0.0, site=kind, layers=layers, heads=heads)
+        return Knockout(query=query, key=key, layers=layers, heads=heads)
+    return Scale(plan.groups[at["group"]], 0.0, site=kind, layers=layers, heads=heads)
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -8,7 +8,7 @@ import numpy as np
 
 from avjax.engine.session import with_fed
 from avjax.generation import generate_variants
-from avjax.metrics import in_vocabulary, tokenized
+from avjax.metrics import in_vocabulary
 from avjax.model import Model
 from avjax.prompt import Prompt, of_each_sample
 from avjax.tokens import Selector, select
@@ -62,7 +62,7 @@ def captioned(
         elif isinstance(given, str):
             if not given.strip():
                 raise ValueError(f"captions: the caption of sample {name!r} is empty; give it words, or leave it out")
-            tokens = np.asarray(tokenized(model, given), np.int32)
+            tokens = np.asarray(model.encode_text(given), np.int32)
         else:
             tokens = np.asarray(in_vocabulary(model, given, f"captions: sample {name!r}"), np.int32)
         if not len(tokens):

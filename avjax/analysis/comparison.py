@@ -20,6 +20,7 @@ from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
+from avjax.tokens import KINDS
 
 CAVEAT = (
     "Qwen2.5-Omni's language model starts from Qwen2.5 and its vision encoder from Qwen2.5-VL, so Qwen2.5-VL is a "
@@ -105,7 +106,8 @@ def check_base(model: Model, base: Model) -> None:
 
 def _check_words(name: Any, prompt: Prompt, other: Prompt) -> None:
     """The same words before and after the media."""
-    said = [p.token_ids[(p.kinds == 0) & ~p.special] for p in (prompt, other)]
+    words = [KINDS.index(kind) for kind in ("text", "generated")]
+    said = [p.token_ids[np.isin(p.kinds, words) & ~p.special] for p in (prompt, other)]
     if not np.array_equal(said[0], said[1]):
         raise ValueError(
             f"compare: the prompts of sample {name!r} say different words to the model and to the base; make both from "

