@@ -125,9 +125,9 @@ class Model:
         """Raises ValueError when the prompt is not one of this architecture."""
         if prompt.made_for != self.config:
             raise ValueError("prompt: it was made for another architecture; make it with this model's own methods")
-        ids, vocab = prompt.token_ids, self.config.decoder.vocab_size
-        bad = [] if prompt.embeddings is not None else sorted(set(ids[(ids < 0) | (ids >= vocab)].tolist()))
-        if bad:
+        vocab = self.config.decoder.vocab_size
+        ids = prompt.token_ids[0 if prompt.embeddings is None else len(prompt.embeddings) :]
+        if bad := sorted(set(ids[(ids < 0) | (ids >= vocab)].tolist())):
             raise ValueError(f"prompt: expected token ids within 0:{vocab}, got {bad[:5]}")
 
     def encode(self, prompt: Prompt, groups: TokenGroups | None = None) -> Inputs:
@@ -144,6 +144,8 @@ class Model:
         self.check(prompt)
         if prompt.embeddings is not None:
             embeddings = jnp.asarray(prompt.embeddings, self.dtype)
+            if len(opening := prompt.token_ids[len(embeddings) :]):
+                embeddings = jnp.concatenate([embeddings, _embed(self.network, jnp.asarray(opening))])
         else:
             embeddings = _merge(self, prompt)
         size = len(prompt)

@@ -46,7 +46,7 @@ class Prompt:
       seconds: float32 [T]; where in its clip an audio or video token begins, NaN elsewhere.
       frames: int32 [T]; the temporal grid step of a video token, -1 elsewhere.
       audio, images, videos: media features, in order of appearance.
-      embeddings: float [T, D] when the prompt was built from them, else None.
+      embeddings: float [T, D] when the prompt was built from them, without rows for an opening; else None.
       made_for: the architecture that the token ids, features and positions are of.
     """
 
@@ -91,14 +91,9 @@ class Prompt:
 
         Args:
           tokens: ids that the assistant says; their embeddings are the model's own.
-
-        Raises:
-          ValueError: the prompt is made of embeddings, which name no tokens.
         """
         if not len(tokens):
             return self
-        if self.embeddings is not None:
-            raise ValueError("continued: expected a prompt of tokens, got one of embeddings; add the rows to those")
         count = len(tokens)
         after = self.next_position() + np.arange(count, dtype=self.positions.dtype)
         added = {

@@ -15,7 +15,7 @@ import xarray as xr
 from avjax.api import checked_compat
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
-from avjax.engine.reference import bucket, pad_inputs, prefill
+from avjax.engine.reference import bucket, pad_inputs, reduced_prefill
 from avjax.model import Model
 from avjax.models.attention import Compat
 from avjax.models.decoder import Decoder
@@ -155,16 +155,17 @@ def _read(
     decoder: Decoder, inputs: Inputs, members: jax.Array, *, most: int
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Peaks and their dimensions [L, T, P], the largest [L, D], and summed attention [2, L, T]."""
-    _, _, seen = prefill(decoder, inputs, None, capture=(Site.RESID_PRE, Site.RECEIVED))
     real = jnp.arange(inputs.embeddings.shape[0])[:, None] < inputs.length
 
-    def layer(h_TD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        h_TD = h_TD.astype(jnp.float32)
+    def reduce(seen: dict[Site, jax.Array], _: None) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+        h_TD = seen[Site.RESID_PRE].astype(jnp.float32)
         size = jnp.abs(h_TD) * jax.lax.rsqrt(jnp.mean(h_TD**2, axis=-1, keepdims=True) + decoder.cfg.norm_eps)
-        return *top_k(size, most), jnp.max(jnp.where(real, size, 0.0), axis=0)
+        paid = dot("nmt,qm->qt", seen[Site.RECEIVED], members) / decoder.cfg.num_heads
+        return *top_k(size, most), jnp.max(jnp.where(real, size, 0.0), axis=0), paid
 
-    peaks, dims, largest = jax.lax.map(layer, seen[Site.RESID_PRE])
-    return peaks, dims, largest, dot("lnmt,qm->qlt", seen[Site.RECEIVED], members) / decoder.cfg.num_heads
+    sites = (Site.RESID_PRE, Site.RECEIVED)
+    peaks, dims, largest, paid = reduced_prefill(decoder, inputs, None, capture=sites, reduce=reduce)[1]
+    return peaks, dims, largest, paid.swapaxes(0, 1)
 
 
 def _outliers(seen: Sequence[Seen], threshold: float) -> tuple[int, ...]:

@@ -2,17 +2,22 @@
 
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import avjax
-from avjax.analysis import find_sinks, select_sinks
+from avjax.analysis import find_sinks, select_sinks, sinks
 from avjax.analysis.sinks import default_threshold, dominance
+from avjax.config import read_config
 from avjax.metrics import LogProb
 from avjax.organism import evidence, world
+from avjax.parameters import abstract_network
+from avjax.prompt import Inputs
 from avjax.serialization import from_json, to_json
 from avjax.tokens import MODALITIES, BySample, select
 from tests.analysis.torch_readings import Readings, media, readings
+from tests.hub_configs import HUB_OMNI
 from tests.tiny_hf import TinyCheckpoint, write_checkpoint
 
 L, D = 8, 64
@@ -264,3 +269,20 @@ def test_a_dataset_survives_a_file(found, tmp_path: Path):
     found.to_netcdf(tmp_path / "sinks.nc")
     back = xr.load_dataset(tmp_path / "sinks.nc")
     assert select_sinks(back, "video", "cross") == select_sinks(found, "video", "cross")
+
+
+def test_no_residual_of_all_layers_is_kept():
+    """Of a full-size model: the program's results and temporaries, by XLA's own account."""
+    config, size = read_config(HUB_OMNI), 3264
+    shapes = {"embeddings": (size, config.decoder.embed_dim), "positions": (3, size), "groups": (size,)}
+    arrays = {name: jax.ShapeDtypeStruct(s, np.int32) for name, s in shapes.items()}
+    arrays["embeddings"] = jax.ShapeDtypeStruct(shapes["embeddings"], np.float32)
+    scalar = jax.ShapeDtypeStruct((), np.int32)
+    inputs = Inputs(**arrays, generated_group=scalar, length=scalar, num_groups=3)
+    members = jax.ShapeDtypeStruct((2, 3), np.float32)
+    decoder = abstract_network(config, "float32").decoder
+    analysis = sinks._read.lower(decoder, inputs, members, most=6).compile().memory_analysis()
+    # A CPU copies one layer's parameters as it walks them, in any forward pass.
+    layer = sum(leaf.size for leaf in jax.tree.leaves(decoder.layers)) / config.decoder.num_layers
+    residuals = config.decoder.num_layers * size * config.decoder.embed_dim
+    assert analysis.output_size_in_bytes + analysis.temp_size_in_bytes < 4 * (layer + residuals / 3)

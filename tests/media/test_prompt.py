@@ -136,3 +136,17 @@ def test_an_opening_by_its_words(omni_model, clip):
     assert opened.continued(tokens).counts()["generated"] == 2 * len(tokens)
     with pytest.raises(ValueError, match="text '': expected at least one token, got none"):
         omni_model.encode_text("")
+
+
+def test_an_opening_after_embeddings(omni_model, clip):
+    """Its tokens are embedded by the model, so that prompts of embeddings have captions too."""
+    asked = omni_model.prompt("What is this?", video=clip, audio="from_video")
+    types = [MODALITIES[kind] for kind in asked.kinds]
+    same = omni_model.prompt_from_embeddings(omni_model.encode(asked).embeddings, asked.positions, types)
+    tokens = omni_model.encode_text("I hear a")
+    for rule in ([], ["answer->video"], ["generated->all"]):
+        found, expected = (avjax.run(omni_model, p.continued(tokens), *rule).logits for p in (same, asked))
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert same.continued(tokens).fingerprint != same.continued(tokens[:1]).fingerprint
+    with pytest.raises(ValueError, match=r"expected token ids within 0:\d+, got \[-1\]"):
+        avjax.run(omni_model, same.continued([-1]))
