@@ -335,7 +335,7 @@ def _prompts(
     from avjax.interventions import numbered
 
     names = numbered([path.name for path in videos])
-    said = {"corrupt": corrupt, "opening": opening.strip()}
+    said = {"corrupt": corrupt, "opening": opening}
     return {
         name: prompt_of(model, words, path, audio, None, None, fps, min_pixels, max_pixels, **said)
         for name, path in zip(names, videos, strict=True)

@@ -1,7 +1,7 @@
 """`run` and `forward`: one prompt under edits, in one full pass."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +78,7 @@ def run(
     Raises:
       ValueError: an edit, site or selector does not fit the model or the prompt.
     """
-    checked_compat(compat)
+    compat = checked_compat(compat, [prompt])
     model.check(prompt)
     sites = _sites(capture, model.config.decoder.num_layers)
     masks = {str(g): select(prompt, g) for g in groups}
@@ -100,7 +100,7 @@ def run(
     padded = np.resize(positions, 1 << (len(positions) - 1).bit_length())
     wanted = tuple(dict.fromkeys(site for site, _ in sites.values()))
     logits, seen = logits_at(
-        model.network.decoder, inputs, intervention, jnp.asarray(padded), capture=wanted, compat=checked_compat(compat)
+        model.network.decoder, inputs, intervention, jnp.asarray(padded), capture=wanted, compat=compat
     )
     seen = {site: _unpadded(site, values, len(prompt)) for site, values in seen.items()}
     return Run(
@@ -163,7 +163,13 @@ def _sites(capture: Sequence[str], num_layers: int) -> Mapping[str, tuple[Site, 
     return sites
 
 
-def checked_compat(compat: str | None) -> Compat | None:
+def checked_compat(compat: str | None, prompts: Iterable[Prompt] = ()) -> Compat | None:
+    """The setting, checked: in an opened prompt, a blocked query of the answer would read what is said after it."""
     if compat not in (None, "published"):
         raise ValueError(f"compat: expected None or 'published', got {compat!r}")
+    if compat is not None and any("generated" in prompt.counts() for prompt in prompts):
+        raise ValueError(
+            "compat='published' with an opened answer: a blocked query would read the opening's later tokens; leave "
+            "the opening out, or compat"
+        )
     return compat  # pyright: ignore[reportReturnType]

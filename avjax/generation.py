@@ -105,7 +105,7 @@ def generate_variants(
         [for_sample(e) for e in edits],
         num_decoded=max_new_tokens - 1,
         allow_noop=allow_noop,
-        compat=checked_compat(compat),
+        compat=checked_compat(compat, [prompt]),
         memory_bytes=checked_memory_bytes(memory_bytes),
         num_slots=num_slots(max_new_tokens),
         kept_logits=num_slots(max_new_tokens) if keep_logits else 0,

@@ -107,7 +107,8 @@ class Model:
     def prompt_from_hf(self, batch: Mapping[str, Any]) -> Prompt:
         """A prompt from the mapping that an HF processor returns for one conversation, numpy or torch.
 
-        Padding is dropped; sound inside a video is recognised by its tokens.
+        Padding is dropped; sound inside a video is recognised by its tokens. Words that the assistant begins with there
+        are text to a selector; `Prompt.continued` makes an opening.
         """
         return self.processor.from_hf(batch)
 
@@ -159,7 +160,7 @@ class Model:
         )
 
     def encode_text(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text, without control tokens.
+        """Token ids of a text; no control tokens are added.
 
         Raises:
           ValueError: there are none.

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from avjax.config import ModelConfig
-from avjax.tokens import KINDS
+from avjax.tokens import KINDS, as_indices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,19 @@ class Prompt:
 
         Args:
           tokens: ids that the assistant says; their embeddings are the model's own.
+
+        Raises:
+          TypeError: tokens are no integers.
+          ValueError: one of them stands for media.
         """
-        if not len(tokens):
+        if isinstance(tokens, str):
+            raise TypeError(f"continued: expected token ids, got {tokens!r}; model.encode_text({tokens!r}) gives them")
+        tokens = as_indices(tokens, "continued")
+        if not tokens:
             return self
+        ids = self.made_for.tokens
+        if media := sorted({ids.audio, ids.image, ids.video} & set(tokens)):
+            raise ValueError(f"continued: expected tokens of text, got {media}, which stand for audio or pictures")
         count = len(tokens)
         after = self.next_position() + np.arange(count, dtype=self.positions.dtype)
         added = {

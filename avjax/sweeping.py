@@ -201,7 +201,7 @@ def prepare(
         cells=cells,
         passes=_passes(model, read),
         captions=captions,
-        compat=checked_compat(compat),
+        compat=checked_compat(compat, named.values()),
         allow_noop=allow_noop,
         memory_bytes=checked_memory_bytes(memory_bytes),
         clean_runs=CleanRuns(model),

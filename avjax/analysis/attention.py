@@ -68,8 +68,8 @@ def attention_mass(
     video key over 3 times what it pays an audio key in the deep half of the layers, and under twice in the other half.
 
     Args:
-      query: "generated", by default, are the caption's tokens but its last, which nothing is predicted from; "answer"
-        adds the last prompt position, which predicts the first one.
+      query: "generated", by default, are the caption's tokens but its last, which nothing is predicted from, after
+        those of an opened prompt; "answer" adds the position that predicts the first of them.
       captions: see `captioned`; None is what the unedited model says, up to `max_new_tokens`.
       edits: edits or rules under which the attention is read; a selector or source may be by sample.
       per_token: keep the queries apart, along the dimension `token`, instead of their mean.

@@ -111,7 +111,7 @@ def _check_words(name: Any, prompt: Prompt, other: Prompt) -> None:
     if not np.array_equal(said[0], said[1]):
         raise ValueError(
             f"compare: the prompts of sample {name!r} say different words to the model and to the base; make both from "
-            "one text and one system turn"
+            "one text, one system turn and one opening"
         )
 
 

@@ -106,8 +106,8 @@ def align(edit: Patch, where: np.ndarray, prompt: Prompt, origin: Prompt) -> np.
         if len(mine) != len(theirs):
             raise ValueError(
                 f"the prompts cannot be aligned: {edit.where} has {len(mine)} tokens of one modality here and "
-                f"{len(theirs)} in the source; make both prompts from clips of one length and size, or patch a "
-                "selector that has as many tokens in both"
+                f"{len(theirs)} in the source; make both prompts from clips of one length and size, with one "
+                "opening, or patch a selector that has as many tokens in both"
             )
         rows[mine] = theirs
     return rows[here]

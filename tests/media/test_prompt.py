@@ -150,3 +150,23 @@ def test_an_opening_after_embeddings(omni_model, clip):
     assert same.continued(tokens).fingerprint != same.continued(tokens[:1]).fingerprint
     with pytest.raises(ValueError, match=r"expected token ids within 0:\d+, got \[-1\]"):
         avjax.run(omni_model, same.continued([-1]))
+
+
+def test_what_cannot_open_an_answer_is_refused(omni_model, clip):
+    asked = omni_model.prompt("What is this?", video=clip)
+    assert asked.continued([]) is asked
+    for tokens in ([40.7], [True], np.array([1.0])):
+        with pytest.raises(TypeError, match="continued: expected integers"):
+            asked.continued(tokens)
+    with pytest.raises(TypeError, match=r"got 'I hear'; model.encode_text\('I hear'\) gives them"):
+        asked.continued("I hear")
+    with pytest.raises(ValueError, match="expected tokens of text"):
+        asked.continued([omni_model.config.tokens.audio])
+    opened = asked.continued([3])
+    for refused in (
+        lambda: avjax.run(omni_model, opened, "answer->all", compat="published"),
+        lambda: avjax.generate(omni_model, opened, "answer->all", compat="published"),
+        lambda: avjax.sweep(omni_model, opened, [["answer->all"]], avjax.metrics.Rank([7]), compat="published"),
+    ):
+        with pytest.raises(ValueError, match="compat='published' with an opened answer"):
+            refused()

@@ -54,7 +54,9 @@ def test_knockouts_slide_over_the_layers():
     assert rules["clean"] == [] and rules["answer->audio"] == ["answer->audio"]
 
 
-@pytest.mark.parametrize("rule", [None, "generated->video", "answer->video | audio@2:6", "generated->generated"])
+@pytest.mark.parametrize(
+    "rule", [None, "generated->video", "answer->video | audio@2:6", "generated->generated", "answer->all@1:3"]
+)
 def test_a_prompt_with_the_opening_of_its_answer_goes_on_as_generation_did(
     omni_model: avjax.Model, clip, rule: str | None
 ):
