@@ -2,6 +2,8 @@
 
 import gc
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -28,13 +30,24 @@ from tests.tiny_hf import TinyCheckpoint, write_checkpoint  # noqa: E402
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
-jax.config.update("jax_compilation_cache_dir", None)
+
+# What one worker compiled, the others need not, nor a module after `few_programs`; workers inherit the environment.
+if "AVJAX_TEST_COMPILED" not in os.environ:
+    os.environ["AVJAX_TEST_COMPILED"] = tempfile.mkdtemp(prefix="avjax-compiled-")
+COMPILED = os.environ["AVJAX_TEST_COMPILED"]
+jax.config.update("jax_compilation_cache_dir", COMPILED)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 # Compilation makes first examples slow, and the two cores are shared.
 hypothesis.settings.register_profile(
     "avjax", deadline=None, max_examples=30, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=True
 )
 hypothesis.settings.load_profile("avjax")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(COMPILED, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
