@@ -20,7 +20,7 @@ from avjax.sweeping import sweep
 Say = Callable[[str, int, int], None]  # a task, steps done, steps in all
 CLIPS = len(KINDS)  # per condition: each kind once
 PROBE_TRAIN, PROBE_TEST = 160, 48
-MODALITIES = ("audio", "video", "text")
+KEYS = {"audio": "audio", "video": "video", "text": "text | generated"}  # text: all words, the answer's own included
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,11 +133,11 @@ def _attention(av: Model, conflict: Conflict, say: Say) -> tuple[dict[str, np.nd
         for i, (prompt, found) in enumerate(zip(conflict.prompts, conflict.captions, strict=True))
     }
     say("attention by modality", 0, 1)
-    asked = [metrics.AttentionMass(name, name=name) for name in MODALITIES]
+    asked = [metrics.AttentionMass(key, name=name) for name, key in KEYS.items()]
     found = sweep(av, prompts, [[]], asked, progress=False)
     say("attention by modality", 1, 1)
-    means = {name: found[f"{name}_clean"].mean(("sample", "head")).values for name in MODALITIES}
-    per_key = {name: found[f"{name}_per_key_clean"].mean(("sample", "head")).values for name in MODALITIES}
+    means = {name: found[f"{name}_clean"].mean(("sample", "head")).values for name in KEYS}
+    per_key = {name: found[f"{name}_per_key_clean"].mean(("sample", "head")).values for name in KEYS}
     return means, per_key
 
 
