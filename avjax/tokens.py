@@ -255,7 +255,7 @@ class _Parser:
             keep[:-1] = (self.layout.frames >= max(low, 0)) & (self.layout.frames < high)
         else:
             if mask[-1]:
-                raise self.error(f"the span [{span}] counts generated tokens, of which more will come; name prompt tokens")
+                raise self.error(f"the span [{span}] counts generated tokens, more of which will come; name others")
             order = np.cumsum(mask) - 1
             keep = (order >= low) & (order < high)
         return mask & keep
