@@ -228,7 +228,8 @@ class _Parser:
                 mask[:-1] = text & layout.special
             case "generated" | "answer":
                 mask[:-1], mask[-1] = layout.kinds == KINDS.index("generated"), True
-                mask[max(0, int(np.argmax(mask)) - (name == "answer"))] = True
+                if name == "answer":  # and the position before the first of them, which predicts it
+                    mask[max(0, int(np.argmax(mask)) - 1)] = True
             case "last":
                 mask[-2] = True
             case "all":

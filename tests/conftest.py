@@ -32,7 +32,8 @@ torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 
 # What one worker compiled, the others need not, nor a module after `few_programs`; workers inherit the environment.
-if "AVJAX_TEST_COMPILED" not in os.environ:
+FIRST = "AVJAX_TEST_COMPILED" not in os.environ
+if FIRST:
     os.environ["AVJAX_TEST_COMPILED"] = tempfile.mkdtemp(prefix="avjax-compiled-")
 COMPILED = os.environ["AVJAX_TEST_COMPILED"]
 jax.config.update("jax_compilation_cache_dir", COMPILED)
@@ -46,7 +47,7 @@ hypothesis.settings.load_profile("avjax")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):
+    if FIRST:  # a directory that somebody gave stays
         shutil.rmtree(COMPILED, ignore_errors=True)
 
 

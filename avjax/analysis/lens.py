@@ -123,7 +123,8 @@ def logit_lens(
     all layers nor the logits of all positions are held.
 
     Args:
-      where: the token group. If it names generated tokens ("generated", "answer", "all"), the caption is fed.
+      where: the token group. If it names generated tokens ("generated", "answer", "all"), the caption is
+        fed; those of an opened prompt come first.
       site: "resid_pre", "resid_mid", "resid_post", "attn_out" or "mlp_out", or a TransformerLens name of one. The
         output of a sublayer is read as if it were the residual: its own norm scales it.
       layers: which ones, 0-based; None is all.

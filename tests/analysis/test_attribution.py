@@ -13,7 +13,6 @@ from avjax.analysis import attribute, attribution
 from avjax.analysis.gradients import final_rows, objective, prepared
 from avjax.analysis.objective import cases
 from avjax.models.intervention import Intervention
-from avjax.organism import evidence, world
 
 D, SIZE, STEP = 64, 40, 0.1
 TYPES = ["text"] * 8 + ["audio"] * 12 + ["video"] * 12 + ["text"] * 8
@@ -140,16 +139,16 @@ def test_no_array_of_queries_and_keys_is_kept(omni_model):
     assert memory.temp_size_in_bytes < cfg.num_heads * size * size * 4
 
 
-def test_exact_effects_are_those_of_runs(av, conflict):
+def test_exact_effects_are_those_of_runs(tiny_av, clashing):
     """On an opened answer, whose positions are written out here, against one run per candidate."""
-    _, prompts, by_sample = conflict
-    name, prompt = next(iter(prompts.items()))
-    found = attribute(av, prompt, by_sample[name], keys="video", groups="audio", sites="value", top=3)
+    name, prompt = next(iter(clashing.prompts.items()))
+    metric = clashing.metrics[name]
+    found = attribute(tiny_av, prompt, metric, keys="video", groups="audio", sites="value", top=3)
     answer = list(range(len(prompt) - 3, len(prompt)))  # the last of what is asked, and "I hear"
-    a, b = by_sample[name].a[0], by_sample[name].b[0]
+    a, b = metric.a[0], metric.b[0]
 
     def value(*edits: avjax.Knockout | avjax.Scale) -> float:
-        logits = np.asarray(avjax.run(av, prompt, *edits).logits[0])
+        logits = np.asarray(avjax.run(tiny_av, prompt, *edits).logits[0])
         return float(logits[a] - logits[b])
 
     clean = value()
@@ -173,28 +172,8 @@ def test_exact_effects_are_those_of_runs(av, conflict):
     assert np.abs(found["exact"].values - found["estimate"].values).max() > 0.01  # the two are not mixed
 
 
-@pytest.fixture(scope="module")
-def av() -> avjax.Model:
-    return avjax.load("tiny-av")
-
-
-@pytest.fixture(scope="module")
-def conflict(av):
-    """Test clips under conflict, their prompts, and the true sound's logit over the suggested one's."""
-    clips = [world.clip("test", i, "counterfactual") for i in range(len(world.KINDS))]
-    opening = av.encode_text(evidence.OPENING)
-    prompts = {str(i): prompt.continued(opening) for i, (_, prompt) in enumerate(evidence.prompts_of(av, clips))}
-
-    def word(kind: int) -> tuple[int, ...]:
-        return av.encode_text(f" {world.KINDS[kind].sound}")
-
-    by_sample = {str(i): metrics.LogitDiff(word(clip.heard), word(clip.seen)) for i, clip in enumerate(clips)}
-    return clips, prompts, by_sample
-
-
-def test_deep_edges_to_the_picture_speak_against_the_true_sound(av, conflict):
-    _, prompts, by_sample = conflict
-    found = attribute(av, prompts, by_sample, sites=(), top=16, progress=False)
+def test_deep_edges_to_the_picture_speak_against_the_true_sound(tiny_av, clashing):
+    found = attribute(tiny_av, clashing.prompts, clashing.metrics, sites=(), top=16, progress=False)
     per_layer = found["edge_estimate"].mean("sample").sum("head").isel(query=0)
     video, audio = per_layer.sel(key="video"), per_layer.sel(key="audio")
     assert video.sel(layer=slice(4, 7)).sum() > 1.5 * video.sel(layer=slice(0, 3)).sum() > 0

@@ -77,12 +77,22 @@ def test_vision_tower_with_other_config(tmp_path: Path):
 
 
 def test_cutting_a_clip_into_calls_changes_nothing(omni_model: avjax.Model, monkeypatch: pytest.MonkeyPatch):
-    """Grid steps never attend to each other, so how many share a call is only a matter of memory, and of rounding."""
+    """To rounding: calls of another size are other kernels."""
     patches = np.random.default_rng(0).normal(size=(7 * 8 * 8, 1176)).astype(np.float32)
     together = encode_vision(omni_model.network.vision, patches, (7, 8, 8), jnp.float32)
     monkeypatch.setattr(encoding, "MAX_STEPS", 1)
     alone = encode_vision(omni_model.network.vision, patches, (7, 8, 8), jnp.float32)
     np.testing.assert_allclose(alone, together, atol=1e-5, rtol=0)
+
+
+def test_grid_steps_never_attend_to_each_other(omni_model: avjax.Model):
+    """Bit for bit: one step's patches change that step's tokens alone."""
+    patches = np.random.default_rng(0).normal(size=(4, 8 * 8, 1176)).astype(np.float32)
+    before = encode_vision(omni_model.network.vision, patches.reshape(-1, 1176), (4, 8, 8), jnp.float32)
+    patches[2] *= -2
+    after = encode_vision(omni_model.network.vision, patches.reshape(-1, 1176), (4, 8, 8), jnp.float32)
+    changed = np.asarray(before != after).reshape(4, -1).any(1)
+    np.testing.assert_array_equal(changed, [False, False, True, False])
 
 
 def test_no_recompilation_inside_a_bucket(omni_model: avjax.Model):
