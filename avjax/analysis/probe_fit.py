@@ -12,7 +12,6 @@ the parameters, so that the step's length along an L-BFGS direction costs no pro
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+from avjax.report.progress import Progress
 
 MEMORY = 5  # steps that L-BFGS remembers
 RANK = 48  # directions in which features are decorrelated
@@ -158,8 +159,12 @@ def fit(
     num_classes: int,
     tolerance: float,
     max_steps: int,
+    progress: bool = False,
 ) -> Fit:
     """Trains F x J x R probes. Each stops at its own optimum, and changes no more.
+
+    On a CPU each core trains a feature set of its own: the products of one are too small for XLA to share among cores,
+    two of which were no faster than one.
 
     Args:
       features: float32 [F, C, D], finite.
@@ -181,27 +186,22 @@ def fit(
         jnp.float32(tolerance),
         jnp.int32(max_steps),
     )
-    found = _in_lanes(lambda *parts: _fit(*parts, *others, num_classes=num_classes), x_FCD, principal)
+
+    def train(i: int) -> Fit:
+        own = jax.tree.map(lambda a: a[i], (x_FCD, principal))
+        return jax.block_until_ready(_fit(*own, *others, num_classes=num_classes))
+
+    count = len(x_FCD)
+    lanes = min(_cores(), count) if jax.default_backend() == "cpu" else 1
+    sets = []
+    with Progress("training probes", count, "feature sets", enabled=progress) as bar, ThreadPoolExecutor(lanes) as pool:
+        for trained in pool.map(train, range(count)):
+            sets.append(trained)
+            bar.advance(1)
+    found: Fit = jax.tree.map(lambda *a: jnp.stack(a), *sets)
     back = np.argsort(order)
     by_strength = {n: getattr(found, n)[:, :, back] for n in ("kernel", "bias", "loss", "gradient", "steps")}
     return dataclasses.replace(found, **by_strength)
-
-
-def _in_lanes(call: Callable[..., Fit], x_FCD: jax.Array, principal: tuple[jax.Array, ...]) -> Fit:
-    """One call; on a CPU one for each core, with its share of the feature sets.
-
-    The products of one feature set are too small for XLA to share among cores: two cores were no faster than one.
-    """
-    count = len(x_FCD)
-    lanes = min(_cores(), count) if jax.default_backend() == "cpu" else 1
-    size = -(-count // lanes)
-    # Lanes are of one size, so that they are one program; the last repeats some sets.
-    starts = [min(lane * size, count - size) for lane in range(-(-count // size))]
-    parts = [jax.tree.map(lambda a, s=s: a[s : s + size], (x_FCD, principal)) for s in starts]
-    with ThreadPoolExecutor(len(parts)) as pool:
-        found = list(pool.map(lambda part: jax.block_until_ready(call(*part)), parts))
-    new = [slice(lane * size - start, None) for lane, start in enumerate(starts)]
-    return jax.tree.map(lambda *f: jnp.concatenate([a[n] for a, n in zip(f, new, strict=True)]), *found)
 
 
 def _cores() -> int:
@@ -211,7 +211,7 @@ def _cores() -> int:
 
 @functools.partial(jax.jit, static_argnames="num_classes")
 def _fit(
-    features: jax.Array,
+    x_CD: jax.Array,
     principal: tuple[jax.Array, ...],
     labels: jax.Array,
     weights: jax.Array,
@@ -221,46 +221,41 @@ def _fit(
     *,
     num_classes: int,
 ) -> Fit:
-    targets_JKC = jnp.swapaxes(jax.nn.one_hot(labels, num_classes, dtype=jnp.float32), 1, 2)
+    """Of one feature set; the result has no axis F."""
+    basis_DE, variance_E, rest = principal
+    base_CD, centre_D, spread_D = _standardised(x_CD)
+    mean_JD = _dot("jc,cd->jd", weights, base_CD)
+    # From deviations: a mean of squares less a squared mean has none of a small one's digits.
+    own_JD = jax.lax.map(lambda j: jnp.sqrt(j[0] @ (base_CD - j[1]) ** 2), (weights, mean_JD))
+    varies = (own_JD > CONSTANT * jnp.abs(mean_JD + centre_D / spread_D)) & (own_JD > NEARLY_CONSTANT)
+    data = _Data(
+        x_CD=base_CD,
+        x_DC=base_CD.T,
+        mean_JD=mean_JD,
+        rescale_JD=jnp.where(varies, 1 / jnp.where(varies, own_JD, 1), 0),
+        targets_JKC=jnp.swapaxes(jax.nn.one_hot(labels, num_classes, dtype=jnp.float32), 1, 2),
+        weights_JC=weights,
+    )
 
-    def one(given: tuple[jax.Array, tuple[jax.Array, ...]]) -> Fit:
-        x_CD, (basis_DE, variance_E, rest) = given
-        base_CD, centre_D, spread_D = _standardised(x_CD)
-        mean_JD = _dot("jc,cd->jd", weights, base_CD)
-        # From deviations: a mean of squares less a squared mean has none of a small one's digits.
-        own_JD = jax.lax.map(lambda j: jnp.sqrt(j[0] @ (base_CD - j[1]) ** 2), (weights, mean_JD))
-        varies = (own_JD > CONSTANT * jnp.abs(mean_JD + centre_D / spread_D)) & (own_JD > NEARLY_CONSTANT)
-        rescale_JD = jnp.where(varies, 1 / jnp.where(varies, own_JD, 1), 0)
-        data = _Data(
-            x_CD=base_CD,
-            x_DC=base_CD.T,
-            mean_JD=mean_JD,
-            rescale_JD=rescale_JD,
-            targets_JKC=targets_JKC,
-            weights_JC=weights,
-        )
+    def next_strength(places: tuple[_Place, _Place], l2: jax.Array) -> Any:
+        size_E, other = (jax.lax.rsqrt(CURVATURE * v + l2) for v in (variance_E, rest))
+        p = _Preconditioner(basis_DE=basis_DE, size_E=size_E, rest=other)
+        before, start = places
+        at, *found = _minimum(data, p, l2, _onward(data, l2, before, start), tolerance, max_steps)
+        return (start, at), (at.kernel, at.bias, *found)
 
-        def next_strength(places: tuple[_Place, _Place], l2: jax.Array) -> Any:
-            size_E, other = (jax.lax.rsqrt(CURVATURE * v + l2) for v in (variance_E, rest))
-            p = _Preconditioner(basis_DE=basis_DE, size_E=size_E, rest=other)
-            before, start = places
-            at, *found = _minimum(data, p, l2, _onward(data, l2, before, start), tolerance, max_steps)
-            return (start, at), (at.kernel, at.bias, *found)
-
-        zero = _Place.zero(data)
-        _, found = jax.lax.scan(next_strength, (zero, zero), strengths)
-        kernel, bias, loss, norm, steps = (jnp.swapaxes(f, 0, 1) for f in found)
-        return Fit(
-            mean=centre_D + spread_D * mean_JD,
-            scale=jnp.where(varies, spread_D * own_JD, 1),
-            kernel=jnp.where(varies[:, None, None], kernel, 0),  # what a job has not seen vary
-            bias=bias,
-            loss=loss,
-            gradient=norm,
-            steps=steps,
-        )
-
-    return jax.lax.map(one, (features, principal))
+    zero = _Place.zero(data)
+    _, found = jax.lax.scan(next_strength, (zero, zero), strengths)
+    kernel, bias, loss, norm, steps = (jnp.swapaxes(f, 0, 1) for f in found)
+    return Fit(
+        mean=centre_D + spread_D * mean_JD,
+        scale=jnp.where(varies, spread_D * own_JD, 1),
+        kernel=jnp.where(varies[:, None, None], kernel, 0),  # what a job has not seen vary
+        bias=bias,
+        loss=loss,
+        gradient=norm,
+        steps=steps,
+    )
 
 
 def _minimum(

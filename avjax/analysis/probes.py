@@ -105,6 +105,7 @@ def train_probes(
     tolerance: float = TOLERANCE,
     draws: int = 1000,
     level: float = 0.95,
+    progress: bool = True,
 ) -> Probes:
     """Probes of one label from every layer, site and pooling, over seeds and penalties, trained in one compiled call.
 
@@ -129,6 +130,7 @@ def train_probes(
       tolerance: largest entry of the loss's gradient at which a probe is trained, as scikit-learn has it; it then
         changes no more.
       draws, level: of the bootstrap intervals over groups of test clips.
+      progress: show a bar when it takes long.
 
     Returns:
       Probes, whose `results` hold for each: accuracy, balanced_accuracy, auroc (each with _low and _high), with a
@@ -160,6 +162,7 @@ def train_probes(
         num_classes=num_classes,
         tolerance=tolerance,
         max_steps=max_steps,
+        progress=progress,
     )
     found = jax.tree.map(np.asarray, found)
     if late := int(np.sum(~(found.gradient <= tolerance))):

@@ -9,8 +9,10 @@ import xarray as xr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
+from avjax.analysis import probe_fit
 from avjax.analysis.probe_splits import control_labels
 from avjax.analysis.probes import Probes, train_probes
+from avjax.report.progress import Progress
 
 LAYERS, COUNT, SIZE = 3, 240, 12
 NAMES = ("rain", "siren", "dog", "bell")
@@ -48,6 +50,21 @@ def probes(features: xr.DataArray, labels: list[str]) -> Probes:
 def split_of(probes: Probes, seed: int) -> tuple[np.ndarray, np.ndarray]:
     split = probes.results.split.sel(seed=seed).values
     return split == 0, split == 2
+
+
+def test_the_bar_counts_each_feature_set(features: xr.DataArray, labels: list[str], monkeypatch: pytest.MonkeyPatch):
+    bars, asked = [], []
+
+    class Bar(Progress):
+        def __init__(self, *about: Any, enabled: bool):
+            super().__init__(*about, enabled=enabled)
+            bars.append(self)
+            asked.append(enabled)
+
+    monkeypatch.setattr(probe_fit, "Progress", Bar)
+    train_probes(features, labels, strengths=STRENGTHS)
+    train_probes(features, labels, strengths=STRENGTHS, progress=False)
+    assert [(bar.done, bar.total) for bar in bars] == [(LAYERS, LAYERS)] * 2 and asked == [True, False]
 
 
 def sklearn_of(features: xr.DataArray, labels: list[str], train: np.ndarray, layer: int, l2: float) -> Any:
