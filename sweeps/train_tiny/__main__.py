@@ -1,8 +1,7 @@
 """Trains tiny-vl and tiny-av from seeds, measures them on test clips and writes their model cards.
 
 Command: `python -m sweeps.train_tiny [--seeds 1,0,2] [--out tiny-models]`
-Cost: about 20 minutes per seed on two cores (two seeds side by side took 34), 4 for the training clips, which take 2.8
-GB of disk, and 3 per seed to measure; a run that was stopped goes on where it was.
+Cost: TIMES
 Expected: the tables of the cards in avjax/assets/checkpoints, to the noise of training: processors round differently,
 so that weights of another machine are others; the ranges over seeds say how much that matters.
 
@@ -34,7 +33,7 @@ from sweeps.train_tiny.card import write_card
 from sweeps.train_tiny.data import Features, training_features
 from sweeps.train_tiny.stages import AUDIO, STAGES, VISION, train
 
-NUM_PICTURES, NUM_SOUNDS = 16384, 4096  # for training
+NUM_PICTURES, NUM_SOUNDS = 16384, 8192  # for training
 NUM_TEST = 128
 SAVED_AFTER = {VISION.name: "tiny-vl", AUDIO.name: "tiny-av"}
 
