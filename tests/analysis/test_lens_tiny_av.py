@@ -44,9 +44,9 @@ def first_choice(found: xr.Dataset) -> xr.DataArray:
 
 def test_audio_tokens_say_what_is_seen(model: avjax.Model, prompts, answers):
     share = first_choice(logit_lens(model, prompts, answers=answers, progress=False)).sel(layer=range(4, 8))
-    assert (share.sel(answer="seen") > 0.16).all()
+    assert (share.sel(answer="seen") > 0.1).all()
     assert (share.sel(answer="heard") < 0.05).all()
-    assert (share.sel(answer="seen") > share.sel(answer="heard") + 0.15).all()
+    assert (share.sel(answer="seen") > share.sel(answer="heard") + 0.1).all()
 
 
 def test_a_probe_reads_there_what_the_lens_does_not(model: avjax.Model, clips: list[Clip]):
