@@ -27,7 +27,7 @@ CELLS_PER_BLOCK = 512  # with each block the unedited run is computed anew
 PATIENCE_SECONDS = 0.5  # between two looks at what other processes compute
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Sample:
     """A sample of a run.
 
@@ -198,9 +198,11 @@ def execute(
                             if not keep_going:
                                 raise
                             outcome.failed[sample.name] = str(error)
+                            store.report_failure(sample.digest, {"sample": sample.name, "reason": str(error)})
                             break
                         keys, cells = run.keys(block), np.array(block.cells)
                         store.write(claim, encoded(found, layout, sample.name, cells, keys, block.clean))
+                    store.forget_failure(sample.digest)
                     outcome.computed += block.num_rows
                     count([block])
             if outcome.computed == before:  # others have the rest

@@ -45,32 +45,26 @@ class Store:
     def __init__(self, path: str | os.PathLike[str]):
         self.path = epath.Path(path)
         self.local = "://" not in os.fspath(path)
-        self.cells, self.claims = self.path / "cells", self.path / "claims"
+        self.cells, self.claims, self.failed = (self.path / name for name in ("cells", "claims", "failed"))
 
-    def open(self, identity: Mapping[str, Any], about: Mapping[str, Any]) -> None:
-        """Begins a run here, or goes on with the one that is here.
-
-        Args:
-          identity: plain values that decide every number of the run.
-          about: what is good to know of it: versions, device, dates.
+    def begin(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes `run.json` where there is none; what is there then.
 
         Raises:
-          ValueError: the directory holds another run, or something else.
+          ValueError: the directory holds something else, or a run of another version.
         """
-        identity = json.loads(json.dumps(identity))
         file = self.path / "run.json"
         if not file.exists():
             others = [p.name for p in self.path.iterdir()] if self.path.exists() else []
             if any(name != "cells" and not name.startswith(".run.json") for name in others):
                 raise ValueError(f"{self.path}: expected a run or an empty directory, got other files; choose another")
             self.cells.mkdir(parents=True, exist_ok=True)
-            self._appear(file, json.dumps({"format": FORMAT, "identity": identity, **about}, indent=2).encode())
-        found = self.read()
-        if different := differences(identity, found["identity"]):
-            raise ValueError(
-                f"{self.path}: it holds another run, which differs in {'; '.join(different)}; choose another store, or "
-                "go back to what this one was begun with"
-            )
+            self._appear(file, _json({"format": FORMAT, **about}))
+        return self.read()
+
+    def amend(self, about: Mapping[str, Any]) -> None:
+        """Replaces values of `run.json`."""
+        self._replace(self.path / "run.json", _json({**self.read(), **about}))
 
     def read(self) -> dict[str, Any]:
         """`run.json`.
@@ -118,6 +112,18 @@ class Store:
                 "checksum; --repair puts it aside and computes its cells again"
             )
         return data
+
+    def repair(self) -> list[epath.Path]:
+        """Puts parts whose bytes are not those that were written into `damaged/`; where they are now."""
+        moved = []
+        for part in self.parts().values():
+            try:
+                self.load(part)
+            except ValueError:
+                aside = self.path / "damaged"
+                aside.mkdir(parents=True, exist_ok=True)
+                moved.append(part.rename(aside / part.name))
+        return moved
 
     @contextmanager
     def claimed(self, block: str) -> Iterator[Claim | None]:
@@ -168,6 +174,25 @@ class Store:
         with suppress(OSError):  # others still work
             Path(self.claims).rmdir()
 
+    def report_failure(self, sample: str, failure: Mapping[str, Any]) -> None:
+        """Keeps why a sample could not be computed; a later failure of it replaces an earlier one.
+
+        Args:
+          sample: its digest.
+        """
+        self.failed.mkdir(parents=True, exist_ok=True)
+        self._replace(self.failed / f"{sample}.json", _json(failure))
+
+    def failures(self) -> dict[str, dict[str, Any]]:
+        """What `report_failure` kept, by the digest of the sample."""
+        if not self.failed.exists():
+            return {}
+        found = sorted(path for path in self.failed.iterdir() if path.name.endswith(".json"))
+        return {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in found}
+
+    def forget_failure(self, sample: str) -> None:
+        (self.failed / f"{sample}.json").unlink(missing_ok=True)
+
     def _done(self, block: str) -> bool:
         return any(self.cells.glob(f"{block}.*{SUFFIX}"))
 
@@ -176,13 +201,28 @@ class Store:
         if not self.local:
             path.write_bytes(data)
             return
-        partial = Path(path).with_name(f".{path.name}.{os.getpid()}")
+        partial = self._partial(path)
         try:
             partial.write_bytes(data)
             with suppress(FileExistsError):
                 os.link(partial, path)
         finally:
             partial.unlink(missing_ok=True)
+
+    def _replace(self, path: epath.Path, data: bytes) -> None:
+        if not self.local:
+            path.write_bytes(data)
+            return
+        partial = self._partial(path)
+        partial.write_bytes(data)
+        partial.replace(path)
+
+    def _partial(self, path: epath.Path) -> Path:
+        return Path(path).with_name(f".{path.name}.{os.getpid()}")
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
