@@ -75,7 +75,7 @@ class Run:
     cells: Cells
     samples: tuple[Sample, ...]
     settings: dict[str, Any]
-    block_cells: int = CELLS_PER_BLOCK
+    block_cells: int
 
     @property
     def layout(self) -> Layout:
@@ -109,7 +109,8 @@ class Run:
     def grid_digest(self) -> str:
         """Of the grid's points, how they are called, and what the edits are on each sample."""
         edits = [self._digests(sample.name) for sample in self.samples] if self._by_sample else self._of_all
-        return digest(vars(self.layout), edits)
+        points = {name: value for name, value in vars(self.layout).items() if name != "samples"}
+        return digest(points, edits)
 
     def _digests(self, sample: Any) -> list[str]:
         """Of every cell's edits."""
@@ -198,11 +199,11 @@ def execute(
                             if not keep_going:
                                 raise
                             outcome.failed[sample.name] = str(error)
-                            store.report_failure(sample.digest, {"sample": sample.name, "reason": str(error)})
+                            store.report_failure(digest(sample.name), {"sample": sample.name, "reason": str(error)})
                             break
                         keys, cells = run.keys(block), np.array(block.cells)
                         store.write(claim, encoded(found, layout, sample.name, cells, keys, block.clean))
-                    store.forget_failure(sample.digest)
+                    store.forget_failure(digest(sample.name))
                     outcome.computed += block.num_rows
                     count([block])
             if outcome.computed == before:  # others have the rest

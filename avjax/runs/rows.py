@@ -62,6 +62,8 @@ class Layout:
 
     def columns(self, indices: np.ndarray) -> dict[str, pa.Array]:
         """The coordinates of cells; those of the unedited run are null."""
+        if not self.coordinates:
+            return {}
         edited = indices >= 0
         places = np.unravel_index(np.maximum(indices, 0), self.shape)
         by_dim = dict(zip(self.coordinates, places, strict=True))

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, field_validator, model_validator
 
 from avjax import grids
+from avjax.runs.blocks import CELLS_PER_BLOCK
 from avjax.runs.spec_grid import GridOrEdits, Strict, Text, build_grid
 from avjax.runs.spec_metrics import AnyMetric
 
@@ -24,7 +25,7 @@ MEDIA = ("video", "audio", "image")
 
 
 class Clip(Strict):
-    """A sample: its files, relative to the specification, and what else is known of it."""
+    """A sample: its files, relative to the specification or the table, and what else is known of it."""
 
     name: Text | int | None = Field(None, description="By default the file's name without its ending.")
     video: Text | None = None
@@ -64,9 +65,9 @@ class Spec(Strict):
     system: str | None = Field(None, description="The system turn; by default the chat template's.")
     opening: str = Field("", description="What the answer begins with, before what is measured.")
     clips: Annotated[
-        Annotated[Annotated[Text, Field(description="A .csv, .json, .jsonl or .parquet table.")], Tag("table")]
-        | Annotated[list[Clip], Tag("list")],
-        Discriminator(lambda value: "table" if isinstance(value, str) else "list"),
+        Annotated[Annotated[Text, Field(description="A .csv, .json, .jsonl or .parquet table.")], Tag("<table>")]
+        | Annotated[list[Clip], Tag("<list>")],
+        Discriminator(lambda value: "<table>" if isinstance(value, str) else "<list>"),
     ]
     media: Media = Field(default_factory=lambda: Media.model_validate({}))
     grid: GridOrEdits
@@ -77,7 +78,7 @@ class Spec(Strict):
     compat: Literal["published"] | None = None
     allow_noop: bool = False
     memory_bytes: int | None = Field(None, ge=1, description="Beside the parameters; by default half of what is free.")
-    block_cells: int = Field(512, ge=1, description="Cells that are computed and kept together.")
+    block_cells: int = Field(CELLS_PER_BLOCK, ge=1, description="Cells that are computed and kept together.")
     store: Text | None = Field(None, description="Where cells are kept: a directory, or gs://...")
     _directory: Path = PrivateAttr(Path())
 
@@ -107,7 +108,7 @@ class Spec(Strict):
         return build_grid(given, self.directory, self.seed)
 
     def all_clips(self) -> list[Clip]:
-        """The clips, from their table where there is one.
+        """The clips, from their table where there is one, whose files are relative to it.
 
         Raises:
           ValueError: the table cannot be read, or a row is no clip.
@@ -115,7 +116,7 @@ class Spec(Strict):
         if isinstance(self.clips, list):
             return self.clips
         path = self.directory / self.clips
-        rows = [_clip_of(row) for row in _rows(path)]
+        rows = [_clip_of(row, Path(self.clips).parent) for row in _rows(path)]
         try:
             return Spec.model_validate({**self.model_dump(), "clips": rows}).clips  # pyright: ignore[reportReturnType]
         except ValidationError as error:
@@ -209,11 +210,18 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _clip_of(row: Mapping[str, Any]) -> dict[str, Any]:
+def _clip_of(row: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """A row's other columns are labels."""
     own = {key: row[key] for key in ("name", *MEDIA, "labels") if key in row}
     labels = {key: value for key, value in row.items() if key not in own}
-    return own | {"labels": {**labels, **own.get("labels", {})}}
+    files = {kind: _beside(directory, own[kind]) for kind in MEDIA if kind in own}
+    return own | files | {"labels": {**labels, **own.get("labels", {})}}
+
+
+def _beside(directory: Path, given: Any) -> Any:
+    if isinstance(given, list):
+        return [_beside(directory, one) for one in given]
+    return str(directory / given) if isinstance(given, str) and given not in ("from_video", "none") else given
 
 
 def _explained(error: ValidationError, source: str) -> str:
@@ -239,11 +247,11 @@ def _explained(error: ValidationError, source: str) -> str:
 
 def _is_tag(step: Any) -> bool:
     """Steps that pydantic adds for the branch of a union."""
-    return isinstance(step, str) and (step in _BRANCHES or "[" in step or "constrained" in step)
+    return isinstance(step, str) and (step[:1] == "<" or step in _TYPES)
 
 
-_BRANCHES = {
-    *("value", "axis", "windows", "rule", "edit", "edits", "table", "list", "str", "int", "float"),
+# Branches that are told apart by a field's value, and the types of a clip's images.
+_TYPES = {
     *("knockout", "scale_attention", "scale", "ablate", "patch", "steer"),
     *("log_prob", "prob", "rank", "logit_diff", "log_likelihood", "kl", "total_variation", "top_k"),
     *("attention_mass", "caption"),

@@ -57,12 +57,12 @@ class Windows(Strict):
 
 def _kind(value: Any) -> str:
     if isinstance(value, Values) or (isinstance(value, dict) and "axis" in value):
-        return "axis"
-    return "windows" if isinstance(value, Windows | dict) else "value"
+        return "<axis>"
+    return "<windows>" if isinstance(value, Windows | dict) else "<value>"
 
 
 def _axis_or_value(value: Any) -> str:
-    return "axis" if isinstance(value, Values | dict) else "value"
+    return "<axis>" if isinstance(value, Values | dict) else "<value>"
 
 
 _AXIS = Discriminator(_axis_or_value)
@@ -71,17 +71,17 @@ Indices = Annotated[
 ]
 Tokens = Annotated[Text | list[int], told("tokens, such as 'audio' or 'video[2s:4s]', or a list of positions")]
 Layers = Annotated[
-    Annotated[Indices, Tag("value")] | Annotated[Values, Tag("axis")] | Annotated[Windows, Tag("windows")],
+    Annotated[Indices, Tag("<value>")] | Annotated[Values, Tag("<axis>")] | Annotated[Windows, Tag("<windows>")],
     Discriminator(_kind),
 ]
-Heads = Annotated[Annotated[Indices, Tag("value")] | Annotated[Values, Tag("axis")], _AXIS]
-Selector = Annotated[Annotated[Tokens, Tag("value")] | Annotated[Values, Tag("axis")], _AXIS]
-Number = Annotated[Annotated[int | float, told("a number"), Tag("value")] | Annotated[Values, Tag("axis")], _AXIS]
-Site = Annotated[Annotated[Text, Tag("value")] | Annotated[Values, Tag("axis")], _AXIS]
+Heads = Annotated[Annotated[Indices, Tag("<value>")] | Annotated[Values, Tag("<axis>")], _AXIS]
+Selector = Annotated[Annotated[Tokens, Tag("<value>")] | Annotated[Values, Tag("<axis>")], _AXIS]
+Number = Annotated[Annotated[int | float, told("a number"), Tag("<value>")] | Annotated[Values, Tag("<axis>")], _AXIS]
+Site = Annotated[Annotated[Text, Tag("<value>")] | Annotated[Values, Tag("<axis>")], _AXIS]
 Mode = Annotated[
-    Annotated[Literal["zero", "mean", "resample", "noise"], Tag("value")] | Annotated[Values, Tag("axis")], _AXIS
+    Annotated[Literal["zero", "mean", "resample", "noise"], Tag("<value>")] | Annotated[Values, Tag("<axis>")], _AXIS
 ]
-Seed = Annotated[Annotated[int, Tag("value")] | Annotated[Values, Tag("axis")], _AXIS]
+Seed = Annotated[Annotated[int, Tag("<value>")] | Annotated[Values, Tag("<axis>")], _AXIS]
 
 
 class _Edit(Strict):
@@ -171,19 +171,19 @@ AnyEdit = Annotated[Knockout | ScaleAttention | Scale | Ablate | Patch | Steer, 
 
 
 def _edits(value: Any) -> str:
-    return "edits" if isinstance(value, list) else _rule_or_edit(value)
+    return "<edits>" if isinstance(value, list) else _rule_or_edit(value)
 
 
 def _rule_or_edit(value: Any) -> str:
-    return "rule" if isinstance(value, str) else "edit"
+    return "<rule>" if isinstance(value, str) else "<edit>"
 
 
 Rule = Annotated[str, Field(description="A rule, such as 'answer->video@18:36#h0,h3' or 'answer->audio*2'.")]
-RuleOrEdit = Annotated[Annotated[Rule, Tag("rule")] | Annotated[AnyEdit, Tag("edit")], Discriminator(_rule_or_edit)]
+RuleOrEdit = Annotated[Annotated[Rule, Tag("<rule>")] | Annotated[AnyEdit, Tag("<edit>")], Discriminator(_rule_or_edit)]
 GridOrEdits = Annotated[
-    Annotated[Rule, Tag("rule")]
-    | Annotated[AnyEdit, Tag("edit")]
-    | Annotated[list[RuleOrEdit], Field(min_length=1), Tag("edits")],
+    Annotated[Rule, Tag("<rule>")]
+    | Annotated[AnyEdit, Tag("<edit>")]
+    | Annotated[list[RuleOrEdit], Field(min_length=1), Tag("<edits>")],
     Discriminator(_edits),
 ]
 

@@ -178,13 +178,13 @@ class Store:
         """Keeps why a sample could not be computed; a later failure of it replaces an earlier one.
 
         Args:
-          sample: its digest.
+          sample: a digest of its name.
         """
         self.failed.mkdir(parents=True, exist_ok=True)
         self._replace(self.failed / f"{sample}.json", _json(failure))
 
     def failures(self) -> dict[str, dict[str, Any]]:
-        """What `report_failure` kept, by the digest of the sample."""
+        """What `report_failure` kept, by the digest of the sample's name."""
         if not self.failed.exists():
             return {}
         found = sorted(path for path in self.failed.iterdir() if path.name.endswith(".json"))

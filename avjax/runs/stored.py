@@ -16,7 +16,7 @@ from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
-from avjax.runs.blocks import Run, Sample, execute
+from avjax.runs.blocks import CELLS_PER_BLOCK, Run, Sample, execute
 from avjax.runs.identity import digest, metric_json, model_identity
 from avjax.runs.rows import Layout, dataset, decoded
 from avjax.runs.store import Store, differences
@@ -50,7 +50,7 @@ def stored_sweep(
         Sample(name=name, digest=prompt.fingerprint.hex(), prompt=lambda p=prompt: p, metrics=several)
         for name, prompt in named.items()
     )
-    run = Run(digest=digest(fixed), cells=cells, samples=samples, settings=settings)
+    run = Run(digest=digest(fixed), cells=cells, samples=samples, settings=settings, block_cells=CELLS_PER_BLOCK)
     place = Store(store)
     begin(place, model, run, fixed)
     execute(model, run, place, progress=progress)
