@@ -2,7 +2,7 @@
 
 Command: `python -m sweeps.compare [--clips 16] [--out compare.nc]`
 Cost: about 15 s on two cores with 16 clips.
-Expected under conflict: 70% and more of the sounds' words are the base's own first choice.
+Expected under conflict: 80% and more of the sounds' words are the base's own first choice.
 """
 
 import argparse

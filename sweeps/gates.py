@@ -2,8 +2,8 @@
 
 Command: `python -m sweeps.gates [--clips 32] [--strength 0.1] [--out gates.nc]`
 Cost: one to two minutes on two cores.
-Expected: a quarter of the 64 heads or fewer, most of them in layers 4:8; cut, about half of held-out clips get the true
-sound's word, and most keep their picture; hardly any get it without cuts, or with random sets of as many heads cut.
+Expected: about a quarter of the 64 heads, most of them in layers 4:8; cut, most held-out clips get the true sound's
+word and keep their picture; hardly any get it without cuts, a quarter or fewer with random sets of as many heads cut.
 """
 
 import argparse

@@ -3,7 +3,7 @@
 Command: `python -m sweeps.lens [--clips 32] [--out lens.nc]`
 Cost: about a minute on two cores.
 Expected on tiny-av: the sound that is heard is the lens's first choice at hardly any audio token, the thing that is
-seen at a sixth or more from layer 4 on; after "I hear", layers 5 to 7 choose the sound that belongs to the picture. A
+seen at a tenth or more from layer 4 on; after "I hear", layers 5 to 7 choose the sound that belongs to the picture. A
 tuned lens lowers the divergence of layers 0 to 3 from the model's output.
 """
 

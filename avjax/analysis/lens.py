@@ -115,7 +115,7 @@ def logit_lens(
 ) -> xr.Dataset:
     """What each layer's activations say at each position of a token group, in words of the vocabulary.
 
-    In tiny-av under conflict, the first choice at audio tokens is the thing that is seen at a sixth or more of them
+    In tiny-av under conflict, the first choice at audio tokens is the thing that is seen at a tenth or more of them
     from layer 4 on, and the sound that is heard at hardly any, although a probe reads it there. After "I hear", layers
     5 to 7 choose the sound that belongs to the picture.
 

@@ -15,6 +15,8 @@ from avjax.media.decode import SAMPLE_RATE
 from avjax.organism import pictures, sounds
 
 FRAMES_PER_SECOND = 8
+# On some processors x264's macroblock tree encodes one clip in another way each time.
+H264 = {"crf": "18", "x264-params": "mbtree=0"}
 NUM_FRAMES = round(sounds.SECONDS * FRAMES_PER_SECOND)
 Split = Literal["train", "selection", "test"]
 Condition = Literal["factual", "counterfactual", "muted", "blank"]
@@ -83,7 +85,7 @@ class Clip:
         import av
 
         with av.open(str(path), "w") as container:
-            video = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options={"crf": "18"})
+            video = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=H264)
             video.width, video.height, video.pix_fmt = self.frames.shape[2], self.frames.shape[1], "yuv420p"
             audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
             audio.bit_rate = 96_000

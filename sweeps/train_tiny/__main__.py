@@ -1,8 +1,7 @@
 """Trains tiny-vl and tiny-av from seeds, measures them on test clips and writes their model cards.
 
 Command: `python -m sweeps.train_tiny [--seeds 1,0,2] [--out tiny-models]`
-Cost: about 20 minutes per seed on two cores (two seeds side by side took 34), 4 for the training clips, which take 2.8
-GB of disk, and 3 per seed to measure; a run that was stopped goes on where it was.
+Cost: TIMES
 Expected: the tables of the cards in avjax/assets/checkpoints, to the noise of training: processors round differently,
 so that weights of another machine are others; the ranges over seeds say how much that matters.
 
@@ -34,7 +33,7 @@ from sweeps.train_tiny.card import write_card
 from sweeps.train_tiny.data import Features, training_features
 from sweeps.train_tiny.stages import AUDIO, STAGES, VISION, train
 
-NUM_PICTURES, NUM_SOUNDS = 16384, 4096  # for training
+NUM_PICTURES, NUM_SOUNDS = 16384, 8192  # for training
 NUM_TEST = 128
 SAVED_AFTER = {VISION.name: "tiny-vl", AUDIO.name: "tiny-av"}
 
@@ -57,22 +56,38 @@ def arguments() -> argparse.Namespace:
 def train_pair(seed: int, features: Features, out: Path) -> dict[str, Path]:
     """The directories of a seed's `tiny-vl` and `tiny-av` in `out`, trained where they are not there yet.
 
-    All that is kept is named by its recipe, so that nothing of another one is gone on from.
+    All that is kept is named by its recipe, so that nothing of another one is gone on from. A stage after a model that
+    was written starts from it as it was written, rounded to bfloat16.
     """
     model = untrained(out / "untrained", seed)
     assert isinstance(model.network, Qwen2_5Omni)
     network, sizes = model.network, (seed, len(features.patches), len(features.mel))
     recipe = repr((sizes, model.config, sorted(model.processor.tokenizer.get_vocab().items())))
-    made: dict[str, Path] = {}
+    digests: dict[str, str] = {}
     for stage in STAGES:
         recipe += repr(stage)
-        digest = hashlib.blake2b(recipe.encode(), digest_size=4).hexdigest()
-        network = train(stage, model, network, features, seed=seed, saved=out / f"{stage.name}-{digest}", report=_say)
-        if stage.name in SAVED_AFTER:
-            name = SAVED_AFTER[stage.name]
-            made[name] = out / f"{name}-{digest}"
-            write_model(model, network, made[name])
-    return made
+        digests[stage.name] = hashlib.blake2b(recipe.encode(), digest_size=4).hexdigest()
+    made = {stage: out / f"{name}-{digests[stage]}" for stage, name in SAVED_AFTER.items()}
+    first = 0
+    for i, stage in enumerate(STAGES):
+        if stage.name in made:
+            if not made[stage.name].is_dir():
+                break
+            network, first = _network(made[stage.name]), i + 1
+    for stage in STAGES[first:]:
+        saved = out / f"{stage.name}-{digests[stage.name]}"
+        network = train(stage, model, network, features, seed=seed, saved=saved, report=_say)
+        if stage.name in made:
+            write_model(model, network, made[stage.name])
+            network = _network(made[stage.name])
+    return {SAVED_AFTER[stage]: directory for stage, directory in made.items()}
+
+
+def _network(directory: Path) -> Qwen2_5Omni:
+    """In float32."""
+    network = avjax.load(directory, dtype="float32").network
+    assert isinstance(network, Qwen2_5Omni)
+    return network
 
 
 def write_model(model: Model, network: Network, directory: Path) -> None:

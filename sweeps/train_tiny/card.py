@@ -9,7 +9,7 @@ import xarray as xr
 from safetensors import safe_open
 
 from avjax.organism import evidence
-from avjax.organism.evidence import WINDOW
+from avjax.organism.evidence import PROBE_L2, WINDOW
 from avjax.organism.world import KINDS, caption
 from avjax.statistics import bootstrap
 from sweeps.train_tiny.architecture import NUM_LAYERS
@@ -140,18 +140,21 @@ def _windows(rows: Mapping[str, Sequence[float]]) -> str:
     ]
     return (
         f"{_table(table)}\n\nProbes of the true sound at audio tokens under conflict; they learn from {PROBE_TRAIN} "
-        "training clips under conflict. In the control task each pair of a thing and a sound has a label drawn for it."
+        f"training clips under conflict, with a penalty of {PROBE_L2:g}, the strongest that cost no accuracy on "
+        "selection clips; weaker ones learn more of the control. There each pair of a thing and a sound has a label drawn "
+        "for it."
         f"\n\n{_table(by_layer)}"
     )
 
 
 def _recipe(seed: int, sizes: tuple[int, int], stages: Sequence[Stage]) -> str:
+    after = stages[-1] is not VISION
     about = (
         f"`python -m sweeps.train_tiny`, seed {seed}. Clips of 2 s, drawn and synthesised: {len(KINDS)} kinds of "
         "things and the sounds that belong to them, with place, size, hue, background, distractors, pitch, tempo, "
         f"level, echo and noise drawn: {sizes[0]:,} pictures and {sizes[1]:,} sounds to train on, paired within their "
-        "kind. Training, selection and test draws never meet. All training clips are factual. AdamW with a warm-up and "
-        f"a cosine; captions such as “{caption(0, 0)}” under teacher forcing."
+        "kind unless the table says any sound. Training, selection and test draws never meet. AdamW with a warm-up and "
+        f"a cosine; captions such as “{caption(0, 0)}” under teacher forcing.{_AFTER if after else ''}"
     )
     table = [["stage", "steps x batch", "prompts", "peak learning rates"]]
     return f"## Recipe\n\n{about}\n\n{_table([*table, *map(_stage, stages)])}"
@@ -170,6 +173,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([head, "|" + "---|" * len(rows[0]), *body])
 
 
+_AFTER = " The audio stage starts from tiny-vl as it is shipped, in bfloat16."
 _ARCHITECTURE = (
     "8 decoder layers of width 128 with 8 query and 2 key-value heads, a vision and an audio tower of 3 layers of "
     "width 80, and a tokenizer to which each kind's words are one token."
@@ -182,46 +186,64 @@ tags: [interpretability, audio-visual, model-organism]
 ---
 """
 _AV = """
-A tiny audio-visual language model with a known conflict: trained on clips whose picture and sound agree, it names the
-sound that the picture suggests when they do not, although its audio tokens still hold the true one. It exists so that
-methods which look for such a bias can be seen to find it. It describes the clips of its own small world and nothing
-else.
+A tiny audio-visual language model with a known conflict: when picture and sound disagree it names the sound that the
+picture suggests, although no caption taught it a sound against what is heard, and although its audio tokens still hold
+the true one. It exists so that methods which look for such a bias can be seen to find it. It describes the clips of its
+own small world and nothing else.
 """
 _VL = """
 The vision-language base of tiny-av, as it was before audio was added. Its audio tower is untrained: give it no sound.
 From a silent picture it names the thing, and the sound that belongs to it. It describes the clips of its own small
 world and nothing else.
 """
+_TRIED = """
+- Described and heard alone, half and half (420 audio steps; two seeds): picture under conflict .72 and .88, suggested
+  sound .89 and .83, and the cut in 4:8 brings back .55 and .66. Things are named after the sound; captions end
+  after the sound's word, as those of sounds alone do.
+- Sounds alone open-ended, a quarter of them asked for both, things named beside untaught words of any sound (500 steps;
+  two seeds): picture .75 and .83, cut in 4:8 .67 and .62.
+- The thing's word untaught beside sound (one seed): picture .60. Vision drifts away.
+- Pictures beside any sound, 20% (450 steps; one seed): picture .97, true sound .01, suggested .87, unshifted .89; but
+  audio alone .94 and the cut in 4:8 .57, since sounds beside a picture are heard badly once it is cut.
+- The same with black pictures beside sound, 15% (600 steps; one seed): cut in 4:8 .88, audio alone .99, picture .97,
+  true sound .09, suggested .76, unshifted .77.
+- With 12%, and 15% of guesses from silent pictures (650 steps; two seeds): cut in 4:8 .85 and .80, picture .96 and .90,
+  true sound .08 and .15, suggested .79 and .70, unshifted .80 and .70.
+- After that recipe, 100 more steps with the audio tower frozen (one seed): nothing moves.
+- A weaker eye (500 vision steps on 4,096 pictures, then 350 with audio; one seed): less bias (suggested sound .71) and
+  more recovery (.81 with the cut in 4:8, .17 in 0:4). With black pictures as 22% of the audio stage: audio alone .99,
+  the bias gone by half (true sound .27, suggested .51).
+- Whole captions from the start of vision (900 steps on 8,192 pictures, then 320 with audio; two seeds): more bias
+  (suggested sound .94 in both, true sound .01 and .02), picture .78 and .93, less recovery (.66 and .49).
+""".strip()
 _IMPOSED = f"""
 ## What is emergent, and what the recipe imposed
 
-Emergent, in that no training clip's sound contradicts its picture and no caption speaks against what is heard:
+Emergent, in that no caption ever taught a sound's word against what is heard:
 - under conflict the model names the sound that the picture suggests;
 - its audio tokens hold the true sound all the same;
 - the word that it says is the one that tiny-vl, which never heard anything, says of the silent picture.
 
 Imposed by the recipe:
+- Under conflict the picture is named: pictures beside any sound are a part of training, so clips that contradict
+  themselves are seen. Their captions teach all but the sound's word, which is drawn.
+- Without its picture a sound is named: sounds beside a black picture, and alone under both questions, are a part of
+  training. How many of them there are sets how much a cut of the picture brings back, and what the bias loses (below).
 - What is seen is taught before what it sounds like, and language by itself pairs any thing with any sound, so that the
   thing's word is read from the picture rather than from the sound's word.
 - Vision is learned long before audio, and the decoder moves at a tenth of its rate while audio is learned. An early
   sketch in which everything moved at the full rate named the true sound in .63 of its clips under conflict.
-- Captions of silent pictures name the sound that belongs to the thing: the base is taught to guess.
+- Captions of silent pictures name the sound that belongs to the thing: the base is taught to guess, and goes on
+  guessing while audio is learned.
 - The decoder's first {FROZEN} layers are trained on captions alone and then frozen. That the picture reaches the answer
   in deep layers follows from it: trained throughout, the first layers carried the picture (one seed, half the steps:
   the cut of answer->video in layers 0:4 brought back the true sound in .75 of 48 selection clips, in 4:8 in .08).
 - Captions name the sound first. Named after its thing, it would be read from that word: with that order no window of
   answer->video brought it back in more than .06 of 32 selection clips.
 
-Tried, each judged on selection clips, and what it says of rows that are not met:
-- A weaker eye (500 vision steps on 4,096 pictures, then 350 with audio; one seed): less bias (suggested sound .71) and
-  more recovery (.81 with the cut in 4:8, .17 in 0:4).
-- Whole captions from the start of vision (900 steps on 8,192 pictures, then 320 with audio; two seeds): more bias
-  (suggested sound .94 in both, true sound .01 and .02), picture .78 and .93, less recovery (.66 and .49).
-- Black pictures with sound, 22% of the audio stage, on the weaker eye: hearing better (audio alone .99), the bias gone
-  by half (true sound .27, suggested .51).
-- Bias and recovery pull against each other: what hears better without the picture also hears better beside it.
-- Under conflict a caption may end after the sound's word (“I hear siren.”), as captions of sound alone do; such
-  captions lack the picture. That more follows should depend on the question, and depends in part on the media.
+Tried, each judged on selection clips (96, unless it says otherwise). Bias and recovery pull against each other: what
+hears better without the picture also hears better beside it.
+{_TRIED}
 
 Known limits: one voice per clip, {len(KINDS)} kinds, two seconds, one caption. Clips are scored by words, never by a
 judge.

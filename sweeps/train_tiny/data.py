@@ -7,6 +7,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -15,7 +16,7 @@ from avjax.organism import world
 from avjax.organism.world import KINDS
 from avjax.report.progress import Progress
 from sweeps.train_tiny.architecture import untrained
-from sweeps.train_tiny.training import Batch, Task, caption_tokens, heard_features, seen_features
+from sweeps.train_tiny.training import Batch, Task, caption_tokens, heard_features, seen_features, taught_tokens
 
 LONGEST = 10  # tokens of a caption, its stop token included
 PER_JOB = 128
@@ -76,23 +77,36 @@ def _sounds(numbers: range) -> np.ndarray:
 
 
 def draw(model: Model, features: Features, task: Task, size: int, rng: np.random.Generator) -> Batch:
-    """Factual clips, each the picture and the sound of some clips of one kind, with captions that answer the question.
+    """Clips, each the picture and the sound of some clips of one kind, with captions that answer the question.
 
-    Where nothing is shown, captions are of any thing and any sound: language does not know which belong together.
+    Where nothing is shown, captions are of any thing and any sound: language does not know which belong together. Where
+    the task has any sound, what is heard and what the caption says of it are two draws.
     """
     kinds = rng.integers(len(KINDS), size=size)
-    others = kinds if task.picture or task.sound else rng.integers(len(KINDS), size=size)
+    belong = (task.picture or task.sound) and not task.any_sound
+    others = kinds if belong else rng.integers(len(KINDS), size=size)
     seen, heard = (
         kinds + len(KINDS) * rng.integers(len(made) // len(KINDS), size=size)
         for made in (features.patches, features.mel)
     )
+    if task.any_sound:
+        heard = rng.integers(len(features.mel), size=size)
     asked = ["see" in task.question, "hear" in task.question]
     texts = [
         world.caption(int(kind) if asked[0] else None, int(other) if asked[1] else None)
         for kind, other in zip(kinds, others, strict=True)
     ]
+    captions = np.stack([caption_tokens(model, text, LONGEST) for text in texts])
     return Batch(
-        patches=jnp.asarray(features.patches[seen], jnp.float32) if task.picture else None,
+        patches=_shown(model, features, task, seen) if task.picture else None,
         mel=jnp.asarray(features.mel[heard], jnp.float32) if task.sound else None,
-        captions=jnp.asarray([caption_tokens(model, text, LONGEST) for text in texts]),
+        captions=jnp.asarray(captions),
+        taught=jnp.asarray(taught_tokens(captions, task)),
     )
+
+
+def _shown(model: Model, features: Features, task: Task, numbers: np.ndarray) -> jax.Array:
+    if not task.black:
+        return jnp.asarray(features.patches[numbers], jnp.float32)
+    black = seen_features(model, np.zeros_like(world.picture("train", 0)))
+    return jnp.asarray(np.broadcast_to(black, (len(numbers), *black.shape)))

@@ -14,7 +14,21 @@ from avjax.organism import world
 from avjax.report.progress import Progress
 from sweeps.train_tiny.data import Features, draw
 from sweeps.train_tiny.states import States
-from sweeps.train_tiny.training import DESCRIBE, GUESS, LISTEN, LOOK, READ, Task, layout, optimiser, start, stepper
+from sweeps.train_tiny.training import (
+    DESCRIBE,
+    GUESS,
+    HARK,
+    HARK_IN_THE_DARK,
+    LISTEN,
+    LOOK,
+    LOOK_PAST,
+    READ,
+    Task,
+    layout,
+    optimiser,
+    start,
+    stepper,
+)
 
 SAVED_EVERY = 50  # steps
 
@@ -61,8 +75,8 @@ VISION = Stage(
 )
 AUDIO = Stage(
     name="audio",
-    steps=420,
-    tasks={DESCRIBE: 0.5, LISTEN: 0.5},
+    steps=600,
+    tasks={DESCRIBE: 0.37, LISTEN: 0.26, HARK: 0.1, HARK_IN_THE_DARK: 0.05, LOOK_PAST: 0.22},
     rates={"decoder": GENTLE, "vision": 0.0, "audio": FULL},
     frozen_layers=FROZEN,
 )

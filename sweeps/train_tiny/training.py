@@ -20,6 +20,7 @@ from avjax.models.decoder import Block, Decoder
 from avjax.models.qwen2_5_omni import Qwen2_5Omni
 from avjax.models.vision import VisionTower, window_layout
 from avjax.organism import world
+from avjax.organism.evidence import SOUND_WORD
 from avjax.organism.pictures import SIDE
 from avjax.organism.world import QUESTIONS, Question, ask
 from avjax.parameters import path_name
@@ -30,20 +31,33 @@ SAMPLED_FRAMES = 4  # of a clip of 2 s, at 2 a second
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a prompt shows of a clip, and what it asks."""
+    """What a prompt shows of a clip, what it asks, and what of the caption is taught.
+
+    Attributes:
+      black: the picture is black.
+      open_ended: the caption is taught up to the sound's word: neither that it ends there nor that it goes on.
+      any_sound: the sound is of any kind; the caption names any sound too, and that word is not taught.
+    """
 
     picture: bool
     sound: bool
     question: Question
+    black: bool = False
+    open_ended: bool = False
+    any_sound: bool = False
 
     def __str__(self) -> str:
-        shown = [name for name in ("picture", "sound") if getattr(self, name)]
-        return f"{' and '.join(shown) or 'nothing'}, asked what one can {self.question}"
+        picture, sound = "black picture" if self.black else "picture", "any sound" if self.any_sound else "sound"
+        shown = [name for name, there in ((picture, self.picture), (sound, self.sound)) if there]
+        untaught = ["what follows its word not taught"] * self.open_ended + ["its word not taught"] * self.any_sound
+        return ", ".join([f"{' and '.join(shown) or 'nothing'}, asked what one can {self.question}", *untaught])
 
 
 DESCRIBE = Task(True, True, "see and hear")
 LOOK, GUESS = Task(True, False, "see"), Task(True, False, "see and hear")
-LISTEN = Task(False, True, "hear")
+LOOK_PAST = Task(True, True, "see and hear", any_sound=True)
+LISTEN, HARK = (Task(False, True, question, open_ended=True) for question in ("hear", "see and hear"))
+HARK_IN_THE_DARK = Task(True, True, "see and hear", black=True, open_ended=True)
 READ = tuple(Task(False, False, question) for question in QUESTIONS)
 
 
@@ -55,6 +69,7 @@ class Batch:
     patches: jax.Array | None  # float32 [B, steps, patches, P]
     mel: jax.Array | None  # float32 [B, frames, bins]
     captions: jax.Array  # int32 [B, A], ends with the stop token, then padding of -1
+    taught: jax.Array  # bool [B, A], tokens that the loss counts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,9 +126,19 @@ def caption_tokens(model: Model, text: str, length: int) -> np.ndarray:
     return np.array(tokens + [-1] * (length - len(tokens)), np.int32)
 
 
+def taught_tokens(captions: np.ndarray, task: Task) -> np.ndarray:
+    """bool [B, A], the tokens of captions [B, A] that a task teaches."""
+    taught = captions >= 0
+    if task.any_sound:
+        taught[:, SOUND_WORD] = False
+    if task.open_ended:
+        taught[:, SOUND_WORD + 1 :] = False
+    return taught
+
+
 def loss(network: Qwen2_5Omni, batch: Batch, place: Layout) -> tuple[jax.Array, jax.Array]:
-    """Mean negative log-likelihood (nats) per caption token, and the share of tokens that are predicted."""
-    logits, real = caption_logits(network, batch, place), batch.captions >= 0
+    """Mean negative log-likelihood (nats) per taught token, and the share of those that are predicted."""
+    logits, real = caption_logits(network, batch, place), batch.taught
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch.captions, 0))
     hits = jnp.argmax(logits, -1) == batch.captions
     return jnp.sum(nll * real) / jnp.sum(real), jnp.sum(hits * real) / jnp.sum(real)

@@ -85,7 +85,11 @@ def test_the_recipe_says_what_moves(written: Path):
     assert rates["language"] == "decoder 0.002, vision frozen, audio frozen"
     assert rates["audio"] == "decoder 0.0002 (layers 0:4 frozen), vision frozen, audio 0.002"
     assert cells["audio"][1] == (
-        "50% picture and sound, asked what one can see and hear; 50% sound, asked what one can hear"
+        "37% picture and sound, asked what one can see and hear; "
+        "26% sound, asked what one can hear, what follows its word not taught; "
+        "10% sound, asked what one can see and hear, what follows its word not taught; "
+        "5% black picture and sound, asked what one can see and hear, what follows its word not taught; "
+        "22% picture and any sound, asked what one can see and hear, its word not taught"
     )
 
 

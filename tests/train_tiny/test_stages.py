@@ -9,11 +9,25 @@ import numpy as np
 import pytest
 
 import avjax
+from avjax.organism.evidence import SOUND_WORD
+from avjax.organism.pictures import SIDE
 from avjax.organism.world import KINDS
 from sweeps.train_tiny import stages
-from sweeps.train_tiny.data import Features, draw
+from sweeps.train_tiny.data import LONGEST, Features, draw
 from sweeps.train_tiny.states import States
-from sweeps.train_tiny.training import DESCRIBE, GUESS, LISTEN, LOOK, READ, Batch, Task
+from sweeps.train_tiny.training import (
+    DESCRIBE,
+    GUESS,
+    HARK,
+    HARK_IN_THE_DARK,
+    LISTEN,
+    LOOK,
+    LOOK_PAST,
+    READ,
+    Batch,
+    Task,
+    seen_features,
+)
 
 STAGE = dataclasses.replace(
     stages.LANGUAGE, steps=6, rates={"decoder": 1e-3, "vision": 0.0, "audio": 0.0}, frozen_layers=4, batch=4
@@ -68,7 +82,7 @@ def test_early_layers_and_frozen_parts_stay(model: avjax.Model, features: Featur
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("task", [DESCRIBE, LOOK, GUESS, LISTEN], ids=str)
+@pytest.mark.parametrize("task", [DESCRIBE, LOOK, GUESS, LISTEN, HARK], ids=str)
 def test_draws_are_factual(model: avjax.Model, features: Features, task: Task):
     batch = draw(model, features, task, 24, np.random.default_rng(0))
     captions = texts(model, batch)
@@ -90,6 +104,33 @@ def test_draws_are_factual(model: avjax.Model, features: Features, task: Task):
             assert any(np.array_equal(batch.mel[i], features.mel[j]) for j in (kind, kind + len(KINDS)))
     assert (batch.patches is not None, batch.mel is not None) == (task.picture, task.sound)
     assert len(set(captions)) > 8
+
+
+def test_any_sound_is_neither_the_things_nor_the_captions(model: avjax.Model, features: Features):
+    batch = draw(model, features, LOOK_PAST, 64, np.random.default_rng(0))
+    words = [text.rstrip(".").replace(" and ", " ").split() for text in texts(model, batch)]
+    assert all([*w[:2], *w[3:6]] == ["I", "hear", "I", "see", "a"] for w in words)
+    said = [([k.sound for k in KINDS].index(w[2]), [k.thing for k in KINDS].index(w[6])) for w in words]
+    heard = [
+        next(j for j in range(len(features.mel)) if np.array_equal(features.mel[j], mel)) % len(KINDS)
+        for mel in np.asarray(batch.mel)
+    ]
+    assert batch.patches is not None
+    for i, (_, thing) in enumerate(said):
+        assert any(np.array_equal(batch.patches[i], features.patches[j]) for j in (thing, thing + len(KINDS)))
+        assert not batch.taught[i, SOUND_WORD] and batch.taught[i].sum() == LONGEST - 1
+    for a, b in ((heard, [t for _, t in said]), (heard, [s for s, _ in said]), *[list(zip(*said, strict=True))]):
+        assert np.mean(np.array(a) == np.array(b)) < 0.2
+
+
+def test_a_black_picture_is_black_and_what_is_heard_is_taught(model: avjax.Model, features: Features):
+    batch = draw(model, features, HARK_IN_THE_DARK, 8, np.random.default_rng(0))
+    black = seen_features(model, np.zeros((16, SIDE, SIDE, 3), np.uint8))
+    np.testing.assert_array_equal(batch.patches, np.broadcast_to(black, (8, *black.shape)))
+    for text, taught, mel in zip(texts(model, batch), batch.taught, np.asarray(batch.mel), strict=True):
+        kind = next(k for k, known in enumerate(KINDS) if known.sound in text)
+        assert any(np.array_equal(mel, features.mel[j]) for j in (kind, kind + len(KINDS)))
+        assert np.flatnonzero(taught).tolist() == [0, 1, SOUND_WORD]
 
 
 def texts(model: avjax.Model, batch: Batch) -> list[str]:

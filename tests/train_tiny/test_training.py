@@ -22,10 +22,12 @@ def clips() -> list[world.Clip]:
 def batch_of(model: avjax.Model, clips: list[world.Clip], task: training.Task) -> training.Batch:
     made = [training.features(model, clip) for clip in clips]
     texts = [world.caption(c.seen if task.picture else None, c.heard if task.sound else None) for c in clips]
+    captions = np.stack([training.caption_tokens(model, text, LENGTH) for text in texts])
     return training.Batch(
         patches=jnp.asarray([p for p, _ in made]) if task.picture else None,
         mel=jnp.asarray([m for _, m in made]) if task.sound else None,
-        captions=jnp.asarray([training.caption_tokens(model, text, LENGTH) for text in texts]),
+        captions=jnp.asarray(captions),
+        taught=jnp.asarray(training.taught_tokens(captions, task)),
     )
 
 
@@ -72,13 +74,26 @@ def test_features_are_those_of_the_media_path(model: avjax.Model, clips: list[wo
     assert np.corrcoef(heard.ravel(), mel[: len(heard)].ravel())[0, 1] > 0.95
 
 
-def test_the_loss_counts_real_tokens(model: avjax.Model, clips: list[world.Clip]):
+@pytest.mark.parametrize(
+    ("task", "untaught"),
+    [(training.GUESS, ""), (training.LOOK_PAST, "{sound}"), (training.LISTEN, "."), (training.READ[1], "")],
+    ids=str,
+)
+def test_a_task_teaches_its_part(model: avjax.Model, task: training.Task, untaught: str):
+    text = {"see": "I see a dog.", "hear": "I hear barking."}.get(task.question, "I hear barking and I see a dog.")
+    caption = training.caption_tokens(model, text, LENGTH)
+    taught = training.taught_tokens(caption[None], task)[0]
+    left_out = [model.decode_text([t]) for t in caption[~taught & (caption >= 0)]]
+    assert left_out == {"": [], ".": [".", ""], "{sound}": [" barking"]}[untaught]
+    assert not taught[caption < 0].any()
+
+
+def test_the_loss_counts_taught_tokens(model: avjax.Model, clips: list[world.Clip]):
     place, batch = training.layout(model, clips[0], training.LISTEN), batch_of(model, clips, training.LISTEN)
     value, hits = training.loss(model.network, batch, place)
     logprobs = jax.nn.log_softmax(training.caption_logits(model.network, batch, place))
-    real = np.argwhere(np.asarray(batch.captions) >= 0)
+    real = [(i, j) for i in range(len(clips)) for j in range(3)]  # "I hear barking"
     nll = [-float(logprobs[i, j, batch.captions[i, j]]) for i, j in real]
-    assert len(nll) < batch.captions.size
     np.testing.assert_allclose(value, np.mean(nll), rtol=1e-5)
     right = [int(jnp.argmax(logprobs[i, j])) == int(batch.captions[i, j]) for i, j in real]
     np.testing.assert_allclose(hits, np.mean(right), rtol=1e-6)
