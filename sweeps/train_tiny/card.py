@@ -141,8 +141,8 @@ def _windows(rows: Mapping[str, Sequence[float]]) -> str:
     return (
         f"{_table(table)}\n\nProbes of the true sound at audio tokens under conflict; they learn from {PROBE_TRAIN} "
         f"training clips under conflict, with a penalty of {PROBE_L2:g}, the strongest that cost no accuracy on "
-        "selection clips; weaker ones learn more of the control. There each pair of a thing and a sound has a label drawn "
-        "for it."
+        "selection clips; weaker ones learn more of the control, where each pair of a thing and a sound has a drawn "
+        "label."
         f"\n\n{_table(by_layer)}"
     )
 
