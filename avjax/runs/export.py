@@ -7,7 +7,7 @@ from avjax.runs.rows import decoded
 from avjax.runs.store import Store, differences
 from avjax.runs.stored import read
 
-TABLES, DATASETS = (".csv", ".parquet"), (".nc", ".zarr")
+ENDINGS = (".csv", ".parquet", ".nc")
 
 
 def export(store: Store, out: Path) -> str:
@@ -16,18 +16,14 @@ def export(store: Store, out: Path) -> str:
     Raises:
       ValueError: the ending is unknown, a part is damaged, or there is nothing to write.
       FileExistsError: `out` is there already.
-      ImportError: Zarr is not installed.
     """
-    if out.suffix not in (*TABLES, *DATASETS):
-        raise ValueError(f"{out}: expected {', '.join((*TABLES, *DATASETS))}, got {out.suffix or 'no ending'}")
+    if out.suffix not in ENDINGS:
+        raise ValueError(f"{out}: expected {', '.join(ENDINGS)}, got {out.suffix or 'no ending'}")
     if out.exists():
         raise FileExistsError(f"{out}: it is there already; choose another name")
-    if out.suffix in DATASETS:
+    if out.suffix == ".nc":
         found = read(store)
-        if out.suffix == ".nc":
-            found.to_netcdf(out)
-        else:
-            found.to_zarr(out)
+        found.to_netcdf(out)
         return " x ".join(f"{size:,} {dim}" for dim, size in found.sizes.items())
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -15,9 +15,9 @@ from tests.runs import worker
 NUM_KILLS, NUM_PROCESSES = 20, 4
 
 
-def started(store: Path, told: Path) -> subprocess.Popen[bytes]:
+def started(store: Path, told: Path, *most: int) -> subprocess.Popen[bytes]:
     """A worker that has begun."""
-    command = [sys.executable, "-m", "tests.runs.worker", str(store), str(told)]
+    command = [sys.executable, "-m", "tests.runs.worker", str(store), str(told), *map(str, most)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE)
     assert process.stdout is not None and process.stdout.readline()
     return process
@@ -35,16 +35,17 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_store(tmp_path: Path):
     for i in range(NUM_KILLS):
         before = set(Store(killed).parts())
         told = tmp_path / f"told-{i}"
-        process = started(killed, told)
-        while i % 5 and not told.exists():  # every fifth is killed as it begins
+        most = int(rng.integers(1, 8))
+        process = started(killed, told, most)
+        # Some are killed as they begin, some when they have computed what they may, most in between.
+        while i % 5 and (not told.exists() or (i % 5 == 1 and len(told.read_text().split()) <= most)):
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.03))
         process.kill()
         process.wait()
         assert not before & set(told.read_text().split() if told.exists() else []), "computed twice"
-        assert set(Store(killed).parts()) < blocks, "the moments must not all come after the end"
     reached = len(Store(killed).parts())
-    assert reached >= NUM_KILLS // 2, "the moments must not all come before the beginning"
+    assert 0 < reached < len(blocks)
     assert started(killed, tmp_path / "told-last").wait() == 0
     assert len((tmp_path / "told-last").read_text().split()) == len(blocks) - reached
     assert contents(killed) == contents(whole)

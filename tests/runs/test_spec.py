@@ -238,6 +238,11 @@ def test_a_clip_that_cannot_be_decoded_is_reported(given: dict[str, Any], clips:
     assert "done" not in read(store)
 
 
+def test_the_readme_s_example_is_a_specification():
+    (text,) = re.findall(r"```yaml\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+    assert Spec.of(yaml.safe_load(text)).store == "run"
+
+
 def test_the_schema_describes_what_is_accepted(given: dict[str, Any]):
     schema = Spec.model_json_schema()
     assert schema["additionalProperties"] is False
