@@ -233,8 +233,7 @@ Imposed by the recipe:
   thing's word is read from the picture rather than from the sound's word.
 - Vision is learned long before audio, and the decoder moves at a tenth of its rate while audio is learned. An early
   sketch in which everything moved at the full rate named the true sound in .63 of its clips under conflict.
-- Captions of silent pictures name the sound that belongs to the thing: the base is taught to guess, and goes on
-  guessing while audio is learned.
+- Captions of silent pictures name the sound that belongs to the thing: the base is taught to guess.
 - The decoder's first {FROZEN} layers are trained on captions alone and then frozen. That the picture reaches the answer
   in deep layers follows from it: trained throughout, the first layers carried the picture (one seed, half the steps:
   the cut of answer->video in layers 0:4 brought back the true sound in .75 of 48 selection clips, in 4:8 in .08).
