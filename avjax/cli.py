@@ -27,11 +27,15 @@ from avjax.options import (
     friendly,
     prompt_of,
 )
+from avjax.runs_cli import RunGroup, run_spec, runs, schema
 
 app = typer.Typer(
     help="Interventions on audio-visual language models, in JAX.", no_args_is_help=True, pretty_exceptions_enable=False
 )
-app.add_typer(analyses, name="run")
+app.add_typer(analyses, name="run", cls=RunGroup)
+app.add_typer(runs, name="runs")
+app.command()(schema)
+analyses.command("spec", hidden=True)(run_spec)
 
 
 # transformers remarks that torch is missing; avjax never needs it.
@@ -61,7 +65,8 @@ def run(
     cache_dir: Cache = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Caption a clip, clean and under each rule, side by side; or run an analysis: `avjax run knockout --help`."""
+    """Caption a clip, clean and under each rule, side by side; run an analysis: `avjax run knockout --help`; or run a
+    specification: `avjax run spec.yaml`."""
     if context.invoked_subcommand is not None:
         if model is not None or prompt is not None:
             raise typer.BadParameter(

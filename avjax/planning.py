@@ -7,7 +7,7 @@ generation with a key-value cache, per cell and sample, as hooks do it.
 import dataclasses
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -90,6 +90,26 @@ def plan(
     """
     planned = prepare(model, prompts, grid, metrics, memory_bytes=memory_bytes, compat=compat, allow_noop=allow_noop)
     return cost(planned, calibrate=calibrate)
+
+
+def together(plans: Iterable[Plan]) -> Plan:
+    """The cost of sweeps one after the other, of the same cells on other samples; programs are shared where they can.
+
+    Raises:
+      ValueError: there is none.
+    """
+    several = list(plans)
+    if not several:
+        raise ValueError("plan: expected at least one sample, got none")
+    summed = ("samples", "naive_forwards", "forwards", "naive_flops", "flops", "naive_bytes", "bytes")
+    largest = ("peak_bytes", "executables")
+    found: dict[str, Any] = {name: sum(getattr(p, name) for p in several) for name in summed}
+    found |= {name: max(getattr(p, name) for p in several) for name in largest}
+    timed = [p for p in several if p.seconds is not None]
+    seconds = None
+    if timed:
+        seconds = found["flops"] * sum(p.seconds or 0.0 for p in timed) / sum(p.flops for p in timed)
+    return Plan(cells=several[0].cells, seconds=seconds, **found)
 
 
 def cost(planned: Sweep, *, calibrate: bool) -> Plan:

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -109,7 +110,7 @@ def sweep(
     grid: Grid | Edit | str | Sequence[Any],
     metrics: Metric | Sequence[Metric],
     *,
-    store: None = None,
+    store: str | os.PathLike[str] | None = None,
     executor: Executor = "replay",
     memory_bytes: int | None = None,
     compat: Compat | None = None,
@@ -122,7 +123,8 @@ def sweep(
       prompts: one, several, or several by name.
       grid: `avjax.grid(...)`; or an edit, a rule string, or a list of variants, whose dimension is then `variant`.
       metrics: of `avjax.metrics`, or your own.
-      store: reserved for runs on disk.
+      store: a directory, local or of an object store (gs://...), that keeps cells as they are done: a sweep that was
+        stopped goes on where it was, and several processes share it. See `avjax.runs`.
       executor: "replay" computes only what each cell changes; "reference" runs a full forward pass per cell. Both
         give the same to rounding.
       memory_bytes: what the sweep may use beside the parameters; by default half of what the device has free.
@@ -134,12 +136,16 @@ def sweep(
       run's as `NAME_clean`. `edges`, `positions` and `blocked_queries` say what each cell touched, `cell` what it does.
 
     Raises:
-      ValueError: something does not fit; all of it is found before anything is compiled.
+      ValueError: something does not fit, such as a store that holds another sweep; all of it is found before anything
+        is compiled.
       OverflowError: a cell's activations grew beyond float32; the cell is named.
     """
     checked_executor(executor)
     if store is not None:
-        raise ValueError("store: expected None; write the dataset with its own methods")
+        from avjax.runs.stored import stored_sweep
+
+        settings = {"executor": executor, "memory_bytes": memory_bytes, "compat": compat, "allow_noop": allow_noop}
+        return stored_sweep(model, prompts, grid, metrics, store, progress=progress, **settings)
     planned = prepare(model, prompts, grid, metrics, memory_bytes=memory_bytes, compat=compat, allow_noop=allow_noop)
     columns = Columns(planned)
     steps = len(planned.prompts) * len(planned.parts) * (len(planned.cells.cells) + 1)  # and the clean cell

@@ -1,6 +1,6 @@
 """Tables for the terminal."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -57,6 +57,18 @@ def print_plan(plan: "Plan", console: Console | None = None) -> None:
     )
     console.print(table)
     console.print(str(plan), highlight=False)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], console: Console | None = None) -> None:
+    """Plain values as a table; numbers to the right."""
+    table = Table()
+    for column in columns:
+        number = all(isinstance(row[column], int) for row in rows)
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    for row in rows:
+        values = (row[column] for column in columns)
+        table.add_row(*(Text(f"{value:,}" if isinstance(value, int) else str(value)) for value in values))
+    (console or Console()).print(table)
 
 
 def print_layout(prompt: Prompt, source: str, console: Console | None = None) -> None:

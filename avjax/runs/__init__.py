@@ -1,0 +1,1 @@
+"""Runs on disk: a specification, its blocks of cells, and the store that keeps them."""

@@ -1,0 +1,229 @@
+"""A run as blocks of cells: each is computed, kept, and left to another process where that has it already."""
+
+import dataclasses
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from avjax.grids import Cells
+from avjax.interventions import Edit, for_sample
+from avjax.metrics import Metric
+from avjax.model import Model
+from avjax.prompt import Prompt
+from avjax.report.progress import Progress
+from avjax.runs.identity import block_digest, cell_key, digest, edits_digest
+from avjax.runs.rows import Layout, encoded
+from avjax.runs.store import Store
+from avjax.sweeping import sweep
+from avjax.tokens import BySample
+
+CELLS_PER_BLOCK = 512  # with each block the unedited run is computed anew
+PATIENCE_SECONDS = 0.5  # between two looks at what other processes compute
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Sample:
+    """A sample of a run.
+
+    Attributes:
+      digest: of all that decides its values beside what all samples share.
+      prompt: makes the prompt; decoding its clip may take long, or fail.
+    """
+
+    name: Any
+    digest: str
+    prompt: Callable[[], Prompt]
+    metrics: Sequence[Metric]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Block:
+    """Cells of one sample that are computed together.
+
+    Attributes:
+      name: a digest of all that decides their values.
+      cells: places in the grid.
+      clean: whether the unedited run is kept with them.
+    """
+
+    name: str
+    sample: int
+    cells: range
+    clean: bool
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.cells) + self.clean
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run whose parts are known; nothing has been decoded or computed.
+
+    Attributes:
+      digest: of what decides the values of all samples.
+      settings: of `avjax.sweep`.
+    """
+
+    digest: str
+    cells: Cells
+    samples: tuple[Sample, ...]
+    settings: dict[str, Any]
+    block_cells: int
+
+    @property
+    def layout(self) -> Layout:
+        return Layout.of([sample.name for sample in self.samples], self.cells)
+
+    def edits(self, block: Block) -> list[tuple[Edit, ...]]:
+        """Of each cell of a block, on its sample."""
+        sample, allow_noop = self.samples[block.sample].name, self.settings.get("allow_noop", False)
+        return [for_sample(self.cells.cells[i].edits, sample, allow_noop) for i in block.cells]
+
+    def blocks(self, shard: tuple[int, int] = (0, 1)) -> list[Block]:
+        """All blocks, or those of a shard i of n: a share without gaps, so that few samples lie in two."""
+        found = []
+        for number, sample in enumerate(self.samples):
+            digests = self._digests(sample.name)
+            for start in range(0, len(digests), self.block_cells):
+                cells = range(start, min(start + self.block_cells, len(digests)))
+                own = digests[cells.start : cells.stop]
+                name = block_digest(self.digest, sample.digest, own, clean=not start)
+                found.append(Block(name=name, sample=number, cells=cells, clean=not start))
+        i, n = shard
+        return found[len(found) * i // n : len(found) * (i + 1) // n]
+
+    def keys(self, block: Block) -> list[str]:
+        """Of each row of a block."""
+        sample = self.samples[block.sample]
+        edits = ["clean"] * block.clean + self._digests(sample.name)[block.cells.start : block.cells.stop]
+        return [cell_key(self.digest, sample.digest, edit) for edit in edits]
+
+    @functools.cached_property
+    def grid_digest(self) -> str:
+        """Of the grid's points, how they are called, and what the edits are on each sample."""
+        edits = [self._digests(sample.name) for sample in self.samples] if self._by_sample else self._of_all
+        points = {name: value for name, value in vars(self.layout).items() if name != "samples"}
+        return digest(points, edits)
+
+    def _digests(self, sample: Any) -> list[str]:
+        """Of every cell's edits."""
+        return self._of_sample(sample) if self._by_sample else self._of_all
+
+    @functools.cached_property
+    def _by_sample(self) -> bool:
+        """Whether edits are others for each sample."""
+        values = [
+            getattr(edit, field.name)
+            for cell in self.cells.cells
+            for edit in cell.edits
+            for field in dataclasses.fields(edit)  # pyright: ignore[reportArgumentType]
+        ]
+        return any(isinstance(value, BySample | Mapping) for value in values)
+
+    @functools.cached_property
+    def _of_all(self) -> list[str]:
+        return [edits_digest(cell.edits) for cell in self.cells.cells]
+
+    def _of_sample(self, sample: Any) -> list[str]:
+        allow_noop = self.settings.get("allow_noop", False)
+        return [edits_digest(for_sample(cell.edits, sample, allow_noop)) for cell in self.cells.cells]
+
+
+@dataclasses.dataclass(kw_only=True)
+class Outcome:
+    """What became of a run.
+
+    Attributes:
+      computed: cells that this process computed.
+      failed: samples that could not be computed, with the reason.
+      stopped: it was asked to stop before everything was done.
+    """
+
+    computed: int = 0
+    failed: dict[Any, str] = dataclasses.field(default_factory=dict)
+    stopped: bool = False
+
+
+def execute(
+    model: Model,
+    run: Run,
+    store: Store,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    keep_going: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+    progress: bool = True,
+) -> Outcome:
+    """Computes the blocks that are missing, and waits for those that other processes have.
+
+    Args:
+      keep_going: a sample that fails is reported, and the others go on; else its error is raised.
+      stop: asked between blocks.
+    """
+    outcome, layout = Outcome(), run.layout
+    mine = run.blocks(shard)
+    store.tidy()
+    with Progress("run", sum(b.num_rows for b in mine), "cells", enabled=progress) as bar:
+        counted: set[str] = set()
+
+        def count(blocks: Sequence[Block]) -> None:
+            new = [b for b in blocks if b.name not in counted]
+            counted.update(b.name for b in new)
+            bar.advance(sum(b.num_rows for b in new))
+
+        while True:
+            done = store.parts()
+            count([b for b in mine if b.name in done])
+            missing = [b for b in mine if b.name not in done and run.samples[b.sample].name not in outcome.failed]
+            if not missing or stop():
+                outcome.stopped = bool(missing)
+                break
+            before = outcome.computed
+            for sample, prompt, blocks in _prepared(run, missing):
+                for block in blocks:
+                    if stop():
+                        break
+                    with store.claimed(block.name) as claim:
+                        if claim is None:
+                            continue
+                        try:
+                            found = _computed(model, run, block, prompt.result())
+                        except (ValueError, OverflowError, OSError) as error:
+                            if not keep_going:
+                                raise
+                            outcome.failed[sample.name] = str(error)
+                            store.report_failure(digest(sample.name), {"sample": sample.name, "reason": str(error)})
+                            break
+                        keys, cells = run.keys(block), np.array(block.cells)
+                        store.write(claim, encoded(found, layout, sample.name, cells, keys, block.clean))
+                    store.forget_failure(digest(sample.name))
+                    outcome.computed += block.num_rows
+                    count([block])
+            if outcome.computed == before:  # others have the rest
+                time.sleep(PATIENCE_SECONDS)
+    store.tidy()
+    return outcome
+
+
+def _computed(model: Model, run: Run, block: Block, prompt: Prompt) -> xr.Dataset:
+    sample = run.samples[block.sample]
+    variants = [list(edits) for edits in run.edits(block)]
+    return sweep(model, {sample.name: prompt}, variants, list(sample.metrics), progress=False, **run.settings)
+
+
+def _prepared(run: Run, blocks: Sequence[Block]) -> Iterator[tuple[Sample, Future[Prompt], list[Block]]]:
+    """Samples with their missing blocks; the next one's clip is decoded while the device computes."""
+    by_sample = [(run.samples[i], list(own)) for i, own in itertools.groupby(blocks, lambda block: block.sample)]
+    with ThreadPoolExecutor(1) as pool:
+        ahead: Future[Prompt] | None = None
+        for place, (sample, own) in enumerate(by_sample):
+            prompt = ahead or pool.submit(sample.prompt)
+            ahead = pool.submit(by_sample[place + 1][0].prompt) if place + 1 < len(by_sample) else None
+            yield sample, prompt, own

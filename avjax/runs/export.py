@@ -1,0 +1,70 @@
+"""Stores as one file, and several stores of one run as one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from avjax.runs.rows import decoded
+from avjax.runs.store import Store, differences
+from avjax.runs.stored import read
+
+ENDINGS = (".csv", ".parquet", ".nc")
+
+
+def export(store: Store, out: Path) -> str:
+    """Writes all cells; what was written, in words.
+
+    Raises:
+      ValueError: the ending is unknown, a part is damaged, or there is nothing to write.
+      FileExistsError: `out` is there already.
+    """
+    if out.suffix not in ENDINGS:
+        raise ValueError(f"{out}: expected {', '.join(ENDINGS)}, got {out.suffix or 'no ending'}")
+    if out.exists():
+        raise FileExistsError(f"{out}: it is there already; choose another name")
+    if out.suffix == ".nc":
+        found = read(store)
+        found.to_netcdf(out)
+        return " x ".join(f"{size:,} {dim}" for dim, size in found.sizes.items())
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    parts = store.parts().values()
+    if not parts:
+        raise ValueError(f"{store.path}: expected cells to write, got none yet")
+    table = pa.concat_tables([decoded(store.load(part)) for part in parts], promote_options="permissive")
+    if out.suffix == ".parquet":
+        pq.write_table(table, out)
+    else:
+        table.to_pandas().to_csv(out, index=False)
+    return f"{len(table):,} rows"
+
+
+def merge(stores: Sequence[Store], into: Store) -> int:
+    """Copies the parts of stores of one run into one; how many were new.
+
+    Raises:
+      ValueError: they are not of one run, or a part is damaged.
+    """
+    first = stores[0].read()
+    for store in stores[1:]:
+        _same(first, store)
+    into.begin({key: value for key, value in first.items() if key != "format"})
+    _same(first, into)
+    added = 0
+    for store in stores:
+        for block, part in store.parts().items():
+            data = store.load(part)
+            with into.claimed(block) as claim:
+                if claim is not None:
+                    into.write(claim, data)
+                    added += 1
+        for sample, failure in store.failures().items():
+            into.report_failure(sample, failure)
+    into.tidy()
+    return added
+
+
+def _same(first: dict, store: Store) -> None:
+    found = store.read()
+    if different := differences(first["identity"] | first["samples"], found["identity"] | found["samples"]):
+        raise ValueError(f"{store.path}: expected a store of the same run, got one with other {'; '.join(different)}")

@@ -1,0 +1,114 @@
+"""What decides the numbers of a run, as plain values and as digests of them."""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avjax.config import read_json
+from avjax.interventions import Edit
+from avjax.metrics import Metric
+from avjax.model import Model
+from avjax.prompt import Prompt
+from avjax.serialization import to_json
+
+NUMERICS = 1  # one more whenever avjax computes other numbers than before, beyond rounding
+READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # of a Hugging Face directory
+
+
+def digest(*values: Any) -> str:
+    """32 hexadecimal digits of plain values."""
+    return hashlib.blake2b(json.dumps(values, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def checkpoint_digest(directory: Path) -> str:
+    """Of everything that a model reads of its directory, names and bytes; large checkpoints take a second per GB.
+
+    Raises:
+      ValueError: there is nothing to read.
+    """
+    if (directory / "params").is_dir():  # a converted one
+        files = [p for p in directory.rglob("*") if p.is_file()]
+    else:
+        files = [p for pattern in READ for p in directory.glob(pattern)]
+    if not files:
+        raise ValueError(f"{directory}: expected a checkpoint, got a directory without files")
+    names = sorted(p.relative_to(directory).as_posix() for p in files)
+    return digest([[name, file_digest(directory / name)] for name in names])
+
+
+def metric_json(metric: Metric) -> dict[str, Any]:
+    """A metric as plain values; one of the user's own with a digest of its source.
+
+    Raises:
+      TypeError: it is no dataclass, or a field has no JSON form.
+    """
+    kind = type(metric)
+    if not dataclasses.is_dataclass(metric):
+        raise TypeError(f"metrics: expected a dataclass to keep results of, got {kind.__name__}; declare it one")
+    found = {"metric": f"{kind.__module__}.{kind.__qualname__}"}
+    found |= {field.name: to_json(getattr(metric, field.name)) for field in dataclasses.fields(metric)}
+    if not kind.__module__.startswith("avjax."):
+        try:
+            source = inspect.getsource(kind)
+        except (OSError, TypeError) as error:
+            raise TypeError(
+                f"metrics: the source of {kind.__name__} cannot be read, so that a change of it would go unnoticed; "
+                "declare it in a module to keep results of it"
+            ) from error
+        found["source"] = digest(source)
+    return found
+
+
+def model_identity(model: Model) -> dict[str, Any]:
+    """Of a loaded checkpoint and how it computes."""
+    directory = Path(model.host.source)
+    return {
+        "checkpoint": checkpoint_digest(directory),
+        "family": read_json(directory / "config.json").get("model_type", model.config.family),
+        "dtype": str(model.dtype),
+        "numerics": NUMERICS,
+    }
+
+
+def edits_digest(edits: Sequence[Edit]) -> str:
+    """Of the edits of a cell on one sample.
+
+    Raises:
+      TypeError: one has no form that can be compared, such as a patch from a run.
+    """
+    return digest([[type(e).__name__, *[_plain(getattr(e, f.name)) for f in dataclasses.fields(e)]] for e in edits])  # pyright: ignore[reportArgumentType]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Prompt):
+        return {"prompt": value.fingerprint.hex(), "kinds": value.kinds.tolist()}
+    if hasattr(value, "shape") and getattr(value, "ndim", 0):
+        array = np.ascontiguousarray(value)
+        return {"array": [str(array.dtype), *array.shape, hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()]}
+    return to_json(value)
+
+
+def block_digest(run: str, sample: str, cells: Sequence[str], clean: bool) -> str:
+    """The name of a block: of all that decides the values of its cells."""
+    return digest(run, sample, list(cells), clean)[:16]
+
+
+def cell_key(run: str, sample: str, cell: str) -> str:
+    """The key of a cell: of all that decides its values.
+
+    Args:
+      run, sample, cell: digests of what all cells share, of the sample, and of the edits; "clean" for none.
+    """
+    return hashlib.blake2b(f"{run}|{sample}|{cell}".encode(), digest_size=16).hexdigest()

@@ -1,0 +1,187 @@
+"""Cells as rows of a table, and rows as a labelled dataset again.
+
+A row holds one cell of one sample: `cell_key`, `sample`, the coordinates of the grid's axes, `cell` (what it does, in
+words), `cell_index` (its place in the grid; -1 is the unedited run, which has no coordinates), what it touched, and a
+column per metric. A metric with dimensions of its own is a list, of lists where it has several.
+"""
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xarray as xr
+
+from avjax.grids import Cells
+from avjax.serialization import to_json
+from avjax.sweeping import CELL, COUNTS
+
+ABOUT = b"avjax"  # in a field's metadata: units, dimensions and the rest of its attributes
+OWN = ("cell_key", "cell_index")  # columns that are no part of the dataset
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A run's dataset before its values, as plain values.
+
+    Attributes:
+      samples: their names.
+      coordinates: of each axis of the grid.
+      notes: by coordinate name, the axis and what else is known of its points.
+      cells: what each cell does, in row-major order of the axes.
+    """
+
+    samples: list[Any]
+    coordinates: dict[str, list[Any]]
+    notes: dict[str, tuple[str, list[Any]]]
+    cells: list[str]
+
+    @classmethod
+    def of(cls, samples: Iterable[Any], cells: Cells) -> "Layout":
+        if taken := sorted({*cells.dims, *cells.notes} & {*OWN}):
+            raise ValueError(f"grid: the axis {taken[0]!r} has the name of a column of the store; pass name=")
+        return cls(
+            samples=to_json(list(samples)),
+            coordinates={dim: to_json(cells.coordinates[dim]) for dim in cells.dims},
+            notes={note: (dim, to_json(values)) for note, (dim, values) in cells.notes.items()},
+            cells=[cell.name for cell in cells.cells],
+        )
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> "Layout":
+        notes = {name: (dim, values) for name, (dim, values) in found["notes"].items()}
+        return cls(found["samples"], found["coordinates"], notes, found["cells"])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(map(len, self.coordinates.values()))
+
+    def columns(self, indices: np.ndarray) -> dict[str, pa.Array]:
+        """The coordinates of cells; those of the unedited run are null."""
+        if not self.coordinates:
+            return {}
+        edited = indices >= 0
+        places = np.unravel_index(np.maximum(indices, 0), self.shape)
+        by_dim = dict(zip(self.coordinates, places, strict=True))
+        values = {dim: self.coordinates[dim] for dim in self.coordinates}
+        columns = {dim: (dim, values[dim]) for dim in values} | self.notes
+        return {
+            name: pa.array([listed[i] if there else None for i, there in zip(by_dim[dim], edited, strict=True)])
+            for name, (dim, listed) in columns.items()
+        }
+
+
+def encoded(
+    found: xr.Dataset, layout: Layout, sample: Any, indices: np.ndarray, keys: Sequence[str], clean: bool
+) -> bytes:
+    """A part: Parquet of the cells of one block.
+
+    Args:
+      found: of `avjax.sweep` over a list of variants on one sample.
+      indices: int [n], the variants' places in the grid.
+      keys: of the rows, the unedited one first where there is one.
+      clean: whether the unedited run is a row too.
+    """
+    rows = np.concatenate([[-1], indices]) if clean else np.asarray(indices)
+    columns: dict[str, pa.Array] = {
+        "cell_key": pa.array(list(keys)),
+        "sample": pa.array([sample] * len(rows)),
+        **layout.columns(rows),
+        CELL: pa.array([layout.cells[i] if i >= 0 else "clean" for i in rows]),
+        "cell_index": pa.array(rows.astype(np.int32)),
+    }
+    fields = [pa.field(name, column.type) for name, column in columns.items()]
+    one = found.isel(sample=0)
+    for name, variable in one.data_vars.items():
+        if f"{name}_clean" not in one.data_vars and name not in COUNTS:
+            continue  # itself of the unedited run
+        values, unedited = variable.values, 0 if name in COUNTS else one[f"{name}_clean"].values
+        if clean:
+            values = np.concatenate(
+                [np.broadcast_to(np.asarray(unedited, values.dtype), values.shape[1:])[None], values]
+            )
+        about = {"dims": list(variable.dims[1:]), **variable.attrs}
+        columns[str(name)] = _nested(values)
+        fields.append(pa.field(str(name), columns[str(name)].type, metadata={ABOUT: json.dumps(about)}))
+    table = pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, {ABOUT: json.dumps(found.attrs)}))
+    out = io.BytesIO()
+    pq.write_table(table, out, compression="zstd")
+    return out.getvalue()
+
+
+def decoded(part: bytes) -> pa.Table:
+    return pq.read_table(pa.BufferReader(part))
+
+
+def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
+    """The dataset of rows, as `avjax.sweep` gives it. What has no row yet is NaN, -1 or empty, and `done` is False.
+
+    What parts say differently of a variable is left out of its attributes.
+    """
+    place = {name: i for i, name in enumerate(layout.samples)}
+    shape = (len(layout.cells), len(layout.samples))
+    done = np.zeros((len(layout.cells) + 1, len(layout.samples)), bool)
+    values: dict[str, np.ndarray] = {}
+    about: dict[str, dict[str, Any]] = {}
+    attributes: dict[str, Any] | None = None
+    for table in tables:
+        rows = table["cell_index"].to_numpy()
+        samples = np.array([place[name] for name in table["sample"].to_pylist()])
+        done[rows, samples] = True  # the unedited run is last
+        for field in table.schema:
+            if not field.metadata or ABOUT not in field.metadata:
+                continue
+            array = _flat(table[field.name])
+            if field.name not in values:
+                values[field.name] = _empty((shape[0] + 1, shape[1], *array.shape[1:]), array.dtype)
+            values[field.name][rows, samples] = array
+            about[field.name] = _agreed(about.get(field.name), json.loads(field.metadata[ABOUT]))
+        attributes = _agreed(attributes, json.loads(table.schema.metadata[ABOUT]))
+    dims = (*layout.coordinates, "sample")
+    variables: dict[str, Any] = {}
+    for name, array in values.items():
+        own = {k: v for k, v in about[name].items() if k != "dims"}
+        inner = about[name]["dims"]
+        variables[name] = ((*dims, *inner), array[:-1].reshape(*layout.shape, *array.shape[1:]), own)
+        if name not in COUNTS:
+            variables[f"{name}_clean"] = (("sample", *inner), array[-1], own | {"cell": "clean"})
+    if not done.all():
+        variables["done"] = (dims, done[:-1].reshape(*layout.shape, -1), {"averages": 0})
+    coordinates: dict[str, Any] = {**layout.coordinates, "sample": layout.samples}
+    coordinates[CELL] = (tuple(layout.coordinates), np.array(layout.cells, object).reshape(layout.shape))
+    coordinates |= {note: (dim, values) for note, (dim, values) in layout.notes.items()}
+    return xr.Dataset(variables, coordinates, attributes or {})
+
+
+def _agreed(before: dict[str, Any] | None, said: dict[str, Any]) -> dict[str, Any]:
+    return said if before is None else {k: v for k, v in before.items() if k in said and said[k] == v}
+
+
+def _nested(values: np.ndarray) -> pa.Array:
+    """[rows, ...] as a column of lists of lists."""
+    flat = values.reshape(-1)
+    column = pa.array(flat.tolist(), pa.string()) if values.dtype.kind == "O" else pa.array(flat)
+    for length in reversed(values.shape[1:]):
+        column = pa.FixedSizeListArray.from_arrays(column, length)
+    return column
+
+
+def _flat(column: pa.ChunkedArray) -> np.ndarray:
+    """The column as [rows, ...]."""
+    array, shape = column.combine_chunks(), [len(column)]
+    while pa.types.is_fixed_size_list(array.type):
+        shape.append(array.type.list_size)
+        array = array.flatten()
+    if pa.types.is_string(array.type):
+        return np.array(array.to_pylist(), object).reshape(shape)
+    return array.to_numpy(zero_copy_only=False).reshape(shape)
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    if dtype.kind == "O":
+        return np.full(shape, "", object)
+    return np.full(shape, np.nan if dtype.kind == "f" else -1, dtype)

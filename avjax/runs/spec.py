@@ -1,0 +1,263 @@
+"""A run's specification: one validated object, from Python, YAML or JSON.
+
+model: tiny-av
+prompt: Describe what you see and hear.
+clips: clips.csv        # or a list
+grid: {edit: knockout, query: answer, key: {axis: [audio, video]}, layers: {width: 4}}
+metrics: [{metric: log_prob, answer: "{sound}"}]
+store: run
+"""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, field_validator, model_validator
+
+from avjax import grids
+from avjax.runs.blocks import CELLS_PER_BLOCK
+from avjax.runs.spec_grid import GridOrEdits, Strict, Text, build_grid
+from avjax.runs.spec_metrics import AnyMetric
+
+MEDIA = ("video", "audio", "image")
+
+
+class Clip(Strict):
+    """A sample: its files, relative to the specification or the table, and what else is known of it."""
+
+    name: Text | int | None = Field(None, description="By default the file's name without its ending.")
+    video: Text | None = None
+    audio: Text | None = Field(
+        None, description="A sound file, 'from_video' or 'none'; by default the video's own sound, if the model hears."
+    )
+    image: Text | list[Text] | None = None
+    labels: dict[str, str | int | float] = Field({}, description="For the {names} in prompt, opening and answers.")
+
+    @model_validator(mode="after")
+    def _has_media(self) -> Self:
+        if not any(getattr(self, kind) for kind in MEDIA):
+            raise ValueError(f"expected video, audio or image, got none (labels: {', '.join(self.labels) or 'none'})")
+        return self
+
+    @property
+    def sample(self) -> str | int:
+        if self.name is not None:
+            return self.name
+        files = [self.image] if isinstance(self.image, str) else self.image or []
+        return Path(self.video or self.audio or files[0]).stem
+
+
+class Media(Strict):
+    """How clips are sampled and resized; by default as the checkpoint says."""
+
+    fps: int | float | None = Field(None, gt=0, description="Video frames per second.")
+    min_pixels: int | None = Field(None, ge=1)
+    max_pixels: int | None = Field(None, ge=1)
+
+
+class Spec(Strict):
+    """A run: a grid of edits on clips, and what is read of each cell."""
+
+    model: Text = Field(description="tiny-av, tiny-vl, a checkpoint's directory, or a hub id.")
+    prompt: Text = Field(description="The user's words; may hold {labels} of each clip.")
+    system: str | None = Field(None, description="The system turn; by default the chat template's.")
+    opening: str = Field("", description="What the answer begins with, before what is measured.")
+    clips: Annotated[
+        Annotated[Annotated[Text, Field(description="A .csv, .json, .jsonl or .parquet table.")], Tag("<table>")]
+        | Annotated[list[Clip], Tag("<list>")],
+        Discriminator(lambda value: "<table>" if isinstance(value, str) else "<list>"),
+    ]
+    media: Media = Field(default_factory=lambda: Media.model_validate({}))
+    grid: GridOrEdits
+    metrics: Annotated[list[AnyMetric], Field(min_length=1)]
+    executor: Literal["replay", "reference"] = "replay"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = Field(0, ge=0, description="Of edits that draw and name no seed.")
+    compat: Literal["published"] | None = None
+    allow_noop: bool = False
+    memory_bytes: int | None = Field(None, ge=1, description="Beside the parameters; by default half of what is free.")
+    block_cells: int = Field(CELLS_PER_BLOCK, ge=1, description="Cells that are computed and kept together.")
+    store: Text | None = Field(None, description="Where cells are kept: a directory, or gs://...")
+    _directory: Path = PrivateAttr(Path())
+
+    @field_validator("clips")
+    @classmethod
+    def _named_once(cls, clips: Any) -> Any:
+        if isinstance(clips, list):
+            names = [clip.sample for clip in clips]
+            if not names:
+                raise ValueError("expected at least one clip, got none")
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"expected each clip once, got {twice[0]!r} twice; give one of them another name")
+        return clips
+
+    @property
+    def directory(self) -> Path:
+        """That files are relative to."""
+        return self._directory
+
+    def plain(self) -> dict[str, Any]:
+        """As it was given, in plain values."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
+    def build_grid(self) -> grids.Grid:
+        """Raises ValueError when an edit cannot be as it is given."""
+        given = self.grid if isinstance(self.grid, list) else [self.grid]
+        return build_grid(given, self.directory, self.seed)
+
+    def all_clips(self) -> list[Clip]:
+        """The clips, from their table where there is one, whose files are relative to it.
+
+        Raises:
+          ValueError: the table cannot be read, or a row is no clip.
+        """
+        if isinstance(self.clips, list):
+            return self.clips
+        path = self.directory / self.clips
+        rows = [_clip_of(row, Path(self.clips).parent) for row in _rows(path)]
+        try:
+            return Spec.model_validate({**self.model_dump(), "clips": rows}).clips  # pyright: ignore[reportReturnType]
+        except ValidationError as error:
+            raise ValueError(_explained(error, str(path))) from error
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any], directory: str | Path = ".", source: str = "spec") -> Self:
+        """From plain values.
+
+        Raises:
+          ValueError: a key is unknown or missing, or a value is not as it must be; all of them are named.
+        """
+        try:
+            made = cls.model_validate(dict(given))
+        except ValidationError as error:
+            raise ValueError(_explained(error, source)) from error
+        made._directory = Path(directory)
+        made.build_grid()  # refuses what only the edits themselves know
+        return made
+
+    @classmethod
+    def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
+        """From a YAML or JSON file.
+
+        Args:
+          overrides: such as "grid.layers.width=8"; values are YAML.
+
+        Raises:
+          ValueError: the file is no specification, or an override names nothing.
+          FileNotFoundError: there is no such file.
+        """
+        import yaml
+
+        path = Path(path)
+        try:
+            given = yaml.safe_load(path.read_text())
+            values = [(key, yaml.safe_load(text)) for key, text in map(_assignment, overrides)]
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: expected YAML or JSON, got {error}") from error
+        if not isinstance(given, dict):
+            raise ValueError(f"{path}: expected keys and values, got {type(given).__name__}")
+        for key, value in values:
+            _override(given, key, value)
+        return cls.of(given, path.parent, str(path))
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (equals and key):
+        raise ValueError(f"override {text!r}: expected KEY=VALUE, such as grid.layers.width=8")
+    return key, value
+
+
+def _override(given: Any, key: str, value: Any) -> None:
+    """Sets a value by its path; what lies on the way must be there, or be a key that is left out."""
+    *parents, last = key.split(".")
+    place = given
+    for step in parents:
+        if isinstance(place, list) and step.isdigit() and int(step) < len(place):
+            place = place[int(step)]
+        elif isinstance(place, dict):
+            place = place.setdefault(step, {})
+        else:
+            raise ValueError(f"override {key!r}: expected a key that the specification has, got {step!r}")
+    if isinstance(place, list) and last.isdigit() and int(last) < len(place):
+        place[int(last)] = value
+    elif isinstance(place, dict):
+        place[last] = value
+    else:
+        raise ValueError(f"override {key!r}: expected a key that the specification has, got {last!r}")
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise ValueError(f"clips: expected a table, got no file {path}")
+    if path.suffix == ".csv":
+        with path.open(newline="") as file:
+            rows: list[Any] = [{k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+    elif path.suffix == ".json":
+        rows = json.loads(path.read_text())
+    elif path.suffix == ".jsonl":
+        rows = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    elif path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        rows = [{k: v for k, v in row.items() if v is not None} for row in pq.read_table(path).to_pylist()]
+    else:
+        raise ValueError(f"clips: expected a .csv, .json, .jsonl or .parquet table, got {path}")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: expected a list of rows with names")
+    return rows
+
+
+def _clip_of(row: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """A row's other columns are labels."""
+    own = {key: row[key] for key in ("name", *MEDIA, "labels") if key in row}
+    labels = {key: value for key, value in row.items() if key not in own}
+    files = {kind: _beside(directory, own[kind]) for kind in MEDIA if kind in own}
+    return own | files | {"labels": {**labels, **own.get("labels", {})}}
+
+
+def _beside(directory: Path, given: Any) -> Any:
+    if isinstance(given, list):
+        return [_beside(directory, one) for one in given]
+    return str(directory / given) if isinstance(given, str) and given not in ("from_video", "none") else given
+
+
+def _explained(error: ValidationError, source: str) -> str:
+    """Every mistake in a line: the key, what was expected, and what came."""
+    lines = []
+    for one in error.errors(include_url=False):
+        key = ".".join(str(step) for step in one["loc"] if not _is_tag(step))
+        message = one["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        got, context = _short(one["input"]), one.get("ctx", {})
+        match one["type"]:
+            case "extra_forbidden":
+                message = "expected no such key"
+            case "missing":
+                message, got = "expected a value", "none"
+            case "union_tag_invalid":
+                message = f"expected {context['discriminator']} among {context['expected_tags']}"
+                got = repr(context["tag"])
+            case "union_tag_not_found":
+                message = f"expected a key {context['discriminator']}"
+        lines.append(f"  {key or 'spec'}: {message}, got {got}")
+    return "\n".join([f"{source}: not a specification of a run:", *dict.fromkeys(lines)])
+
+
+def _is_tag(step: Any) -> bool:
+    """Steps that pydantic adds for the branch of a union."""
+    return isinstance(step, str) and (step[:1] == "<" or step in _TYPES)
+
+
+# Branches that are told apart by a field's value, and the types of a clip's images.
+_TYPES = {
+    *("knockout", "scale_attention", "scale", "ablate", "patch", "steer"),
+    *("log_prob", "prob", "rank", "logit_diff", "log_likelihood", "kl", "total_variation", "top_k"),
+    *("attention_mass", "caption"),
+}
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,130 @@
+"""A run from its specification: clips become samples, and everything is checked before anything is computed."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from avjax.grids import as_cells
+from avjax.loading import load
+from avjax.model import Model
+from avjax.options import audio_of
+from avjax.planning import Plan, plan, together
+from avjax.prompt import Prompt
+from avjax.runs.blocks import Outcome, Run, Sample, execute
+from avjax.runs.identity import digest, file_digest, metric_json, model_identity
+from avjax.runs.spec import Clip, Spec
+from avjax.runs.spec_metrics import filled
+from avjax.runs.store import Store
+from avjax.runs.stored import begin
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A specification whose files are there and whose edits fit the model.
+
+    Attributes:
+      fixed: what decides the values of all samples, as plain values.
+    """
+
+    spec: Spec
+    model: Model
+    run: Run
+    fixed: dict[str, Any]
+
+    def execute(
+        self,
+        store: Store,
+        *,
+        shard: tuple[int, int] = (0, 1),
+        stop: Callable[[], bool] = lambda: False,
+        progress: bool = True,
+    ) -> Outcome:
+        """Computes what the store does not hold yet; clips that cannot be used are reported, and the others go on.
+
+        Raises:
+          ValueError: the store holds another run.
+        """
+        begin(store, self.model, self.run, self.fixed, self.spec.plain())
+        return execute(self.model, self.run, store, shard=shard, keep_going=True, stop=stop, progress=progress)
+
+    def plan(self) -> Plan:
+        """What the whole run costs. Decodes every clip.
+
+        Raises:
+          ValueError: a clip or an edit does not fit.
+        """
+        grid, settings = self.spec.build_grid(), {k: v for k, v in self.run.settings.items() if k != "executor"}
+        return together(
+            plan(self.model, {sample.name: sample.prompt()}, grid, list(sample.metrics), calibrate=not i, **settings)
+            for i, sample in enumerate(self.run.samples)
+        )
+
+
+def prepare_run(spec: Spec, model: Model | None = None) -> Prepared:
+    """Loads the model, and checks that all that the specification names is there.
+
+    Args:
+      model: when it is loaded already.
+
+    Raises:
+      ValueError: a file is missing, a label is unknown, or an edit does not fit the model; all missing files are named.
+    """
+    clips = spec.all_clips()
+    _check_files(spec, clips)
+    model = model or load(spec.model, dtype=spec.dtype)
+    cells = as_cells(spec.build_grid(), model.config.decoder)
+    samples = tuple(_sample(spec, clip, model) for clip in clips)
+    settings = {name: getattr(spec, name) for name in ("executor", "compat", "allow_noop", "memory_bytes")}
+    fixed = model_identity(model) | {"executor": spec.executor, "compat": spec.compat, "allow_noop": spec.allow_noop}
+    fixed["metrics"] = [metric.model_dump(exclude_none=True) for metric in spec.metrics]
+    run = Run(digest=digest(fixed), cells=cells, samples=samples, settings=settings, block_cells=spec.block_cells)
+    return Prepared(spec=spec, model=model, run=run, fixed=fixed)
+
+
+def _sample(spec: Spec, clip: Clip, model: Model) -> Sample:
+    try:
+        metrics = [metric.build(clip.labels) for metric in spec.metrics]
+        words = {name: filled(getattr(spec, name), clip.labels, name) for name in ("prompt", "opening")}
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"clip {clip.sample!r}: {error}") from error
+    sound = audio_of(model, clip.audio, None if clip.video is None else Path(clip.video))
+    files = {
+        "video": clip.video,
+        "audio": sound,
+        "image": [clip.image] if isinstance(clip.image, str) else clip.image,
+    }
+    found = {kind: _found(spec.directory, given) for kind, given in files.items()}
+    media = spec.media.model_dump(exclude_none=True)
+    texts = {"text": words["prompt"], "opening": words["opening"], "system": spec.system}
+    contents = {kind: _contents(given) for kind, given in found.items()}
+    deciding = [texts, contents, media, [metric_json(metric) for metric in metrics]]
+
+    def prompt() -> Prompt:
+        return model.prompt(**texts, **found, **media)
+
+    return Sample(name=clip.sample, digest=digest(deciding), prompt=prompt, metrics=metrics)
+
+
+def _found(directory: Path, given: Any) -> Any:
+    """Files by their paths from here; "from_video" and nothing as they are."""
+    if isinstance(given, list):
+        return [_found(directory, one) for one in given]
+    return given if given in (None, "from_video") else str(directory / given)
+
+
+def _contents(given: Any) -> Any:
+    if isinstance(given, list):
+        return [_contents(one) for one in given]
+    return given if given in (None, "from_video") else file_digest(Path(given))
+
+
+def _check_files(spec: Spec, clips: list[Clip]) -> None:
+    missing = []
+    for clip in clips:
+        files = [clip.video, clip.audio, *([clip.image] if isinstance(clip.image, str) else clip.image or [])]
+        named = [file for file in files if file not in (None, "from_video", "none")]
+        missing += [f"  {clip.sample}: {file}" for file in named if not (spec.directory / str(file)).is_file()]
+    if missing:
+        shown = missing[:20] + ([f"  and {len(missing) - 20} more"] if len(missing) > 20 else [])
+        raise ValueError("\n".join([f"clips: expected files in {spec.directory.absolute()}, missing are:", *shown]))

@@ -1,0 +1,267 @@
+"""A run on disk: `run.json`, and `cells/`, a Parquet part for each block of cells that is done.
+
+A part is named by its block and by the checksum of its bytes: `BLOCK.CHECKSUM.parquet`. It appears whole or not at all.
+On a local disk a process claims a block before it computes it, by a lock that ends with the process, and the locked
+file becomes the part. On an object store there are no locks: writers of one block leave one part behind.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from etils import epath
+
+try:
+    import fcntl
+except ImportError:  # not on Windows; blocks are not claimed there
+    fcntl = None
+
+FORMAT = 1  # of run.json and of the parts; a newer one is refused
+SUFFIX = ".parquet"
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A block that no other process of this machine computes; `None` for the file where nothing can be locked."""
+
+    block: str
+    file: io.BufferedRandom | None
+
+
+class Store:
+    """The directory of one run.
+
+    Args:
+      path: local, or of an object store that `etils.epath` knows, such as gs://bucket/run.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = epath.Path(path)
+        self.local = "://" not in os.fspath(path)
+        self.cells, self.claims, self.failed = (self.path / name for name in ("cells", "claims", "failed"))
+
+    def begin(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Writes `run.json` where there is none; what is there then.
+
+        Raises:
+          ValueError: the directory holds something else, or a run of another version.
+        """
+        file = self.path / "run.json"
+        if not file.exists():
+            others = [p.name for p in self.path.iterdir()] if self.path.exists() else []
+            if any(name != "cells" and not name.startswith(".run.json") for name in others):
+                raise ValueError(f"{self.path}: expected a run or an empty directory, got other files; choose another")
+            self.cells.mkdir(parents=True, exist_ok=True)
+            self._appear(file, _json({"format": FORMAT, **about}))
+        return self.read()
+
+    def amend(self, about: Mapping[str, Any]) -> None:
+        """Replaces values of `run.json`."""
+        self._replace(self.path / "run.json", _json({**self.read(), **about}))
+
+    def read(self) -> dict[str, Any]:
+        """`run.json`.
+
+        Raises:
+          ValueError: it is not there, cannot be read, or is of a newer version.
+        """
+        file = self.path / "run.json"
+        if not file.exists():
+            raise ValueError(f"{self.path}: expected a run, got no run.json there")
+        try:
+            found = json.loads(file.read_text())
+            version = found["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file}: expected what avjax wrote, got something else ({error})") from error
+        if version != FORMAT:
+            raise ValueError(f"{file}: expected format {FORMAT}, got {version}; use the avjax that wrote it")
+        return found
+
+    def parts(self) -> dict[str, epath.Path]:
+        """The part of each block that is done. Reads names alone."""
+        found: dict[str, epath.Path] = {}
+        if not self.cells.exists():
+            return found
+        for name in sorted(self._names()):
+            if name.endswith(SUFFIX) and name.count(".") == 2:
+                found.setdefault(name.split(".")[0], self.cells / name)
+        return found
+
+    def _names(self) -> Iterator[str]:
+        if self.local:
+            return iter(os.listdir(self.cells))  # noqa: PTH208
+        return (path.name for path in self.cells.iterdir())
+
+    def load(self, part: epath.Path) -> bytes:
+        """A part's bytes.
+
+        Raises:
+          ValueError: they are not those that were written.
+        """
+        data = part.read_bytes()
+        if _checksum(data) != part.name.split(".")[1]:
+            raise ValueError(
+                f"{part}: expected the {SUFFIX[1:]} file that was written, got {len(data):,} bytes with another "
+                "checksum; --repair puts it aside and computes its cells again"
+            )
+        return data
+
+    def repair(self) -> list[epath.Path]:
+        """Puts parts whose bytes are not those that were written into `damaged/`; where they are now."""
+        moved = []
+        for part in self.parts().values():
+            try:
+                self.load(part)
+            except ValueError:
+                aside = self.path / "damaged"
+                aside.mkdir(parents=True, exist_ok=True)
+                moved.append(part.rename(aside / part.name))
+        return moved
+
+    @contextmanager
+    def claimed(self, block: str) -> Iterator[Claim | None]:
+        """The block for this process, or None: another process has it, or it is done."""
+        if self._done(block):
+            yield None
+            return
+        if not self.local or fcntl is None:
+            yield Claim(block, None)
+            return
+        self.claims.mkdir(parents=True, exist_ok=True)
+        path = Path(self.claims / block)
+        with path.open("a+b") as file:
+            if not _locked(file, path):
+                yield None
+                return
+            try:
+                # Done by another process between the two looks.
+                yield None if self._done(block) else Claim(block, file)
+            finally:
+                if _same_file(file, path):  # it has not become the part
+                    path.unlink()
+
+    def write(self, claim: Claim, data: bytes) -> epath.Path:
+        """The part of a claimed block, all of it at once."""
+        part = self.cells / f"{claim.block}.{_checksum(data)}{SUFFIX}"
+        if claim.file is None:
+            self._appear(part, data)
+            for other in sorted(self.cells.glob(f"{claim.block}.*{SUFFIX}"))[1:]:
+                other.unlink(missing_ok=True)  # another process was as fast; both keep the same one
+            return part
+        claim.file.truncate(0)
+        claim.file.write(data)
+        claim.file.flush()
+        os.fsync(claim.file.fileno())
+        Path(self.claims / claim.block).rename(part)
+        return part
+
+    def tidy(self) -> None:
+        """Removes what processes that were killed have left of blocks that are done."""
+        if not self.local or fcntl is None or not self.claims.exists():
+            return
+        done = self.parts()
+        for path in map(Path, self.claims.iterdir()):
+            with suppress(FileNotFoundError), path.open("r+b") as file:
+                if path.name in done and _locked(file, path):
+                    path.unlink()
+        with suppress(OSError):  # others still work
+            Path(self.claims).rmdir()
+
+    def report_failure(self, sample: str, failure: Mapping[str, Any]) -> None:
+        """Keeps why a sample could not be computed; a later failure of it replaces an earlier one.
+
+        Args:
+          sample: a digest of its name.
+        """
+        self.failed.mkdir(parents=True, exist_ok=True)
+        self._replace(self.failed / f"{sample}.json", _json(failure))
+
+    def failures(self) -> dict[str, dict[str, Any]]:
+        """What `report_failure` kept, by the digest of the sample's name."""
+        if not self.failed.exists():
+            return {}
+        found = sorted(path for path in self.failed.iterdir() if path.name.endswith(".json"))
+        return {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in found}
+
+    def forget_failure(self, sample: str) -> None:
+        (self.failed / f"{sample}.json").unlink(missing_ok=True)
+
+    def _done(self, block: str) -> bool:
+        return any(self.cells.glob(f"{block}.*{SUFFIX}"))
+
+    def _appear(self, path: epath.Path, data: bytes) -> None:
+        """The first of several writers wins on a local disk; an object store shows whole files alone."""
+        if not self.local:
+            path.write_bytes(data)
+            return
+        partial = self._partial(path)
+        try:
+            partial.write_bytes(data)
+            with suppress(FileExistsError):
+                os.link(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
+    def _replace(self, path: epath.Path, data: bytes) -> None:
+        if not self.local:
+            path.write_bytes(data)
+            return
+        partial = self._partial(path)
+        partial.write_bytes(data)
+        partial.replace(path)
+
+    def _partial(self, path: epath.Path) -> Path:
+        return Path(path).with_name(f".{path.name}.{os.getpid()}")
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    """What two identities differ in, by key."""
+    said = []
+    for key in sorted(expected.keys() | found.keys()):
+        here, there = expected.get(key), found.get(key)
+        if here == there:
+            continue
+        if isinstance(here, dict) and isinstance(there, dict):
+            said += [f"{key}.{inner}" for inner in differences(here, there)]
+        else:
+            said.append(f"{key} (now {_short(here)}, then {_short(there)})")
+    return said
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _locked(file: Any, path: Path) -> bool:
+    """Whether this process now holds the lock of the file that has this name."""
+    assert fcntl is not None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        raise
+    return _same_file(file, path)
+
+
+def _same_file(file: Any, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,128 @@
+"""`avjax.sweep` with a store."""
+
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+
+from avjax.grids import Grid, as_cells
+from avjax.interventions import Edit
+from avjax.metrics import Metric
+from avjax.model import Model
+from avjax.prompt import Prompt, named_prompts
+from avjax.provenance import provenance
+from avjax.runs.blocks import CELLS_PER_BLOCK, Run, Sample, execute
+from avjax.runs.identity import digest, metric_json, model_identity
+from avjax.runs.rows import Layout, dataset, decoded
+from avjax.runs.store import Store, differences
+from avjax.sweeping import prepare
+
+DECIDING = ("executor", "compat", "allow_noop")  # settings that decide numbers; memory changes their rounding
+
+
+def stored_sweep(
+    model: Model,
+    prompts: Prompt | Sequence[Prompt] | Mapping[Any, Prompt],
+    grid: Grid | Edit | str | Sequence[Any],
+    metrics: Metric | Sequence[Metric],
+    store: str | os.PathLike[str],
+    *,
+    progress: bool,
+    **settings: Any,
+) -> xr.Dataset:
+    """Computes the cells that a store does not hold yet, and reads all of them.
+
+    Raises:
+      ValueError: as `avjax.sweep`; or the store holds another sweep.
+    """
+    checks = {name: value for name, value in settings.items() if name != "executor"}
+    prepare(model, prompts, grid, metrics, **checks)  # refuses before anything is written
+    several = [metrics] if isinstance(metrics, Metric) else list(metrics)
+    named, cells = named_prompts(prompts), as_cells(grid, model.config.decoder)
+    fixed = model_identity(model) | {name: settings[name] for name in DECIDING if settings[name] is not None}
+    fixed["metrics"] = [metric_json(metric) for metric in several]
+    samples = tuple(
+        Sample(name=name, digest=prompt.fingerprint.hex(), prompt=lambda p=prompt: p, metrics=several)
+        for name, prompt in named.items()
+    )
+    run = Run(digest=digest(fixed), cells=cells, samples=samples, settings=settings, block_cells=CELLS_PER_BLOCK)
+    place = Store(store)
+    begin(place, model, run, fixed)
+    execute(model, run, place, progress=progress)
+    return read(place)
+
+
+def begin(
+    store: Store, model: Model, run: Run, fixed: Mapping[str, Any], spec: Mapping[str, Any] | None = None
+) -> None:
+    """Begins a run in a store, or goes on with it.
+
+    Args:
+      fixed: what decides the values of all samples.
+      spec: of the run, as plain values.
+
+    Raises:
+      ValueError: the store holds another one.
+    """
+    samples = {str(sample.name): sample.digest for sample in run.samples}
+    identity = json.loads(json.dumps({**fixed, "grid": run.grid_digest, "block_cells": run.block_cells}))
+    about = {"identity": identity, "samples": samples, "layout": vars(run.layout), "provenance": provenance(model)}
+    found = store.begin(about | ({} if spec is None else {"spec": spec}))
+    different = differences(identity, found["identity"])
+    if [*found["samples"]] != [*samples]:
+        different.append("the names of its samples")
+    if not different and found["samples"] != samples:
+        different = _changed(store, run, found["samples"])
+        if not different:
+            store.amend({"samples": samples})
+    if different:
+        raise ValueError(
+            f"{store.path}: it holds another run, which differs in {'; '.join(different)}; choose another store, or go "
+            "back to what this one was begun with"
+        )
+
+
+def _changed(store: Store, run: Run, before: Mapping[str, str]) -> list[str]:
+    """Samples that have become others since cells of them were kept."""
+    old = dataclasses.replace(
+        run, samples=tuple(dataclasses.replace(s, digest=before[str(s.name)]) for s in run.samples)
+    )
+    done = store.parts()
+    kept = {old.samples[block.sample] for block in old.blocks() if block.name in done}
+    now = {str(sample.name): sample.digest for sample in run.samples}
+    return [f"the clip or words of {s.name!r}" for s in old.samples if s in kept and now[str(s.name)] != s.digest]
+
+
+def read(store: Store) -> xr.Dataset:
+    """All that a store holds.
+
+    Raises:
+      ValueError: it is no run, or a part is not as it was written.
+    """
+    layout = Layout.from_json(store.read()["layout"])
+    return dataset((decoded(store.load(part)) for part in store.parts().values()), layout)
+
+
+def summary(place: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a store holds, without reading its parts' columns."""
+    import pyarrow.parquet as pq
+
+    store = Store(place)
+    found = store.read()
+    layout = Layout.from_json(found["layout"])
+    done = 0
+    for part in store.parts().values():
+        done += pq.read_metadata(io.BytesIO(store.load(part))).num_rows
+    return {
+        "store": str(store.path),
+        "checkpoint": Path(found["provenance"]["checkpoint"]).name,
+        "samples": len(layout.samples),
+        "cells": (len(layout.cells) + 1) * len(layout.samples),
+        "done": done,
+        "failed": len(store.failures()),
+    }

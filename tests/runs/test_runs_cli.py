@@ -1,0 +1,113 @@
+"""`avjax run SPEC`, `avjax runs` and `avjax schema`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import xarray as xr
+from typer.testing import CliRunner
+
+from avjax.cli import app
+from avjax.runs.spec import Spec
+from avjax.runs_cli import RESUME
+
+COMMAND = [sys.executable, "-c", "from avjax.cli import app; app()"]
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_a_run_from_file_to_table(spec: Path):
+    planned = run("run", spec, "--dry-run")
+    assert planned.exit_code == 0 and "16 cells x 3 samples" in planned.stdout
+    assert not (spec.parent / "run").exists()
+
+    done = run("run", spec)
+    assert done.exit_code == 0 and "51 cells computed, 0 clips failed" in done.output
+    assert "0 cells computed" in run("run", spec).output
+
+    store = spec.parent / "run"
+    shown = json.loads(run("runs", "show", store, "--json").stdout)
+    assert shown | {"store": ""} == {
+        "store": "", "checkpoint": "tiny-av", "samples": 3, "cells": 51, "done": 51, "failed": 0, "failures": [],
+    }  # fmt: skip
+    assert [row["done"] for row in json.loads(run("runs", "ls", spec.parent, "--json").stdout)] == [51]
+    assert "tiny-av" in run("runs", "ls", spec.parent).stdout
+
+    for name in ("t.csv", "t.parquet", "t.nc"):
+        assert run("runs", "export", store, spec.parent / name).exit_code == 0
+    rows = pd.read_parquet(spec.parent / "t.parquet")
+    pd.testing.assert_frame_equal(pd.read_csv(spec.parent / "t.csv"), rows, check_dtype=False, rtol=1e-6)
+    data = xr.load_dataset(spec.parent / "t.nc")
+    assert data.logit_diff.size == 48 == (rows.cell != "clean").sum()
+    again = run("runs", "export", store, spec.parent / "t.csv")
+    assert again.exit_code == 2 and "it is there already" in again.output
+    assert "expected .csv" in run("runs", "export", store, spec.parent / "t.xlsx").output
+
+
+def test_shares_are_merged(spec: Path, tmp_path: Path):
+    for i in range(2):
+        assert run("run", spec, "--shard", f"{i}/2", "--store", tmp_path / f"share-{i}").exit_code == 0
+    merged = run("runs", "merge", tmp_path / "share-0", tmp_path / "share-1", "--into", tmp_path / "all")
+    assert merged.exit_code == 0 and "12 parts added" in merged.stdout
+    assert json.loads(run("runs", "show", tmp_path / "all", "--json").stdout)["done"] == 51
+    assert "0 cells computed" in run("run", spec, "--store", tmp_path / "all").output
+    assert run("run", spec, "grid.layers.width=2", "--shard", "0/9", "--store", tmp_path / "other").exit_code == 0
+    wrong = run("runs", "merge", tmp_path / "share-0", tmp_path / "other", "--into", tmp_path / "mixed")
+    assert wrong.exit_code == 2 and "expected a store of the same run, got one with other grid" in wrong.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["grid.layers.widht=2"], "grid.layers.widht: expected no such key"),
+        (["--shard", "2/2"], "expected I/N with I within 0 to N - 1"),
+        (["grid.key=3.5"], "grid.key: expected tokens"),
+    ],
+)
+def test_what_is_wrong_is_said(arguments: list[str], message: str, spec: Path):
+    found = run("run", spec, *arguments)
+    assert found.exit_code == 2 and message in " ".join(found.output.split())
+
+
+def test_other_words_are_analyses():
+    assert run("run", "knockout", "--help").exit_code == 0
+    assert run("run", "no-such").exit_code == 2
+
+
+def test_damage_is_repaired_on_request(spec: Path):
+    assert run("run", spec).exit_code == 0
+    part = next((spec.parent / "run" / "cells").iterdir())
+    whole = part.read_bytes()
+    part.write_bytes(whole[:100])
+    shown = run("runs", "show", spec.parent / "run")
+    assert shown.exit_code == 2 and "--repair" in shown.output
+    mended = run("run", spec, "--repair")
+    assert mended.exit_code == 0 and "put aside" in mended.output and part.read_bytes() == whole
+
+
+def test_the_schema_is_printed():
+    assert json.loads(run("schema").stdout) == Spec.model_json_schema()
+
+
+def test_sigterm_finishes_the_block_and_says_resume(spec: Path):
+    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": os.environ["AVJAX_TEST_COMPILED"]}
+    process = subprocess.Popen([*COMMAND, "run", str(spec), "block_cells=1"], stderr=subprocess.PIPE, env=environment)
+    cells = spec.parent / "run" / "cells"
+    while not (cells.exists() and any(cells.iterdir())):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)
+    told = process.communicate()[1].decode()
+    assert process.returncode == RESUME and "run it again to go on" in told
+    kept = len(list(cells.iterdir()))
+    assert 0 < kept < 48 and not (spec.parent / "run" / "claims").exists()
+    assert run("run", spec, "block_cells=1").exit_code == 0
+    assert len(list(cells.iterdir())) == 48

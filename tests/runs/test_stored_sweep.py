@@ -1,0 +1,250 @@
+"""`avjax.sweep` with a store: the same dataset, from any number of stops, processes and shares."""
+
+import dataclasses
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+import avjax
+from avjax.grids import as_cells
+from avjax.interventions import Edit
+from avjax.metrics import KL, AttentionMass, Caption, LogProb, Metric, TopK, View
+from avjax.prompt import Prompt
+from avjax.runs import blocks, stored
+from avjax.runs.blocks import Run, Sample, execute
+from avjax.runs.identity import edits_digest, metric_json
+from avjax.runs.store import Store
+from avjax.runs.stored import begin, read
+
+GRID = avjax.grid(
+    avjax.Knockout(query="answer", key=avjax.axis("key", ["text", "special"]), layers=avjax.windows(1, name="depth"))
+)
+METRICS = [LogProb((5,)), TopK(2), AttentionMass("text"), KL(), Caption(3)]
+
+
+@pytest.fixture(scope="module")
+def prompts(omni_model: avjax.Model) -> dict[str, Prompt]:
+    return {name: omni_model.prompt(f"Say what {name} is.") for name in ("b", "a", "c")}
+
+
+@pytest.fixture(scope="module")
+def plain(omni_model: avjax.Model, prompts: dict[str, Prompt]) -> xr.Dataset:
+    return avjax.sweep(omni_model, prompts, GRID, METRICS)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three cells."""
+    monkeypatch.setattr(stored, "CELLS_PER_BLOCK", 3)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def test_it_is_the_same_dataset(omni_model: avjax.Model, prompts: dict[str, Prompt], plain: xr.Dataset, tmp_path: Path):
+    found = avjax.sweep(omni_model, prompts, GRID, METRICS, store=tmp_path / "run")
+    xr.testing.assert_identical(found, plain)
+    for name in plain.variables:
+        assert found[name].dtype == plain[name].dtype, name
+
+
+def test_small_blocks_give_the_same_to_rounding(
+    small_blocks: None, omni_model: avjax.Model, prompts: dict[str, Prompt], plain: xr.Dataset, tmp_path: Path
+):
+    found = avjax.sweep(omni_model, prompts, GRID, METRICS, store=tmp_path / "run")
+    assert len(list((tmp_path / "run" / "cells").iterdir())) > len(prompts)
+    xr.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
+
+
+def test_only_what_is_missing_is_computed(
+    small_blocks: None,
+    omni_model: avjax.Model,
+    prompts: dict[str, Prompt],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    store = tmp_path / "run"
+    first = avjax.sweep(omni_model, prompts, GRID, METRICS, store=store)
+    before = contents(store)
+    calls: list[Any] = []
+    compute = blocks._computed
+    monkeypatch.setattr(blocks, "_computed", lambda *given: calls.append(given) or compute(*given))
+    xr.testing.assert_identical(avjax.sweep(omni_model, prompts, GRID, METRICS, store=store), first)
+    assert calls == [] and contents(store) == before
+
+    gone = sorted(before)[1]
+    (store / gone).unlink()
+    xr.testing.assert_identical(avjax.sweep(omni_model, prompts, GRID, METRICS, store=store), first)
+    assert len(calls) == 1 and contents(store) == before, "to the bit"
+
+
+def run_of(model: avjax.Model, prompts: dict[str, Prompt], block_cells: int = 3) -> Run:
+    samples = tuple(
+        Sample(name=name, digest=name, prompt=lambda p=prompt: p, metrics=METRICS) for name, prompt in prompts.items()
+    )
+    cells = as_cells(GRID, model.config.decoder)
+    return Run(digest="run", cells=cells, samples=samples, settings={}, block_cells=block_cells)
+
+
+def test_shares_make_up_the_whole(omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path):
+    run = run_of(omni_model, prompts)
+    for n in (1, 2, 3, 5, 50):
+        shares = [run.blocks((i, n)) for i in range(n)]
+        assert [b for share in shares for b in share] == run.blocks()
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    store = Store(tmp_path / "run")
+    begin(store, omni_model, run, {})
+    counts = [execute(omni_model, run, store, shard=(i, 3)).computed for i in range(3)]
+    assert sum(counts) == len(prompts) * (len(run.cells.cells) + 1) and min(counts) > 0
+    assert "done" not in read(store)
+
+
+def test_what_is_not_there_yet_is_no_number(
+    omni_model: avjax.Model, prompts: dict[str, Prompt], plain: xr.Dataset, tmp_path: Path
+):
+    run, store = run_of(omni_model, prompts), Store(tmp_path / "run")
+    begin(store, omni_model, run, {})
+    asked = itertools.count()
+    outcome = execute(omni_model, run, store, stop=lambda: next(asked) > 2)
+    assert outcome.stopped and outcome.computed == 7  # two blocks of three cells, and the clean one
+    found = read(store)
+    assert found.done.sel(sample="b").values.ravel().tolist() == [True] * 6 + [False] * 10
+    assert not found.done.sel(sample="c").any()
+    assert np.isnan(found.log_prob.sel(sample="c")).all() and (found.caption.sel(sample="c") == "").all()
+    assert np.isnan(found.log_prob_clean.sel(sample="c")) and (found.edges.sel(sample="c") == -1).all()
+    some = {"sample": "b", "key": "text", "depth": slice(0, 5)}
+    xr.testing.assert_allclose(found.log_prob.sel(some), plain.log_prob.sel(some), rtol=1e-5)
+
+
+def test_each_row_has_a_key_of_its_own(omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path):
+    data = avjax.sweep(omni_model, prompts, GRID, METRICS, store=tmp_path / "run")
+    rows = pd.read_parquet(tmp_path / "run" / "cells")
+    assert len(rows) == rows.cell_key.nunique() == data.log_prob.size + data.sizes["sample"]
+    edited = rows[rows.cell_index >= 0].set_index(["sample", "key", "depth"])
+    for sample, key, depth in edited.index:
+        at = data.sel(sample=sample, key=key, depth=depth)
+        row = edited.loc[(sample, key, depth)]
+        assert row.log_prob == at.log_prob and row.caption == at.caption and row.edges == at.edges
+        assert row.depth_window == at.depth_window and row.cell == at.cell
+        np.testing.assert_array_equal(np.stack(list(row.attention_mass)), at.attention_mass)
+    clean = rows[rows.cell_index < 0].set_index("sample")
+    np.testing.assert_array_equal(clean.log_prob[data.sample.values], data.log_prob_clean)
+
+
+@dataclasses.dataclass(frozen=True)
+class Largest(Metric):
+    """Of the user's own."""
+
+    name: str = "largest"
+
+    def __call__(self, view: View):
+        return view.logits.max()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"metrics": METRICS[:-1]}, r"differs in metrics \(now"),
+        ({"metrics": [*METRICS, Largest()]}, r"differs in metrics \(now"),
+        ({"grid": "answer->text@0:2"}, r"differs in grid \(now"),
+        ({"executor": "reference"}, r"differs in executor \(now \"reference\", then \"replay\"\)"),
+        ({"allow_noop": True}, "differs in allow_noop"),
+        ({"prompts": ["b", "a"]}, "differs in the names of its samples"),
+        ({"words": "Tell"}, "differs in the clip or words of 'b'"),
+    ],
+)
+def test_another_sweep_is_refused(
+    changed: dict[str, Any], message: str, omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path
+):
+    store = tmp_path / "run"
+    avjax.sweep(omni_model, prompts, GRID, METRICS, store=store)
+    before = contents(store)
+    given: dict[str, Any] = {"prompts": prompts, "grid": GRID, "metrics": METRICS, **changed}
+    if "words" in given:
+        given["prompts"] = prompts | {"b": omni_model.prompt(given.pop("words"))}
+    if isinstance(given["prompts"], list):
+        given["prompts"] = {name: prompts[name] for name in given["prompts"]}
+    with pytest.raises(ValueError, match=f"it holds another run, which {message}.*choose another store"):
+        avjax.sweep(omni_model, store=store, **given)
+    assert contents(store) == before
+
+
+def test_another_checkpoint_is_refused(
+    omni_model: avjax.Model, vl_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path
+):
+    avjax.sweep(omni_model, prompts, GRID, METRICS, store=tmp_path / "run")
+    others = {name: vl_model.prompt(f"Say what {name} is.") for name in prompts}
+    with pytest.raises(ValueError, match=r"differs in checkpoint \(now"):
+        avjax.sweep(vl_model, others, GRID, METRICS, store=tmp_path / "run")
+
+
+def test_damage_is_never_read(omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path):
+    avjax.sweep(omni_model, prompts, GRID, METRICS, store=tmp_path / "run")
+    part = next((tmp_path / "run" / "cells").iterdir())
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(ValueError, match=re.escape(part.name)):
+        avjax.sweep(omni_model, prompts, GRID, METRICS, store=tmp_path / "run")
+
+
+def test_edits_are_told_apart(omni_model: avjax.Model, prompts: dict[str, Prompt]):
+    a, b = prompts["a"], prompts["b"]
+    vector = np.arange(4, dtype=np.float32)
+    edits: list[Edit] = [
+        avjax.Knockout(query="answer", key="text"),
+        avjax.Knockout(query="answer", key="text", layers=[0]),
+        avjax.Knockout(query="text", key="text"),
+        avjax.ScaleAttention(query="answer", key="text", factor=0),
+        avjax.Patch("last", source=a),
+        avjax.Patch("last", source=b),
+        avjax.Patch("last", source="mean"),
+        avjax.Steer("last", vector),
+        avjax.Steer("last", vector + 1),
+        avjax.Steer("last", vector.astype(np.float64)),
+        avjax.Ablate("last", "noise"),
+        avjax.Ablate("last", "noise", seed=1),
+    ]
+    assert len({edits_digest([edit]) for edit in edits}) == len(edits)
+    assert edits_digest(edits[:2]) != edits_digest(edits[1::-1])
+    assert edits_digest([avjax.Patch("last", source=a)]) == edits_digest([avjax.Patch("last", source=a)])
+    run = avjax.run(omni_model, a, capture=["resid_post"])
+    with pytest.raises(TypeError, match="a patch from a run"):
+        edits_digest([avjax.Patch("last", source=run)])
+
+
+def test_edits_by_sample(omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path):
+    def patch(sources: dict[str, Prompt]) -> avjax.Patch:
+        return avjax.Patch("last", source=sources, layers=[1])
+
+    swapped = dict(zip(prompts, [*list(prompts.values())[1:], prompts["b"]], strict=True))
+    found = avjax.sweep(omni_model, prompts, patch(swapped), LogProb((5,)), store=tmp_path / "run")
+    xr.testing.assert_identical(found, avjax.sweep(omni_model, prompts, patch(swapped), LogProb((5,))))
+    with pytest.raises(ValueError, match="differs in grid"):
+        avjax.sweep(omni_model, prompts, patch(prompts), LogProb((5,)), store=tmp_path / "run")
+
+
+def test_axes_do_not_take_the_store_s_names(omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path):
+    grid = avjax.grid(avjax.Knockout(query="answer", key=avjax.axis("cell_key", ["text"])))
+    with pytest.raises(ValueError, match="'cell_key' has the name of a column of the store"):
+        avjax.sweep(omni_model, prompts, grid, KL(), store=tmp_path / "run")
+
+
+def test_metrics_of_the_user_s_own_carry_their_source():
+    @dataclasses.dataclass(frozen=True)
+    class Smallest(Metric):
+        name: str = "smallest"
+
+        def __call__(self, view: View):
+            return view.logits.min()
+
+    assert metric_json(Largest())["source"] != metric_json(Smallest())["source"]
+    namespace: dict[str, Any] = {"Metric": Metric, "dataclasses": dataclasses}
+    exec("@dataclasses.dataclass(frozen=True)\nclass Hidden(Metric):\n    name: str = 'hidden'", namespace)
+    with pytest.raises(TypeError, match="the source of Hidden cannot be read"):
+        metric_json(namespace["Hidden"]())
