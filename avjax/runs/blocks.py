@@ -94,7 +94,7 @@ class Run:
             for start in range(0, len(digests), self.block_cells):
                 cells = range(start, min(start + self.block_cells, len(digests)))
                 own = digests[cells.start : cells.stop]
-                name = block_digest(self.digest, sample.digest, own, clean=not start)
+                name = block_digest(self.digest, self._whole(sample), own, clean=not start)
                 found.append(Block(name=name, sample=number, cells=cells, clean=not start))
         i, n = shard
         return found[len(found) * i // n : len(found) * (i + 1) // n]
@@ -103,7 +103,11 @@ class Run:
         """Of each row of a block."""
         sample = self.samples[block.sample]
         edits = ["clean"] * block.clean + self._digests(sample.name)[block.cells.start : block.cells.stop]
-        return [cell_key(self.digest, sample.digest, edit) for edit in edits]
+        return [cell_key(self.digest, self._whole(sample), edit) for edit in edits]
+
+    def _whole(self, sample: Sample) -> str:
+        """Of a sample and its name: two of one content are two samples."""
+        return digest(sample.name, sample.digest)
 
     @functools.cached_property
     def grid_digest(self) -> str:
@@ -186,26 +190,30 @@ def execute(
                 outcome.stopped = bool(missing)
                 break
             before = outcome.computed
-            for sample, prompt, blocks in _prepared(run, missing):
-                for block in blocks:
-                    if stop():
-                        break
-                    with store.claimed(block.name) as claim:
-                        if claim is None:
-                            continue
-                        try:
-                            found = _computed(model, run, block, prompt.result())
-                        except (ValueError, OverflowError, OSError) as error:
-                            if not keep_going:
-                                raise
-                            outcome.failed[sample.name] = str(error)
-                            store.report_failure(digest(sample.name), {"sample": sample.name, "reason": str(error)})
-                            break
-                        keys, cells = run.keys(block), np.array(block.cells)
-                        store.write(claim, encoded(found, layout, sample.name, cells, keys, block.clean))
-                    store.forget_failure(digest(sample.name))
-                    outcome.computed += block.num_rows
-                    count([block])
+            for block, prompt in _prepared(run, missing):
+                if stop():
+                    break
+                sample = run.samples[block.sample]
+                if sample.name in outcome.failed:
+                    continue
+                place = digest(sample.name, block.cells.start)
+                with store.claimed(block.name) as claim:
+                    if claim is None:
+                        continue
+                    try:
+                        found = _computed(model, run, block, prompt())
+                    except (ValueError, OverflowError, OSError) as error:
+                        if not keep_going:
+                            raise
+                        outcome.failed[sample.name] = str(error)
+                        failure = {"sample": sample.name, "block": block.name, "reason": str(error)}
+                        store.report_failure(place, failure)
+                        continue
+                    keys, cells = run.keys(block), np.array(block.cells)
+                    store.write(claim, encoded(found, layout, sample.name, cells, keys, block.clean))
+                store.forget_failure(place)
+                outcome.computed += block.num_rows
+                count([block])
             if outcome.computed == before:  # others have the rest
                 time.sleep(PATIENCE_SECONDS)
     store.tidy()
@@ -218,12 +226,30 @@ def _computed(model: Model, run: Run, block: Block, prompt: Prompt) -> xr.Datase
     return sweep(model, {sample.name: prompt}, variants, list(sample.metrics), progress=False, **run.settings)
 
 
-def _prepared(run: Run, blocks: Sequence[Block]) -> Iterator[tuple[Sample, Future[Prompt], list[Block]]]:
-    """Samples with their missing blocks; the next one's clip is decoded while the device computes."""
-    by_sample = [(run.samples[i], list(own)) for i, own in itertools.groupby(blocks, lambda block: block.sample)]
-    with ThreadPoolExecutor(1) as pool:
-        ahead: Future[Prompt] | None = None
-        for place, (sample, own) in enumerate(by_sample):
-            prompt = ahead or pool.submit(sample.prompt)
-            ahead = pool.submit(by_sample[place + 1][0].prompt) if place + 1 < len(by_sample) else None
-            yield sample, prompt, own
+def _prepared(run: Run, blocks: Sequence[Block]) -> Iterator[tuple[Block, Callable[[], Prompt]]]:
+    """Blocks, with what gives their prompt.
+
+    A clip is decoded when its prompt is asked for; the next sample's then too, while the device computes.
+    """
+    order = list(dict.fromkeys(block.sample for block in blocks))
+    following = dict(itertools.pairwise(order))
+    pool, made = ThreadPoolExecutor(1), dict[int, Future[Prompt]]()
+
+    def decoding(sample: int) -> Future[Prompt]:
+        if sample not in made:
+            made[sample] = pool.submit(run.samples[sample].prompt)
+        return made[sample]
+
+    def prompt(sample: int) -> Prompt:
+        own = decoding(sample)
+        if sample in following:
+            decoding(following[sample])
+        for earlier in [s for s in made if s not in (sample, following.get(sample))]:
+            del made[earlier]  # and its features
+        return own.result()
+
+    try:
+        for block in blocks:
+            yield block, functools.partial(prompt, block.sample)
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,5 +1,6 @@
 """Stores as one file, and several stores of one run as one."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,10 @@ def export(store: Store, out: Path) -> str:
     if out.suffix == ".parquet":
         pq.write_table(table, out)
     else:
-        table.to_pandas().to_csv(out, index=False)
+        frame = table.to_pandas()
+        for name in (field.name for field in table.schema if pa.types.is_nested(field.type)):
+            frame[name] = [json.dumps(value) for value in table[name].to_pylist()]
+        frame.to_csv(out, index=False)
     return f"{len(table):,} rows"
 
 
@@ -66,5 +70,6 @@ def merge(stores: Sequence[Store], into: Store) -> int:
 
 def _same(first: dict, store: Store) -> None:
     found = store.read()
-    if different := differences(first["identity"] | first["samples"], found["identity"] | found["samples"]):
+    both = [{"identity": run["identity"], "samples": run["samples"]} for run in (first, found)]
+    if different := differences(*both):
         raise ValueError(f"{store.path}: expected a store of the same run, got one with other {'; '.join(different)}")

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from avjax.config import read_json
@@ -18,6 +19,7 @@ from avjax.prompt import Prompt
 from avjax.serialization import to_json
 
 NUMERICS = 1  # one more whenever avjax computes other numbers than before, beyond rounding
+SAMPLED = 64  # values of each parameter array
 READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # of a Hugging Face directory
 
 
@@ -49,7 +51,9 @@ def checkpoint_digest(directory: Path) -> str:
 
 
 def metric_json(metric: Metric) -> dict[str, Any]:
-    """A metric as plain values; one of the user's own with a digest of its source.
+    """A metric as plain values; one of the user's own with a digest of its source and its base classes'.
+
+    What it calls elsewhere is not part of it: give the metric another name when that changes.
 
     Raises:
       TypeError: it is no dataclass, or a field has no JSON form.
@@ -61,7 +65,8 @@ def metric_json(metric: Metric) -> dict[str, Any]:
     found |= {field.name: to_json(getattr(metric, field.name)) for field in dataclasses.fields(metric)}
     if not kind.__module__.startswith("avjax."):
         try:
-            source = inspect.getsource(kind)
+            own = [c for c in kind.__mro__ if c is not object and not c.__module__.startswith("avjax.")]
+            source = [inspect.getsource(c) for c in own]
         except (OSError, TypeError) as error:
             raise TypeError(
                 f"metrics: the source of {kind.__name__} cannot be read, so that a change of it would go unnoticed; "
@@ -72,14 +77,24 @@ def metric_json(metric: Metric) -> dict[str, Any]:
 
 
 def model_identity(model: Model) -> dict[str, Any]:
-    """Of a loaded checkpoint and how it computes."""
+    """Of a loaded checkpoint and how it computes.
+
+    Parameters that differ from the checkpoint's, such as those of a copy that was changed, are told apart by `SAMPLED`
+    values of each array, evenly spaced.
+    """
     directory = Path(model.host.source)
     return {
         "checkpoint": checkpoint_digest(directory),
+        "parameters": digest([_array(_some(leaf)) for leaf in jax.tree.leaves(model.network)]),
         "family": read_json(directory / "config.json").get("model_type", model.config.family),
         "dtype": str(model.dtype),
         "numerics": NUMERICS,
     }
+
+
+def _some(leaf: jax.Array) -> np.ndarray:
+    flat = leaf.reshape(-1)
+    return np.asarray(flat[np.linspace(0, flat.size - 1, SAMPLED).astype(int)])
 
 
 def edits_digest(edits: Sequence[Edit]) -> str:
@@ -91,13 +106,21 @@ def edits_digest(edits: Sequence[Edit]) -> str:
     return digest([[type(e).__name__, *[_plain(getattr(e, f.name)) for f in dataclasses.fields(e)]] for e in edits])  # pyright: ignore[reportArgumentType]
 
 
+def prompt_digest(prompt: Prompt) -> str:
+    """Of what the decoder sees of a prompt, and of all that a selector reads of it."""
+    layout = (prompt.kinds, prompt.roles, prompt.special, prompt.seconds, prompt.frames)
+    return digest(prompt.fingerprint.hex(), [_array(np.asarray(values)) for values in layout])
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Prompt):
-        return {"prompt": value.fingerprint.hex(), "kinds": value.kinds.tolist()}
-    if hasattr(value, "shape") and getattr(value, "ndim", 0):
-        array = np.ascontiguousarray(value)
-        return {"array": [str(array.dtype), *array.shape, hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()]}
-    return to_json(value)
+        return {"prompt": prompt_digest(value)}
+    return {"array": _array(value)} if hasattr(value, "shape") and getattr(value, "ndim", 0) else to_json(value)
+
+
+def _array(value: Any) -> list[Any]:
+    array = np.ascontiguousarray(value)
+    return [str(array.dtype), *array.shape, hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()]
 
 
 def block_digest(run: str, sample: str, cells: Sequence[str], clean: bool) -> str:

@@ -44,8 +44,11 @@ class Layout:
     def of(cls, samples: Iterable[Any], cells: Cells) -> "Layout":
         if taken := sorted({*cells.dims, *cells.notes} & {*OWN}):
             raise ValueError(f"grid: the axis {taken[0]!r} has the name of a column of the store; pass name=")
+        names = to_json(list(samples))
+        if len({type(name) for name in names}) > 1:
+            raise ValueError(f"samples: expected names that are all text or all numbers, got {names[:5]}")
         return cls(
-            samples=to_json(list(samples)),
+            samples=names,
             coordinates={dim: to_json(cells.coordinates[dim]) for dim in cells.dims},
             notes={note: (dim, to_json(values)) for note, (dim, values) in cells.notes.items()},
             cells=[cell.name for cell in cells.cells],
@@ -70,9 +73,20 @@ class Layout:
         values = {dim: self.coordinates[dim] for dim in self.coordinates}
         columns = {dim: (dim, values[dim]) for dim in values} | self.notes
         return {
-            name: pa.array([listed[i] if there else None for i, there in zip(by_dim[dim], edited, strict=True)])
+            name: _column(listed, [i if there else None for i, there in zip(by_dim[dim], edited, strict=True)])
             for name, (dim, listed) in columns.items()
         }
+
+
+def _column(listed: Sequence[Any], places: Sequence[int | None]) -> pa.Array:
+    """Some of a coordinate's values; of one type in every part, text where they are mixed."""
+    kinds = {type(value) for value in listed}
+    if kinds == {int, float}:
+        listed = [float(value) for value in listed]
+    elif len(kinds) > 1:
+        listed = [str(value) for value in listed]
+    whole = pa.array(list(listed))
+    return whole.take(pa.array(places, pa.int64()))
 
 
 def encoded(
@@ -184,4 +198,6 @@ def _flat(column: pa.ChunkedArray) -> np.ndarray:
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "O":
         return np.full(shape, "", object)
+    if dtype.kind in "bu":
+        raise ValueError(f"metric: expected values that can be missing, got {dtype}; return floats or signed integers")
     return np.full(shape, np.nan if dtype.kind == "f" else -1, dtype)

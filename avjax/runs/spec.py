@@ -37,7 +37,7 @@ class Clip(Strict):
 
     @model_validator(mode="after")
     def _has_media(self) -> Self:
-        if not any(getattr(self, kind) for kind in MEDIA):
+        if not any(getattr(self, kind) not in (None, "none", []) for kind in MEDIA):
             raise ValueError(f"expected video, audio or image, got none (labels: {', '.join(self.labels) or 'none'})")
         return self
 
@@ -193,7 +193,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"clips: expected a table, got no file {path}")
     if path.suffix == ".csv":
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows: list[Any] = [{k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
     elif path.suffix == ".json":
         rows = json.loads(path.read_text())
@@ -212,8 +212,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _clip_of(row: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """A row's other columns are labels."""
-    own = {key: row[key] for key in ("name", *MEDIA, "labels") if key in row}
-    labels = {key: value for key, value in row.items() if key not in own}
+    own = {key: row[key] for key in ("name", *MEDIA, "labels") if row.get(key) is not None}
+    if not isinstance(own.get("labels", {}), Mapping) or None in row:
+        raise ValueError(f"clips: expected as many columns as names, and labels with names, got the row {dict(row)}")
+    labels = {key: value for key, value in row.items() if key not in own and value is not None}
     files = {kind: _beside(directory, own[kind]) for kind in MEDIA if kind in own}
     return own | files | {"labels": {**labels, **own.get("labels", {})}}
 

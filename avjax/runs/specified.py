@@ -74,6 +74,9 @@ def prepare_run(spec: Spec, model: Model | None = None) -> Prepared:
     _check_files(spec, clips)
     model = model or load(spec.model, dtype=spec.dtype)
     cells = as_cells(spec.build_grid(), model.config.decoder)
+    for edit in (edit for cell in cells.cells for edit in cell.edits):
+        edit.layer_indices(model.config.decoder)
+        edit.head_indices(model.config.decoder)
     samples = tuple(_sample(spec, clip, model) for clip in clips)
     settings = {name: getattr(spec, name) for name in ("executor", "compat", "allow_noop", "memory_bytes")}
     fixed = model_identity(model) | {"executor": spec.executor, "compat": spec.compat, "allow_noop": spec.allow_noop}

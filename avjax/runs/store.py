@@ -11,6 +11,8 @@ import hashlib
 import io
 import json
 import os
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +25,8 @@ try:
 except ImportError:  # not on Windows; blocks are not claimed there
     fcntl = None
 
+ATTEMPTS = 100
+OLD_SECONDS = 600  # of a file that a killed process has not finished
 FORMAT = 1  # of run.json and of the parts; a newer one is refused
 SUFFIX = ".parquet"
 
@@ -56,7 +60,8 @@ class Store:
         file = self.path / "run.json"
         if not file.exists():
             others = [p.name for p in self.path.iterdir()] if self.path.exists() else []
-            if any(name != "cells" and not name.startswith(".run.json") for name in others):
+            strange = any(name != "cells" and not name.startswith(".run.json") for name in others)
+            if strange and not file.exists():  # nobody has begun it between the two looks
                 raise ValueError(f"{self.path}: expected a run or an empty directory, got other files; choose another")
             self.cells.mkdir(parents=True, exist_ok=True)
             self._appear(file, _json({"format": FORMAT, **about}))
@@ -90,7 +95,7 @@ class Store:
         if not self.cells.exists():
             return found
         for name in sorted(self._names()):
-            if name.endswith(SUFFIX) and name.count(".") == 2:
+            if _is_part(name):
                 found.setdefault(name.split(".")[0], self.cells / name)
         return found
 
@@ -109,7 +114,7 @@ class Store:
         if _checksum(data) != part.name.split(".")[1]:
             raise ValueError(
                 f"{part}: expected the {SUFFIX[1:]} file that was written, got {len(data):,} bytes with another "
-                "checksum; --repair puts it aside and computes its cells again"
+                "checksum; `avjax run SPEC --repair` puts it aside and computes its cells again; or move it away"
             )
         return data
 
@@ -134,9 +139,8 @@ class Store:
         if not self.local or fcntl is None:
             yield Claim(block, None)
             return
-        self.claims.mkdir(parents=True, exist_ok=True)
         path = Path(self.claims / block)
-        with path.open("a+b") as file:
+        with self._opened(path) as file:
             if not _locked(file, path):
                 yield None
                 return
@@ -146,6 +150,14 @@ class Store:
             finally:
                 if _same_file(file, path):  # it has not become the part
                     path.unlink()
+
+    def _opened(self, path: Path) -> io.BufferedRandom:
+        """Opened for writing; another process that is done may remove the empty directory meanwhile."""
+        for _ in range(ATTEMPTS):
+            self.claims.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                return path.open("a+b")
+        raise FileNotFoundError(f"{path}: its directory is removed again and again; is something else cleaning there?")
 
     def write(self, claim: Claim, data: bytes) -> epath.Path:
         """The part of a claimed block, all of it at once."""
@@ -164,10 +176,16 @@ class Store:
 
     def tidy(self) -> None:
         """Removes what processes that were killed have left of blocks that are done."""
-        if not self.local or fcntl is None or not self.claims.exists():
+        if not self.local or fcntl is None:
             return
-        done = self.parts()
-        for path in map(Path, self.claims.iterdir()):
+        for path in Path(self.path).glob(".run.json.*"):
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > OLD_SECONDS:
+                    path.unlink()
+        done, claims = self.parts(), []
+        with suppress(FileNotFoundError):
+            claims = list(Path(self.claims).iterdir())
+        for path in claims:
             with suppress(FileNotFoundError), path.open("r+b") as file:
                 if path.name in done and _locked(file, path):
                     path.unlink()
@@ -178,23 +196,25 @@ class Store:
         """Keeps why a sample could not be computed; a later failure of it replaces an earlier one.
 
         Args:
-          sample: a digest of its name.
+          sample: a name of the sample's cells; a failure whose "block" is done by now is not told of.
         """
         self.failed.mkdir(parents=True, exist_ok=True)
         self._replace(self.failed / f"{sample}.json", _json(failure))
 
     def failures(self) -> dict[str, dict[str, Any]]:
-        """What `report_failure` kept, by the digest of the sample's name."""
+        """What `report_failure` kept, by the name that it was given; what is done by now is left out."""
         if not self.failed.exists():
             return {}
-        found = sorted(path for path in self.failed.iterdir() if path.name.endswith(".json"))
-        return {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in found}
+        paths = sorted(path for path in self.failed.iterdir() if path.name.endswith(".json"))
+        found = {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in paths}
+        done = self.parts()
+        return {name: failure for name, failure in found.items() if failure.get("block") not in done}
 
     def forget_failure(self, sample: str) -> None:
         (self.failed / f"{sample}.json").unlink(missing_ok=True)
 
     def _done(self, block: str) -> bool:
-        return any(self.cells.glob(f"{block}.*{SUFFIX}"))
+        return any(_is_part(path.name) for path in self.cells.glob(f"{block}.*{SUFFIX}"))
 
     def _appear(self, path: epath.Path, data: bytes) -> None:
         """The first of several writers wins on a local disk; an object store shows whole files alone."""
@@ -218,7 +238,11 @@ class Store:
         partial.replace(path)
 
     def _partial(self, path: epath.Path) -> Path:
-        return Path(path).with_name(f".{path.name}.{os.getpid()}")
+        return Path(path).with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def _is_part(name: str) -> bool:
+    return name.endswith(SUFFIX) and name.count(".") == 2
 
 
 def _json(value: Any) -> bytes:

@@ -17,9 +17,10 @@ from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.runs.blocks import CELLS_PER_BLOCK, Run, Sample, execute
-from avjax.runs.identity import digest, metric_json, model_identity
+from avjax.runs.identity import digest, metric_json, model_identity, prompt_digest
 from avjax.runs.rows import Layout, dataset, decoded
 from avjax.runs.store import Store, differences
+from avjax.serialization import to_json
 from avjax.sweeping import prepare
 
 DECIDING = ("executor", "compat", "allow_noop")  # settings that decide numbers; memory changes their rounding
@@ -47,7 +48,7 @@ def stored_sweep(
     fixed = model_identity(model) | {name: settings[name] for name in DECIDING if settings[name] is not None}
     fixed["metrics"] = [metric_json(metric) for metric in several]
     samples = tuple(
-        Sample(name=name, digest=prompt.fingerprint.hex(), prompt=lambda p=prompt: p, metrics=several)
+        Sample(name=to_json(name), digest=prompt_digest(prompt), prompt=lambda p=prompt: p, metrics=several)
         for name, prompt in named.items()
     )
     run = Run(digest=digest(fixed), cells=cells, samples=samples, settings=settings, block_cells=CELLS_PER_BLOCK)
@@ -74,6 +75,9 @@ def begin(
     about = {"identity": identity, "samples": samples, "layout": vars(run.layout), "provenance": provenance(model)}
     found = store.begin(about | ({} if spec is None else {"spec": spec}))
     different = differences(identity, found["identity"])
+    if different and not store.parts() and not store.claims.exists():  # nothing was kept, and nobody works on it
+        store.amend(about | ({} if spec is None else {"spec": spec}))
+        return
     if [*found["samples"]] != [*samples]:
         different.append("the names of its samples")
     if not different and found["samples"] != samples:

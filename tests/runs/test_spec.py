@@ -202,6 +202,13 @@ def test_what_is_missing_is_named_before_anything_runs(given: dict[str, Any], cl
         prepare_run(Spec.of({**given, "clips": files}, tmp_path))
 
 
+def test_edits_that_do_not_fit_the_model_are_refused_at_once(given: dict[str, Any]):
+    for key in ("layers", "heads"):
+        grid = {"edit": "knockout", "query": "answer", "key": "audio", key: "90:99"}
+        with pytest.raises(ValueError, match=f"expected {key} within 0:8"):
+            prepare_run(Spec.of({**given, "grid": grid}))
+
+
 def test_a_run_is_the_sweep_of_each_clip(given: dict[str, Any], clips: Path, tmp_path: Path):
     metrics = [*given["metrics"], {"metric": "log_prob", "answer": "{sound}", "name": "true_sound"}]
     made = Spec.of({**given, "metrics": metrics})

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
@@ -21,6 +22,7 @@ from avjax.runs.blocks import Run, Sample, execute
 from avjax.runs.identity import edits_digest, metric_json
 from avjax.runs.store import Store
 from avjax.runs.stored import begin, read
+from avjax.tokens import KINDS
 
 GRID = avjax.grid(
     avjax.Knockout(query="answer", key=avjax.axis("key", ["text", "special"]), layers=avjax.windows(1, name="depth"))
@@ -83,6 +85,57 @@ def test_only_what_is_missing_is_computed(
     (store / gone).unlink()
     xr.testing.assert_identical(avjax.sweep(omni_model, prompts, GRID, METRICS, store=store), first)
     assert len(calls) == 1 and contents(store) == before, "to the bit"
+
+
+def test_samples_of_one_content_are_two(omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path):
+    twice = {"one": prompts["a"], "other": prompts["a"]}
+    found = avjax.sweep(omni_model, twice, GRID, METRICS, store=tmp_path / "run")
+    xr.testing.assert_identical(found, avjax.sweep(omni_model, twice, GRID, METRICS))
+
+
+def test_what_selectors_read_decides_too(omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path):
+    opened = prompts["a"].continued(omni_model.encode_text("I hear"))
+    as_text = dataclasses.replace(opened, kinds=np.where(opened.kinds == KINDS.index("generated"), 0, opened.kinds))
+    assert opened.fingerprint == as_text.fingerprint
+    avjax.sweep(omni_model, {"a": opened}, "last->text", KL(), store=tmp_path / "run")
+    with pytest.raises(ValueError, match="differs in the clip or words of 'a'"):
+        avjax.sweep(omni_model, {"a": as_text}, "last->text", KL(), store=tmp_path / "run")
+
+
+def test_changed_parameters_are_another_model(omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path):
+    avjax.sweep(omni_model, prompts, GRID, KL(), store=tmp_path / "run")
+    halved = dataclasses.replace(omni_model, network=jax.tree.map(lambda leaf: leaf / 2, omni_model.network))
+    with pytest.raises(ValueError, match="differs in parameters"):
+        avjax.sweep(halved, prompts, GRID, KL(), store=tmp_path / "run")
+
+
+def test_labels_and_names_of_several_types(omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path):
+    factor = avjax.axis("factor", [2, 0.5], ["twice", 1])
+    grid = avjax.grid(avjax.ScaleAttention(query="last", key="text", factor=factor))
+    found = avjax.sweep(omni_model, {np.int64(3): prompts["a"]}, grid, KL(), store=tmp_path / "run")
+    assert found.factor.values.tolist() == ["twice", "1"] and found.sample.values.tolist() == [3]
+    assert set(pd.read_parquet(tmp_path / "run" / "cells").factor.dropna()) == {"twice", "1"}
+    with pytest.raises(ValueError, match="expected names that are all text or all numbers"):
+        avjax.sweep(omni_model, {1: prompts["a"], "1": prompts["b"]}, GRID, KL(), store=tmp_path / "other")
+
+
+def test_a_store_without_cells_takes_another_sweep(omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path):
+    Store(tmp_path / "run").begin({"identity": {"of": "another"}, "samples": {}})
+    found = avjax.sweep(omni_model, prompts, GRID, KL(), store=tmp_path / "run")
+    assert "done" not in found
+
+
+def test_stopping_decodes_no_more_clips(omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path):
+    decoded: list[int] = []
+
+    def sample(i: int) -> Sample:
+        return Sample(name=str(i), digest=str(i), prompt=lambda: decoded.append(i) or prompts["a"], metrics=METRICS)
+
+    run = dataclasses.replace(run_of(omni_model, prompts, 100), samples=tuple(map(sample, range(20))))
+    store, asked = Store(tmp_path / "run"), itertools.count()
+    begin(store, omni_model, run, {})
+    outcome = execute(omni_model, run, store, stop=lambda: next(asked) > 1)
+    assert outcome.stopped and outcome.computed == 17 and len(decoded) <= 2
 
 
 def run_of(model: avjax.Model, prompts: dict[str, Prompt], block_cells: int = 3) -> Run:
