@@ -94,7 +94,12 @@ def list_runs(
         from avjax.report.terminal import print_rows
         from avjax.runs.stored import summary
 
-        found = [summary(file.parent) for file in sorted(directory.rglob("run.json"))]
+        found = []
+        for file in sorted(directory.rglob("run.json")):
+            try:
+                found.append(summary(file.parent))
+            except ValueError as error:  # another program's, or a damaged one; the others are listed
+                typer.secho(f"not listed: {error}", fg=typer.colors.RED, err=True)
         if as_json:
             typer.echo(json.dumps(found, indent=2))
         else:

@@ -1,4 +1,4 @@
-"""Multinomial logistic regressions of many feature sets, splits and penalties, trained in one compiled loop.
+"""Multinomial logistic regressions of many feature sets, splits and penalties: one program, called for each set.
 
 Axes: F feature set, C clip, D feature, J job (a split with its labels), R regularisation strength, K class, E direction
 of the preconditioner.

@@ -107,7 +107,7 @@ def train_probes(
     level: float = 0.95,
     progress: bool = True,
 ) -> Probes:
-    """Probes of one label from every layer, site and pooling, over seeds and penalties, trained in one compiled call.
+    """Probes of one label from every layer, site and pooling, over seeds and penalties, by one compiled program.
 
     A probe is a multinomial logistic regression on features that its own training clips standardise. Its loss is the
     mean negative log-likelihood (nats) plus `strength` times half the squared kernel: scikit-learn's with

@@ -164,7 +164,13 @@ class Steer(_Edit):
     def build(self, directory: Path, seed: int) -> Edit:
         fields = {name: getattr(self, name) for name in type(self).model_fields if name not in ("edit", "vector")}
         built = {name: _built(name, value) for name, value in fields.items()}
-        return self._made(vector=np.load(directory / self.vector, allow_pickle=False), **built)
+        try:
+            vector = np.load(directory / self.vector, allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"vector: expected a .npy file of numbers, got {self.vector} ({error})") from error
+        if not isinstance(vector, np.ndarray):
+            raise ValueError(f"vector: expected one array in a .npy file, got {self.vector}")
+        return self._made(vector=vector, **built)
 
 
 AnyEdit = Annotated[Knockout | ScaleAttention | Scale | Ablate | Patch | Steer, Field(discriminator="edit")]

@@ -113,7 +113,11 @@ def read(store: Store) -> xr.Dataset:
 
 
 def summary(place: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a store holds, without reading its parts' columns."""
+    """What a store holds; each part's checksum is looked at, its columns are not.
+
+    Raises:
+      ValueError: it is no run, or a part is not as it was written.
+    """
     import pyarrow.parquet as pq
 
     store = Store(place)

@@ -39,7 +39,10 @@ def test_a_run_from_file_to_table(spec: Path):
         "store": "", "checkpoint": "tiny-av", "samples": 3, "cells": 51, "done": 51, "failed": 0, "failures": [],
     }  # fmt: skip
     assert [row["done"] for row in json.loads(run("runs", "ls", spec.parent, "--json").stdout)] == [51]
-    assert "tiny-av" in run("runs", "ls", spec.parent).stdout
+    (spec.parent / "other").mkdir()
+    (spec.parent / "other" / "run.json").write_text("{}")
+    listed = run("runs", "ls", spec.parent)
+    assert listed.exit_code == 0 and "tiny-av" in listed.stdout and "not listed" in listed.stderr
 
     for name in ("t.csv", "t.parquet", "t.nc"):
         assert run("runs", "export", store, spec.parent / name).exit_code == 0

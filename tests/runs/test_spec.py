@@ -135,6 +135,15 @@ def test_edits_are_those_of_python(given: dict[str, Any], omni_model: avjax.Mode
     assert isinstance(patch, avjax.Patch) and patch.source == "mean"
 
 
+def test_files_that_are_no_vector(given: dict[str, Any], omni_model: avjax.Model, tmp_path: Path):
+    np.savez(tmp_path / "v.npz", a=np.zeros(3))
+    (tmp_path / "empty.npy").write_bytes(b"")
+    (tmp_path / "words.npy").write_text("no array")
+    for name in ("v.npz", "empty.npy", "words.npy"):
+        with pytest.raises(ValueError, match=rf"grid\.0: vector: expected .*got {name}"):
+            edits_of({"edit": "steer", "where": "last", "vector": name}, given, omni_model, tmp_path)
+
+
 def test_yaml_json_and_python_are_one_run(spec: Path, given: dict[str, Any], tmp_path: Path):
     read_yaml = Spec.read(spec)
     as_json = tmp_path / "spec.json"
