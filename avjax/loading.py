@@ -4,24 +4,28 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from avjax.assets.builtin import builtin_directory
 from avjax.config import ModelConfig, read_config, read_json
 from avjax.media.options import read_options
 from avjax.media.processor import Processor
+from avjax.mesh import checked_mesh, parameter_sharding
 from avjax.model import GenerationDefaults, Host, Model
 from avjax.parameters import PARAMS, Network, abstract_network, check_stored, fill, nested, parameter_paths, quiet_orbax
 
 DTYPES = ("float32", "bfloat16")
 
 
-def load(path: str | Path, dtype: str = "float32", mesh: Any = None) -> Model:
+def load(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None) -> Model:
     """A model from a converted checkpoint, a Hugging Face directory, or a hub id where the network allows.
 
     Args:
       path: a directory, a hub id, or a built-in checkpoint, "tiny-av" or "tiny-vl".
       dtype: of parameters and computation, "float32" or "bfloat16".
-      mesh: reserved for sharded loading; None places the model on the default device.
+      mesh: devices in up to three axes, "data" (samples of a sweep are dealt over it), "variant" (variants of a prompt are
+        cut over it) and "model" (heads, features and the vocabulary are): each array is read straight onto its place.
+        None is the default device. Numbers do not depend on it, beyond rounding.
 
     Raises:
       ValueError: the checkpoint is not understood; everything wrong with it is named together.
@@ -29,19 +33,18 @@ def load(path: str | Path, dtype: str = "float32", mesh: Any = None) -> Model:
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
-    if mesh is not None:
-        raise ValueError("mesh: expected None; models load onto one device")
+    mesh = None if mesh is None else checked_mesh(mesh)
     directory = builtin_directory(path) or Path(path)
     if (directory / PARAMS).is_dir():
         config = read_config(read_json(directory / "config.json"))
-        return assemble_model(_restore(directory / PARAMS, config, dtype), config, directory)
+        return assemble_model(_restore(directory / PARAMS, config, dtype, mesh), config, directory)
     # Besides the command line, only this and `load_processor` call the converters.
     from converters.convert import to_network
     from converters.source import open_source
 
     source = open_source(path)
     config = read_config(source.config)
-    return assemble_model(to_network(source, config, dtype), config, source.directory)
+    return assemble_model(to_network(source, config, dtype, mesh), config, source.directory)
 
 
 def load_processor(path: str | Path) -> Processor:
@@ -53,13 +56,12 @@ def load_processor(path: str | Path) -> Processor:
     return Processor(directory, config, read_options(directory, config))
 
 
-def _restore(directory: Path, config: ModelConfig, dtype: str) -> Network:
+def _restore(directory: Path, config: ModelConfig, dtype: str, mesh: Mesh | None) -> Network:
     import orbax.checkpoint as ocp
 
     network = abstract_network(config, dtype)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     wanted = {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=parameter_sharding(path, leaf.shape, mesh))
         for path, leaf in parameter_paths(network).items()
     }
     tree = nested(wanted)

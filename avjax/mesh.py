@@ -52,8 +52,8 @@ def checked_mesh(mesh: Any) -> Mesh:
     """
     if not isinstance(mesh, Mesh):
         raise ValueError(
-            f"mesh: expected a jax.sharding.Mesh with axes among {', '.join(AXES)}, got {type(mesh).__name__}; make one "
-            'with jax.make_mesh((1, 1, 4), ("data", "variant", "model"))'
+            f"mesh: expected a jax.sharding.Mesh with axes among {', '.join(AXES)}, got {type(mesh).__name__}; make "
+            'one with jax.make_mesh((1, 1, 4), ("data", "variant", "model"))'
         )
     if strange := [name for name in mesh.axis_names if name not in AXES]:
         raise ValueError(

@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
+from jax.sharding import Mesh
 
 from avjax.config import ModelConfig
 from avjax.engine.encoding import encode_audio, encode_vision
 from avjax.media.corruption import Corruption
 from avjax.media.processor import Processor, StrPath
+from avjax.mesh import mesh_of
 from avjax.parameters import Network
 from avjax.prompt import AudioFeatures, Inputs, Prompt, VisionFeatures
 from avjax.tokens import TokenGroups
@@ -68,6 +70,11 @@ class Model:
     @property
     def dtype(self) -> jnp.dtype:
         return self.network.decoder.embed.embedding.dtype
+
+    @property
+    def mesh(self) -> Mesh | None:
+        """The devices that the parameters lie on; None for one device."""
+        return mesh_of(self.network.decoder.embed)
 
     def prompt(
         self,

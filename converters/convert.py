@@ -13,9 +13,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
 from avjax.config import ModelConfig, read_config, read_json
+from avjax.mesh import parameter_sharding
 from avjax.parameters import PARAMS, abstract_network, fill
 from converters.plan import Plan, make_plan
 from converters.source import CheckpointError, Source, open_source
@@ -47,12 +51,19 @@ class Provenance:
         return cls(**{**raw, "aliases": tuple(raw["aliases"])})
 
 
-def to_network(source: Source, config: ModelConfig, dtype: str) -> Any:
-    """The network with the source's parameters on the default device, cast to `dtype`."""
+def to_network(source: Source, config: ModelConfig, dtype: str, mesh: Mesh | None = None) -> Any:
+    """The network with the source's parameters, cast to `dtype`, on their places on the mesh or the default device."""
     plan = make_plan(source, config)
-    arrays = {path: jnp.asarray(p.assemble(), jnp.dtype(dtype)) for path, p in plan.parameters.items()}
+    arrays = {path: _placed(path, p.assemble(), dtype, mesh) for path, p in plan.parameters.items()}
     source.close()
     return fill(abstract_network(config, dtype), arrays)
+
+
+def _placed(path: str, values: np.ndarray, dtype: str, mesh: Mesh | None) -> jax.Array:
+    if mesh is None:
+        return jnp.asarray(values, jnp.dtype(dtype))
+    sharding = parameter_sharding(path, values.shape, mesh)
+    return jax.make_array_from_callback(values.shape, sharding, lambda part: values[part].astype(jnp.dtype(dtype)))
 
 
 def convert(source_path: str | Path, target: str | Path) -> Plan:

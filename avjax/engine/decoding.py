@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from avjax.engine.reference import OwnPrompt
 from avjax.engine.shared import SharedPrompt, class_factors, first_of_last, layer_keys
+from avjax.mesh import by_variant, whole
 from avjax.models.attention import Compat, OwnKeys, attend_rows
 from avjax.models.decoder import Decoder
 from avjax.models.intervention import VARIANTS, Intervention, edited_token, layer_of, split_last
@@ -94,7 +95,7 @@ def decode(
     state = jax.lax.while_loop(lambda s: (s.step < limit) & ~jnp.all(s.done), step, state)
     stops = jnp.isin(state.tokens, stop_tokens) & (jnp.arange(num_slots) < state.step)
     lengths = jnp.where(stops.any(axis=1), jnp.argmax(stops, axis=1) + 1, state.step)
-    return state.tokens, lengths, state.logits if keep_logits else None, state.largest
+    return whole((state.tokens, lengths, state.logits if keep_logits else None, state.largest))
 
 
 def _token_pass(
@@ -110,7 +111,7 @@ def _token_pass(
 ) -> tuple[Float[Array, "I D"], tuple[Array, Array]]:
     """One token of each variant through every layer; the decoded keys and values gain it at `slot`."""
     group, length = prompt.inputs.generated_group, prompt.inputs.length
-    x_I1D = decoder.embed(token_I)[:, None]
+    x_I1D = by_variant(decoder.embed(token_I)[:, None])
     rotary = decoder.rotary(jnp.broadcast_to(position, (3, 1)), x_I1D.dtype)
     num_own, num_slots = own.keys.shape[2], decoded[0].shape[2]
     first = first_of_last(length, num_own)

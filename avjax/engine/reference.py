@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from avjax.mesh import whole
 from avjax.models.attention import Compat, Weights, attend_prompt
 from avjax.models.decoder import Block, Decoder
 from avjax.models.intervention import Intervention, edited
@@ -157,7 +158,7 @@ def logits_at(
 ) -> tuple[Float[Array, "P V"], dict[Site, Array]]:
     """Next-token logits at the positions `at` [P], and captures."""
     x, _, seen = prefill(decoder, inputs, intervention, capture=capture, compat=compat)
-    return decoder.logits(x[at]), seen
+    return whole((decoder.logits(x[at]), seen))
 
 
 @functools.partial(jax.jit, static_argnames=("num_variants", "num_classes", "compat"))
@@ -183,7 +184,7 @@ def reference_batch(
         classes = jax.nn.one_hot(group_class, num_classes, dtype=jnp.float32)
         return x[reads], dot("lnqm,mc->lnqc", dot("lntm,qt->lnqm", seen[Site.MASS], query_sets), classes)
 
-    return _over_variants(one, variants, num_variants)
+    return whole(_over_variants(one, variants, num_variants))
 
 
 @functools.partial(jax.jit, static_argnames=("num_variants", "compat"))

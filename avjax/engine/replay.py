@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from avjax.engine.region import RegionAttention, Rows
 from avjax.engine.shared import SharedPrompt, clean_mass, first_of_last
+from avjax.mesh import by_variant, whole
 from avjax.models.attention import Compat
 from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention, layer_of, split_last
@@ -101,13 +102,13 @@ def replay(
     def untouched(carry: Carry) -> Carry:
         return jnp.broadcast_to(clean.final, (num_variants, *clean.final.shape)), *carry[1:]
 
-    carry = _clean_carry(prompt, start_layer, first, num_rows, num_variants, keep_cache, query_sets)
+    carry = by_variant(_clean_carry(prompt, start_layer, first, num_rows, num_variants, keep_cache, query_sets))
     carry = jax.lax.fori_loop(start_layer, last, layer, carry)
     x_IPD, cache, mass = jax.lax.cond(start_layer <= last, last_layer, untouched, carry)
     if last_edit is not None:
         x_IPD = read_rows.edited(Site.RESID_POST, x_IPD, layer_of(last_edit, 0))
     keys, values = cache if keep_cache else (None, None)
-    return Replayed(residual=x_IPD, keys=keys, values=values, mass=mass)
+    return Replayed(residual=whole(x_IPD), keys=keys, values=values, mass=whole(mass))
 
 
 def _clean_carry(

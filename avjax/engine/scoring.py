@@ -14,6 +14,7 @@ import numpy as np
 
 from avjax.engine.planning import count_bucket
 from avjax.engine.session import Reading, Session
+from avjax.mesh import whole
 from avjax.metrics import Metric, View
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
@@ -122,10 +123,10 @@ def read_block(
       tokens: int32 [U], see `unembedded`; None is the whole vocabulary.
     """
     if not continuation.shape[0]:
-        return decoder.logits(residual[:, 0], tokens), jnp.zeros((residual.shape[0], 0), jnp.float32)
+        return whole(decoder.logits(residual[:, 0], tokens)), jnp.zeros((residual.shape[0], 0), jnp.float32)
     logits = decoder.logits(residual)
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), continuation[None, :, None], axis=-1)
-    return logits[:, 0], logprobs[..., 0]
+    return whole((logits[:, 0], logprobs[..., 0]))
 
 
 @functools.partial(jax.jit, static_argnames=("metrics",))
@@ -165,7 +166,7 @@ def score(
             for metric, ready, where, read in zip(metrics, prepared, attended, places, strict=True)
         ]
 
-    return jax.vmap(one)(logits, logprobs, mass)
+    return whole(jax.vmap(one)(logits, logprobs, mass))
 
 
 @jax.jit

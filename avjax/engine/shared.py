@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from avjax.mesh import whole
 from avjax.models.attention import KEY_BLOCK, SharedKeys, attend_prompt
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
@@ -80,12 +81,12 @@ def clean_pass(
 
     if want_mass:
         x, (residual, keys, values, mass) = jax.lax.scan(layer, inputs.embeddings, jnp.arange(decoder.cfg.num_layers))
-        return CleanPass(keys=keys, values=values, residual=residual, final=reads(x, 0), mass=mass)
+        return CleanPass(keys=keys, values=values, residual=residual, final=whole(reads(x, 0)), mass=whole(mass))
     # Layers are picked by index: a slice of all but the last would copy the parameters.
     x, kept = jax.lax.scan(layer, inputs.embeddings, jnp.arange(decoder.cfg.num_layers - 1))
     final, kept_last = layer(x, decoder.cfg.num_layers - 1, last=True)
     residual, keys, values = (jnp.concatenate([a, b[None]]) for a, b in zip(kept[:3], kept_last[:3], strict=True))
-    return CleanPass(keys=keys, values=values, residual=residual, final=final, mass=None)
+    return CleanPass(keys=keys, values=values, residual=residual, final=whole(final), mass=None)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
