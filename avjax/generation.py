@@ -10,7 +10,6 @@ import numpy as np
 
 from avjax.api import checked_compat
 from avjax.engine.decoding import decode
-from avjax.engine.planning import checked_memory_bytes
 from avjax.engine.reference import OwnPrompt, reference_prompt
 from avjax.engine.session import Session
 from avjax.engine.touched import Touched
@@ -18,6 +17,7 @@ from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model
 from avjax.models.attention import Compat
 from avjax.prompt import Prompt
+from avjax.slices import memory_of
 
 Executor = Literal["replay", "reference"]
 
@@ -106,7 +106,7 @@ def generate_variants(
         num_decoded=max_new_tokens - 1,
         allow_noop=allow_noop,
         compat=checked_compat(compat, [prompt]),
-        memory_bytes=checked_memory_bytes(memory_bytes),
+        memory_bytes=memory_of(model, memory_bytes),
         num_slots=num_slots(max_new_tokens),
         kept_logits=num_slots(max_new_tokens) if keep_logits else 0,
     )

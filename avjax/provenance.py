@@ -13,7 +13,7 @@ PACKAGES = ("avjax", "jax", "jaxlib", "flax", "transformers", "numpy")
 
 def provenance(model: Model, **settings: Any) -> dict[str, Any]:
     """Plain attributes for a dataset; `settings` that are None are left out."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     return {
         "checkpoint": model.host.source,
         "family": model.config.family,

@@ -13,7 +13,6 @@ import xarray as xr
 
 from avjax.api import checked_compat
 from avjax.engine.activations import CleanRuns
-from avjax.engine.planning import checked_memory_bytes
 from avjax.engine.scoring import (
     Attended,
     block_size,
@@ -35,6 +34,7 @@ from avjax.models.attention import Compat
 from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
+from avjax.slices import Slice, at_once, gathered, memory_of, slices_here
 from avjax.tokens import select
 
 CELL = "cell"  # the coordinate that says in words what a cell does
@@ -146,8 +146,23 @@ def sweep(
 
         settings = {"executor": executor, "memory_bytes": memory_bytes, "compat": compat, "allow_noop": allow_noop}
         return stored_sweep(model, prompts, grid, metrics, store, progress=progress, **settings)
-    planned = prepare(model, prompts, grid, metrics, memory_bytes=memory_bytes, compat=compat, allow_noop=allow_noop)
-    columns = Columns(planned)
+    settings = {"memory_bytes": memory_bytes, "compat": compat, "allow_noop": allow_noop}
+    named = named_prompts(prompts)
+    parts = [part for part in slices_here(model) if part.deal(named)]
+    attributes = provenance(model, executor=executor, compat=compat)
+
+    def checked(part: Slice) -> Sweep:
+        return prepare(part.model, part.deal(named), grid, metrics, **settings)
+
+    def swept(part: Slice) -> xr.Dataset:
+        return _swept(planned[part.index], executor, attributes, progress and part is parts[0])
+
+    planned = at_once(checked, parts, in_turn=True)
+    return _in_order(gathered(at_once(swept, parts)), [*named])
+
+
+def _swept(planned: Sweep, executor: Executor, attributes: Mapping[str, Any], progress: bool) -> xr.Dataset:
+    model, columns = planned.model, Columns(planned)
     steps = len(planned.prompts) * len(planned.parts) * (len(planned.cells.cells) + 1)  # and the clean cell
     with Progress("sweep", steps, "cells", enabled=progress) as bar:
         for sample, name in enumerate(planned.prompts):
@@ -163,7 +178,18 @@ def sweep(
                 for variants, values in _ahead(_scored(session, one, executor), 1):
                     columns.add(sample, one, variants, values)
                     bar.advance(len(variants))
-    return columns.dataset(provenance(model, executor=executor, compat=compat))
+    return columns.dataset(attributes)
+
+
+def _in_order(found: Mapping[int, xr.Dataset], samples: Sequence[Any]) -> xr.Dataset:
+    """The slices' datasets as one, samples as they were given."""
+    if len(found) == 1:
+        return next(iter(found.values()))
+    one = xr.concat(
+        [*found.values()], "sample", data_vars="minimal", coords="minimal", compat="override", join="override"
+    )
+    dealt = [name for index in found for name in samples[index :: len(found)]]
+    return one.isel(sample=[dealt.index(name) for name in samples])
 
 
 def prepare(
@@ -209,7 +235,7 @@ def prepare(
         captions=captions,
         compat=checked_compat(compat, named.values()),
         allow_noop=allow_noop,
-        memory_bytes=checked_memory_bytes(memory_bytes),
+        memory_bytes=memory_of(model, memory_bytes),
         clean_runs=CleanRuns(model),
     )
     return dataclasses.replace(planned, sessions=_check(planned))

@@ -15,7 +15,6 @@ import xarray as xr
 from avjax.analysis.captions import Captioned, Captions, captioned
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
-from avjax.engine.planning import checked_memory_bytes
 from avjax.engine.reference import prefill
 from avjax.engine.session import Reads, Session
 from avjax.interventions import Edit, as_edits, for_sample
@@ -27,6 +26,7 @@ from avjax.models.sites import Site
 from avjax.prompt import Inputs, Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
+from avjax.slices import memory_of
 from avjax.tokens import Selector, select
 
 ABOUT = {
@@ -144,7 +144,7 @@ def _session(
         caption.prompt,
         [edits],
         reads=Reads(continuation=tuple(caption.tokens.tolist()), keys=tuple(_masks(caption.prompt, keys))),
-        memory_bytes=checked_memory_bytes(None),
+        memory_bytes=memory_of(model, None),
         clean_runs=clean,
     )
 

@@ -10,12 +10,12 @@ import xarray as xr
 
 from avjax.analysis.gate_training import Penalty, Per, Training, Window, learned
 from avjax.analysis.objective import Case, Metrics, cases, exact, of_one_kind, refuse_missing
-from avjax.engine.planning import checked_memory_bytes
 from avjax.interventions import Indices, Knockout, name_of
 from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
+from avjax.slices import memory_of
 from avjax.statistics import bootstrap
 from avjax.tokens import Selector
 
@@ -185,7 +185,7 @@ def _window(
 
 
 def _refuse_too_large(model: Model, window: Window, train: Mapping[Any, Case]) -> None:
-    cfg, budget = model.config.decoder, checked_memory_bytes(None)
+    cfg, budget = model.config.decoder, memory_of(model, None)
     per_position = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * model.dtype.itemsize
     size = sum(len(case.whole) for case in train.values()) * per_position
     if size > budget:

@@ -111,7 +111,7 @@ def _token_pass(
 ) -> tuple[Float[Array, "I D"], tuple[Array, Array]]:
     """One token of each variant through every layer; the decoded keys and values gain it at `slot`."""
     group, length = prompt.inputs.generated_group, prompt.inputs.length
-    x_I1D = by_variant(decoder.embed(token_I)[:, None])
+    x_I1D = by_variant(whole(decoder.embed(token_I)[:, None]))
     rotary = decoder.rotary(jnp.broadcast_to(position, (3, 1)), x_I1D.dtype)
     num_own, num_slots = own.keys.shape[2], decoded[0].shape[2]
     first = first_of_last(length, num_own)

@@ -108,6 +108,7 @@ class Budget:
       masses: query sets times key classes of attention masses.
       site_weights: floats of one variant's edits of activations.
       num_sources: arrays of a site in every layer and position: sources, and the clean runs they are made of.
+      variant_devices: devices that the variants of a batch are cut over; the memory is that of each.
     """
 
     cfg: DecoderConfig
@@ -124,6 +125,7 @@ class Budget:
     key_slots: int = 0
     masses: int = 0
     site_weights: int = 0
+    variant_devices: int = 1
 
     def shared_bytes(self) -> int:
         """The clean pass and what is kept of it."""
@@ -167,10 +169,14 @@ class Budget:
                 "fewer different selectors at a time"
             )
         if self.num_slots:
-            return _floor(min(fit, count_bucket(count)))
+            return self._on_each(fit, count_bucket(count))
         rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
         # Two batches rather than one: the second starts at its own first layer. More read the parameters too often.
-        return _floor(max(1, min(fit, rows // num_rows, count_bucket(max(8, -(-count // 2))))))
+        return self._on_each(max(1, min(fit, rows // num_rows)), count_bucket(max(8, -(-count // 2))))
+
+    def _on_each(self, most: int, wanted: int) -> int:
+        """A batch for all devices of which each computes as many variants, at most `most`."""
+        return _floor(min(most, -(-wanted // self.variant_devices))) * self.variant_devices
 
     def references(self) -> int:
         """How many whole passes run together: on a CPU one after the other, else as many as fit."""
@@ -193,16 +199,16 @@ def checked_memory_bytes(memory_bytes: int | None) -> int:
 
 
 def default_memory_bytes() -> int:
-    """Half of what the device has free."""
-    stats = jax.devices()[0].memory_stats() or {}
+    """Half of what the device has free; devices that are one CPU share what it has."""
+    stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(MEMORY_SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():  # counts what the page cache would give back
         available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
         if available is not None:
-            return int(MEMORY_SHARE * 1024 * int(available[1]))
-    return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
+            return int(MEMORY_SHARE * 1024 * int(available[1])) // jax.local_device_count()
+    return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")) // jax.local_device_count()
 
 
 def count_bucket(count: int) -> int:

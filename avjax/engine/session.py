@@ -28,6 +28,7 @@ from avjax.engine.shared import (
     shared_keys,
 )
 from avjax.interventions import Edit, name_of
+from avjax.mesh import VARIANT
 from avjax.model import Model
 from avjax.models.attention import Compat, SharedKeys
 from avjax.models.intervention import Intervention
@@ -114,6 +115,7 @@ class Session:
             masses=len(self.reads.queries) * len(self.layout.class_group),
             site_weights=self.folded.bank.weights_per_group * self.groups.num_groups,
             num_sources=self.folded.bank.num_dense + len(self.folded.bank.needs),
+            variant_devices=1 if model.mesh is None else model.mesh.shape[VARIANT],
         )
         self.planned = batches(regions, self.budget)
 

@@ -14,6 +14,7 @@ import numpy as np
 from avjax.config import DecoderConfig
 from avjax.engine.activations import CleanRuns
 from avjax.interventions import Ablate, Patch, Steer
+from avjax.mesh import mesh_of
 from avjax.models.sites import Site, site_shape
 from avjax.prompt import Prompt
 from avjax.tokens import select
@@ -79,14 +80,14 @@ def patch_source(
         values = functools.partial(_clean, clean, source, site)
     elif captures is None:
         array, aligned = _array(edit.source, site, shape, positions, len(prompt), config)
-        values = lambda: array  # noqa: E731
+        values = functools.partial(_from_any_mesh, array)
     else:
         captured = _layered(_captured(captures, site), site)
         _check_width(captured, shape, site, config)
         aligned = positions if origin is None or origin is prompt else align(edit, where, prompt, origin)
         if len(aligned) and aligned.max() >= captured.shape[1]:
             raise ValueError(f"expected a source of at least {aligned.max() + 1} positions, got {captured.shape[1]}")
-        values = lambda: captured  # noqa: E731
+        values = functools.partial(_from_any_mesh, captured)
     rows = np.full(len(prompt), -1)
     rows[positions] = aligned
     return Source(key=("dense", id(edit.source), site), values=values, rows=rows, needs=needs)
@@ -172,6 +173,11 @@ def refuse_generated(where: np.ndarray, num_decoded: int) -> None:
         raise ValueError(
             "the source has no activations for generated tokens; select prompt tokens, as 'last' or 'all - generated'"
         )
+
+
+def _from_any_mesh(values: Any) -> Any:
+    """Arrays of a mesh by way of the host: the sample may be computed on a part of that mesh, or on another one."""
+    return values if mesh_of(values) is None else np.asarray(values)
 
 
 def _captured(captures: dict[Any, Any], site: Site) -> Any:

@@ -1,0 +1,133 @@
+"""A model's slices on the `data` axis of its mesh, each at work on samples of its own, and what processes tell others.
+
+Every process runs the same program. Those that have devices of one slice run its computations in step: what could
+differ between them, such as free memory or what a disk holds, is told by the first of them.
+"""
+
+import collections
+import dataclasses
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from avjax.engine.planning import checked_memory_bytes
+from avjax.mesh import DATA, is_here, on_slice, slices
+from avjax.model import Model
+
+Result = TypeVar("Result")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Slice:
+    """A model on one place of the `data` axis; it computes every `count`-th sample, from `index` on."""
+
+    index: int
+    count: int
+    model: Model
+
+    def deal(self, samples: Mapping[Any, Result]) -> dict[Any, Result]:
+        """This slice's share."""
+        return {name: samples[name] for name in [*samples][self.index :: self.count]}
+
+
+def slices_here(model: Model) -> list[Slice]:
+    """The slices that this process has devices of; the model itself where there is but one."""
+    mesh = model.mesh
+    if mesh is None or mesh.shape[DATA] == 1:
+        return [Slice(index=0, count=1, model=model)]
+    found = []
+    for index, part in enumerate(slices(mesh)):
+        if is_here(part):
+            network = jax.tree.map(lambda leaf, part=part: on_slice(leaf, part), model.network)
+            host = dataclasses.replace(model.host, encoded=collections.OrderedDict())  # clips are encoded on the slice
+            found.append(
+                Slice(index=index, count=mesh.shape[DATA], model=dataclasses.replace(model, network=network, host=host))
+            )
+    return found
+
+
+def at_once(work: Callable[[Slice], Result], parts: Sequence[Slice], *, in_turn: bool = False) -> dict[int, Result]:
+    """`work` of every slice here, by its index, each in a thread of its own.
+
+    Args:
+      in_turn: one after the other.
+
+    Raises:
+      Exception: the first error of any slice, on every process, when all are done.
+    """
+    results: dict[int, Result] = {}
+    errors: dict[int, Exception] = {}
+
+    def one(part: Slice) -> None:
+        try:
+            results[part.index] = work(part)
+        except Exception as error:  # noqa: BLE001 - raised below, also where it did not happen
+            errors[part.index] = error
+
+    with ThreadPoolExecutor(1 if in_turn else max(1, len(parts))) as pool:
+        for done in [pool.submit(one, part) for part in parts]:
+            done.result()
+    for error in gathered(errors).values():
+        raise error
+    return dict(sorted(results.items()))
+
+
+class Team:
+    """The processes that have devices of a mesh. One process is a team of its own, and tells itself."""
+
+    def __init__(self, mesh: Mesh | None):
+        devices = [jax.local_devices()[0]] if mesh is None else [*mesh.devices.flat]
+        here = jax.process_index()
+        self.alone = all(device.process_index == here for device in devices)
+        self.leads = devices[0].process_index == here
+        self.mesh = Mesh(np.array(devices), ("device",), axis_types=(AxisType.Auto,))
+
+    def told(self, value: int) -> int:
+        """The leader's value. Every process of the team calls it."""
+        return value if self.alone else self._values(value)[0]
+
+    def least(self, value: int) -> int:
+        """The least of the processes' values. Every process of the team calls it."""
+        return value if self.alone else min(self._values(value))
+
+    def _values(self, value: int) -> list[int]:
+        """What each device's process says; as halves, since a device's integers have 32 bits."""
+        own = np.array([divmod(value, 1 << 31)], np.int32)
+        cut, everywhere = (NamedSharding(self.mesh, spec) for spec in (P("device"), P()))
+        told = jax.make_array_from_callback((self.mesh.size, 2), cut, lambda _: own)
+        return [
+            int(high) << 31 | int(low)
+            for high, low in np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(told)).tolist()
+        ]
+
+
+def gathered(found: Mapping[int, Result]) -> dict[int, Result]:
+    """What all processes found, by slice; of a slice of several processes, the last one's."""
+    if jax.process_count() == 1:
+        return dict(found)
+    from jax.experimental.multihost_utils import process_allgather
+
+    data = np.frombuffer(pickle.dumps(dict(found)), np.uint8)
+    sizes = np.ravel(process_allgather(np.array([len(data)])))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(data)] = data
+    every = process_allgather(padded)
+    merged: dict[int, Result] = {}
+    for row, size in zip(every, sizes, strict=True):
+        merged |= pickle.loads(row[:size].tobytes())
+    return dict(sorted(merged.items()))
+
+
+def memory_of(model: Model, asked: int | None) -> int:
+    """What a sweep may use beside the parameters, on the device of its mesh that has least; the same on all processes.
+
+    Raises:
+      ValueError: `asked` is no number of bytes.
+    """
+    return Team(model.mesh).least(checked_memory_bytes(asked))
