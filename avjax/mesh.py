@@ -128,6 +128,25 @@ def _abstract_mesh(x: jax.Array) -> Any:
     return jax.typeof(x).sharding.mesh  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def mesh_of_sizes(data: int = 1, variant: int = 1, model: int = 1) -> Mesh:
+    """A mesh of all devices of all processes.
+
+    Args:
+      data, variant, model: sizes of its axes; one of them may be -1, for what the others leave.
+
+    Raises:
+      ValueError: the sizes do not make up the number of devices.
+    """
+    sizes, count = [data, variant, model], jax.device_count()
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) == 1 and known > 0 and count % known == 0:
+        sizes = [count // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != count or min(sizes) < 1:
+        said = ", ".join(f"{name} {size}" for name, size in zip(AXES, (data, variant, model), strict=True))
+        raise ValueError(f"mesh: expected sizes whose product is {count}, the number of devices, got {said}")
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def slices(mesh: Mesh) -> list[Mesh]:
     """A mesh for each place on the `data` axis."""
     return [Mesh(devices[None], AXES, axis_types=(AxisType.Auto,) * len(AXES)) for devices in mesh.devices]

@@ -34,6 +34,9 @@ def run_spec(
     shard: Annotated[str, typer.Option(help="I/N: the I-th of N shares, counted from 0.")] = "0/1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, and stop.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Put damaged parts aside and compute them again.")] = False,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="Join the processes that Slurm, GKE, MPI or a TPU VM has started.")
+    ] = False,
     cache_dir: Cache = None,
 ) -> None:
     """Run a specification; cells that its store holds are not computed again.
@@ -50,6 +53,8 @@ def run_spec(
 
         read = Spec.read(spec, overrides or [])
         share = _share(shard)
+        if distributed:
+            read = _joined(read)
         # A store on the command line is relative to here, one in a specification to the specification.
         place = store or (read.store if read.store is None or "://" in read.store else read.directory / read.store)
         if place is None and not dry_run:
@@ -149,6 +154,24 @@ def merge(
         from avjax.runs.store import Store
 
         typer.echo(f"{into}: {write([Store(store) for store in stores], Store(into))} parts added")
+
+
+def _joined(spec: Any) -> Any:
+    """Joins the launcher's processes; without a mesh of its own, a specification takes a model on every device.
+
+    Raises:
+      ValueError: there is no launcher that jax knows.
+    """
+    import jax
+
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"--distributed: expected processes that a launcher has started, got none to join ({error}); start them with "
+            "srun, mpirun or on the hosts of a TPU slice, or set JAX_COORDINATOR_ADDRESS and its like"
+        ) from error
+    return spec if spec.mesh is not None else spec.with_mesh(data=-1)
 
 
 def _share(text: str) -> tuple[int, int]:

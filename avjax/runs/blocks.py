@@ -20,10 +20,12 @@ from avjax.report.progress import Progress
 from avjax.runs.identity import block_digest, cell_key, digest, edits_digest
 from avjax.runs.rows import Layout, encoded
 from avjax.runs.store import Store
+from avjax.slices import Slice, Team, at_once, gathered, slices_here
 from avjax.sweeping import sweep
 from avjax.tokens import BySample
 
 CELLS_PER_BLOCK = 512  # with each block the unedited run is computed anew
+DONE = -1  # said by a leader in place of a block
 PATIENCE_SECONDS = 0.5  # between two looks at what other processes compute
 
 
@@ -167,13 +169,46 @@ def execute(
 ) -> Outcome:
     """Computes the blocks that are missing, and waits for those that other processes have.
 
+    On a mesh, each slice of its `data` axis takes blocks as a process of its own would. Where a slice has devices of
+    several processes, the first of them looks after the store.
+
     Args:
       keep_going: a sample that fails is reported, and the others go on; else its error is raised.
       stop: asked between blocks.
     """
-    outcome, layout = Outcome(), run.layout
-    mine = run.blocks(shard)
     store.tidy()
+    blocks, parts = run.blocks(shard), slices_here(model)
+
+    def work(part: Slice) -> Outcome:
+        team, shown = Team(part.model.mesh), progress and part is parts[0]
+        if not team.leads:
+            return _follow(part.model, run, blocks, team, keep_going)
+        try:
+            return _lead(part.model, run, blocks, team, store, keep_going, stop, shown)
+        finally:
+            team.told(DONE)
+
+    outcome = Outcome()
+    for found in gathered(at_once(work, parts)).values():
+        outcome.computed += found.computed
+        outcome.failed |= found.failed
+        outcome.stopped |= found.stopped
+    store.tidy()
+    return outcome
+
+
+def _lead(
+    model: Model,
+    run: Run,
+    mine: Sequence[Block],
+    team: Team,
+    store: Store,
+    keep_going: bool,
+    stop: Callable[[], bool],
+    progress: bool,
+) -> Outcome:
+    outcome, layout = Outcome(), run.layout
+    places = {block.name: place for place, block in enumerate(mine)}
     with Progress("run", sum(b.num_rows for b in mine), "cells", enabled=progress) as bar:
         counted: set[str] = set()
 
@@ -200,8 +235,9 @@ def execute(
                 with store.claimed(block.name) as claim:
                     if claim is None:
                         continue
+                    team.told(places[block.name])
                     try:
-                        found = _computed(model, run, block, prompt())
+                        found = _computed(model, run, block, _made(prompt, team))
                     except (ValueError, OverflowError, OSError) as error:
                         if not keep_going:
                             raise
@@ -216,8 +252,33 @@ def execute(
                 count([block])
             if outcome.computed == before:  # others have the rest
                 time.sleep(PATIENCE_SECONDS)
-    store.tidy()
     return outcome
+
+
+def _follow(model: Model, run: Run, mine: Sequence[Block], team: Team, keep_going: bool) -> Outcome:
+    """Computes what the leader names, in step with it; the leader keeps it."""
+    outcome = Outcome()
+    while (place := team.told(DONE)) != DONE:
+        sample = run.samples[mine[place].sample]
+        try:
+            _computed(model, run, mine[place], _made(sample.prompt, team))
+        except (ValueError, OverflowError, OSError) as error:
+            if not keep_going:
+                raise
+            outcome.failed[sample.name] = str(error)
+    return outcome
+
+
+def _made(prompt: Callable[[], Prompt], team: Team) -> Prompt:
+    """A sample's prompt, or an error on all processes of a team when one of them cannot use the clip."""
+    try:
+        made = prompt()
+    except (ValueError, OSError):
+        team.least(0)
+        raise
+    if not team.least(1):
+        raise OSError("another process of the mesh cannot use the clip; its own message says why")
+    return made
 
 
 def _computed(model: Model, run: Run, block: Block, prompt: Prompt) -> xr.Dataset:

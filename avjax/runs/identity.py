@@ -13,6 +13,7 @@ import numpy as np
 
 from avjax.config import read_json
 from avjax.interventions import Edit
+from avjax.mesh import whole
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.prompt import Prompt
@@ -93,8 +94,13 @@ def model_identity(model: Model) -> dict[str, Any]:
 
 
 def _some(leaf: jax.Array) -> np.ndarray:
-    flat = leaf.reshape(-1)
-    return np.asarray(flat[np.linspace(0, flat.size - 1, SAMPLED).astype(int)])
+    places = np.unravel_index(np.linspace(0, leaf.size - 1, SAMPLED).astype(int), leaf.shape)
+    return np.asarray(_at(leaf, places))
+
+
+@jax.jit
+def _at(leaf: jax.Array, places: tuple[jax.Array, ...]) -> jax.Array:
+    return whole(leaf[places])
 
 
 def edits_digest(edits: Sequence[Edit]) -> str:

@@ -57,6 +57,14 @@ class Media(Strict):
     max_pixels: int | None = Field(None, ge=1)
 
 
+class MeshSizes(Strict):
+    """Devices by axis, of all processes; -1, once, is what the others leave."""
+
+    data: int = Field(1, description="Samples are dealt over it.")
+    variant: int = Field(1, description="Variants of one prompt are cut over it.")
+    model: int = Field(1, description="Heads, features and the vocabulary are cut over it.")
+
+
 class Spec(Strict):
     """A run: a grid of edits on clips, and what is read of each cell."""
 
@@ -79,6 +87,7 @@ class Spec(Strict):
     allow_noop: bool = False
     memory_bytes: int | None = Field(None, ge=1, description="Beside the parameters; by default half of what is free.")
     block_cells: int = Field(CELLS_PER_BLOCK, ge=1, description="Cells that are computed and kept together.")
+    mesh: MeshSizes | None = Field(None, description="By default one device; with --distributed, data: -1.")
     store: Text | None = Field(None, description="Where cells are kept: a directory, or gs://...")
     _directory: Path = PrivateAttr(Path())
 
@@ -97,6 +106,10 @@ class Spec(Strict):
     def directory(self) -> Path:
         """That files are relative to."""
         return self._directory
+
+    def with_mesh(self, **sizes: int) -> Self:
+        """The same on another mesh; see `MeshSizes`."""
+        return self.model_copy(update={"mesh": MeshSizes.model_validate(sizes)})
 
     def plain(self) -> dict[str, Any]:
         """As it was given, in plain values."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from avjax.grids import as_cells
 from avjax.loading import load
+from avjax.mesh import mesh_of_sizes
 from avjax.model import Model
 from avjax.options import audio_of
 from avjax.planning import Plan, plan, together
@@ -72,7 +73,8 @@ def prepare_run(spec: Spec, model: Model | None = None) -> Prepared:
     """
     clips = spec.all_clips()
     _check_files(spec, clips)
-    model = model or load(spec.model, dtype=spec.dtype)
+    mesh = None if spec.mesh is None else mesh_of_sizes(**spec.mesh.model_dump())
+    model = model or load(spec.model, dtype=spec.dtype, mesh=mesh)
     cells = as_cells(spec.build_grid(), model.config.decoder)
     for edit in (edit for cell in cells.cells for edit in cell.edits):
         edit.layer_indices(model.config.decoder)

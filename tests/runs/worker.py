@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,7 @@ def main() -> None:
     store.begin({"layout": vars(made.layout)})
     sys.stdout.write(f"{os.getpid()}\n")
     sys.stdout.flush()
-    execute(None, made, store, progress=False)  # pyright: ignore[reportArgumentType]
+    execute(SimpleNamespace(mesh=None), made, store, progress=False)  # pyright: ignore[reportArgumentType]
 
 
 if __name__ == "__main__":
