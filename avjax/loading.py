@@ -1,9 +1,11 @@
 """Checkpoints from disk: an Orbax directory that the converters wrote, or a Hugging Face one, converted in memory."""
 
+import math
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from avjax.assets.builtin import builtin_directory
@@ -67,13 +69,20 @@ def _restore(directory: Path, config: ModelConfig, dtype: str, mesh: Mesh | None
     tree = nested(wanted)
     check_stored(directory, config)
     try:
-        with quiet_orbax(), ocp.PyTreeCheckpointer() as checkpointer:
-            found = checkpointer.restore(
-                directory.absolute(), item=tree, restore_args=ocp.checkpoint_utils.construct_restore_args(tree)
-            )
+        handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_at_a_time(directory))
+        with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
+            restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
+            args = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args)  # pyright: ignore[reportCallIssue]
+            found = checkpointer.restore(directory.absolute(), args=args)
     except Exception as error:
         raise ValueError(f"{directory}: a parameter cannot be read ({error}); convert the checkpoint again") from error
     return fill(network, parameter_paths(found))
+
+
+def _at_a_time(directory: Path) -> int:
+    """GB that are read at a time: what the largest array needs, and no more, since it is held twice meanwhile."""
+    stored = [read_json(path) for path in directory.glob("*/.zarray")]
+    return max(math.prod(array["shape"]) * jnp.dtype(array["dtype"]).itemsize for array in stored) // 10**9 + 1
 
 
 def assemble_model(network: Network, config: ModelConfig, directory: Path) -> Model:

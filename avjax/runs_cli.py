@@ -168,8 +168,8 @@ def _joined(spec: Any) -> Any:
         jax.distributed.initialize()
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"--distributed: expected processes that a launcher has started, got none to join ({error}); start them with "
-            "srun, mpirun or on the hosts of a TPU slice, or set JAX_COORDINATOR_ADDRESS and its like"
+            f"--distributed: expected processes that a launcher has started, got none to join ({error}); start them "
+            "with srun, mpirun or on the hosts of a TPU slice"
         ) from error
     return spec if spec.mesh is not None else spec.with_mesh(data=-1)
 

@@ -52,32 +52,6 @@ def slices_here(model: Model) -> list[Slice]:
     return found
 
 
-def at_once(work: Callable[[Slice], Result], parts: Sequence[Slice], *, in_turn: bool = False) -> dict[int, Result]:
-    """`work` of every slice here, by its index, each in a thread of its own.
-
-    Args:
-      in_turn: one after the other.
-
-    Raises:
-      Exception: the first error of any slice, on every process, when all are done.
-    """
-    results: dict[int, Result] = {}
-    errors: dict[int, Exception] = {}
-
-    def one(part: Slice) -> None:
-        try:
-            results[part.index] = work(part)
-        except Exception as error:  # noqa: BLE001 - raised below, also where it did not happen
-            errors[part.index] = error
-
-    with ThreadPoolExecutor(1 if in_turn else max(1, len(parts))) as pool:
-        for done in [pool.submit(one, part) for part in parts]:
-            done.result()
-    for error in gathered(errors).values():
-        raise error
-    return dict(sorted(results.items()))
-
-
 class Team:
     """The processes that have devices of a mesh. One process is a team of its own, and tells itself."""
 
@@ -96,32 +70,57 @@ class Team:
         """The least of the processes' values. Every process of the team calls it."""
         return value if self.alone else min(self._values(value))
 
+    def gathered(self, found: Mapping[int, Result]) -> dict[int, Result]:
+        """What all processes found, by slice. Every process of the team calls it."""
+        if self.alone:
+            return dict(found)
+        data = np.frombuffer(pickle.dumps(dict(found)), np.uint8)
+        sizes = self._values(len(data))
+        padded = np.zeros(max(sizes), np.uint8)
+        padded[: len(data)] = data
+        merged: dict[int, Result] = {}
+        for row, size in zip(self._each(padded), sizes, strict=True):
+            merged |= pickle.loads(row[:size].tobytes())
+        return dict(sorted(merged.items()))
+
     def _values(self, value: int) -> list[int]:
         """What each device's process says; as halves, since a device's integers have 32 bits."""
-        own = np.array([divmod(value, 1 << 31)], np.int32)
+        return [high << 31 | low for high, low in self._each(np.array(divmod(value, 1 << 31), np.int32)).tolist()]
+
+    def _each(self, own: np.ndarray) -> np.ndarray:
+        """The array of each device's process, which all have one shape."""
         cut, everywhere = (NamedSharding(self.mesh, spec) for spec in (P("device"), P()))
-        told = jax.make_array_from_callback((self.mesh.size, 2), cut, lambda _: own)
-        return [
-            int(high) << 31 | int(low)
-            for high, low in np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(told)).tolist()
-        ]
+        told = jax.make_array_from_callback((self.mesh.size, *own.shape), cut, lambda _: own[None])
+        return np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(told))
 
 
-def gathered(found: Mapping[int, Result]) -> dict[int, Result]:
-    """What all processes found, by slice; of a slice of several processes, the last one's."""
-    if jax.process_count() == 1:
-        return dict(found)
-    from jax.experimental.multihost_utils import process_allgather
+def at_once(
+    work: Callable[[Slice], Result], parts: Sequence[Slice], team: Team, *, in_turn: bool = False
+) -> dict[int, Result]:
+    """`work` of every slice here, by its index, each in a thread of its own.
 
-    data = np.frombuffer(pickle.dumps(dict(found)), np.uint8)
-    sizes = np.ravel(process_allgather(np.array([len(data)])))
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: len(data)] = data
-    every = process_allgather(padded)
-    merged: dict[int, Result] = {}
-    for row, size in zip(every, sizes, strict=True):
-        merged |= pickle.loads(row[:size].tobytes())
-    return dict(sorted(merged.items()))
+    Args:
+      team: of all slices.
+      in_turn: one after the other.
+
+    Raises:
+      Exception: the first error of any slice, on every process of the team, when all are done.
+    """
+    results: dict[int, Result] = {}
+    errors: dict[int, Exception] = {}
+
+    def one(part: Slice) -> None:
+        try:
+            results[part.index] = work(part)
+        except Exception as error:  # noqa: BLE001 - raised below, also where it did not happen
+            errors[part.index] = error
+
+    with ThreadPoolExecutor(1 if in_turn else max(1, len(parts))) as pool:
+        for done in [pool.submit(one, part) for part in parts]:
+            done.result()
+    for error in team.gathered(errors).values():
+        raise error
+    return dict(sorted(results.items()))
 
 
 def memory_of(model: Model, asked: int | None) -> int:

@@ -34,7 +34,7 @@ from avjax.models.attention import Compat
 from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
-from avjax.slices import Slice, at_once, gathered, memory_of, slices_here
+from avjax.slices import Slice, Team, at_once, memory_of, slices_here
 from avjax.tokens import select
 
 CELL = "cell"  # the coordinate that says in words what a cell does
@@ -148,7 +148,7 @@ def sweep(
         return stored_sweep(model, prompts, grid, metrics, store, progress=progress, **settings)
     settings = {"memory_bytes": memory_bytes, "compat": compat, "allow_noop": allow_noop}
     named = named_prompts(prompts)
-    parts = [part for part in slices_here(model) if part.deal(named)]
+    parts, team = [part for part in slices_here(model) if part.deal(named)], Team(model.mesh)
     attributes = provenance(model, executor=executor, compat=compat)
 
     def checked(part: Slice) -> Sweep:
@@ -157,8 +157,8 @@ def sweep(
     def swept(part: Slice) -> xr.Dataset:
         return _swept(planned[part.index], executor, attributes, progress and part is parts[0])
 
-    planned = at_once(checked, parts, in_turn=True)
-    return _in_order(gathered(at_once(swept, parts)), [*named])
+    planned = at_once(checked, parts, team, in_turn=True)
+    return _in_order(team.gathered(at_once(swept, parts, team)), [*named])
 
 
 def _swept(planned: Sweep, executor: Executor, attributes: Mapping[str, Any], progress: bool) -> xr.Dataset:

@@ -20,12 +20,12 @@ from avjax.report.progress import Progress
 from avjax.runs.identity import block_digest, cell_key, digest, edits_digest
 from avjax.runs.rows import Layout, encoded
 from avjax.runs.store import Store
-from avjax.slices import Slice, Team, at_once, gathered, slices_here
+from avjax.slices import Slice, Team, at_once, slices_here
 from avjax.sweeping import sweep
 from avjax.tokens import BySample
 
 CELLS_PER_BLOCK = 512  # with each block the unedited run is computed anew
-DONE = -1  # said by a leader in place of a block
+DONE, WAIT = -1, -2  # said by a leader in place of a block
 PATIENCE_SECONDS = 0.5  # between two looks at what other processes compute
 
 
@@ -177,7 +177,7 @@ def execute(
       stop: asked between blocks.
     """
     store.tidy()
-    blocks, parts = run.blocks(shard), slices_here(model)
+    blocks, parts, everyone = run.blocks(shard), slices_here(model), Team(model.mesh)
 
     def work(part: Slice) -> Outcome:
         team, shown = Team(part.model.mesh), progress and part is parts[0]
@@ -189,7 +189,7 @@ def execute(
             team.told(DONE)
 
     outcome = Outcome()
-    for found in gathered(at_once(work, parts)).values():
+    for found in everyone.gathered(at_once(work, parts, everyone)).values():
         outcome.computed += found.computed
         outcome.failed |= found.failed
         outcome.stopped |= found.stopped
@@ -251,6 +251,7 @@ def _lead(
                 outcome.computed += block.num_rows
                 count([block])
             if outcome.computed == before:  # others have the rest
+                team.told(WAIT)  # who hears nothing for minutes gives up
                 time.sleep(PATIENCE_SECONDS)
     return outcome
 
@@ -259,6 +260,8 @@ def _follow(model: Model, run: Run, mine: Sequence[Block], team: Team, keep_goin
     """Computes what the leader names, in step with it; the leader keeps it."""
     outcome = Outcome()
     while (place := team.told(DONE)) != DONE:
+        if place == WAIT:
+            continue
         sample = run.samples[mine[place].sample]
         try:
             _computed(model, run, mine[place], _made(sample.prompt, team))

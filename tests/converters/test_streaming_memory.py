@@ -120,6 +120,8 @@ def test_memory_stays_within_one_stack_and_one_shard(large: Path):
     assert forth["file_mapped"] <= shard, "one shard is mapped at a time"
 
     loaded = measure("load", converted)
+    cut = measure("load_mesh", converted)
+    assert plan.nbytes <= cut["peak"] <= 1.25 * plan.nbytes, "each array goes straight onto its place on the mesh"
     measure("load", large)
     measure("export", converted, back)
     assert digests(back) == digests(large)
