@@ -58,7 +58,7 @@ class Team:
     def __init__(self, mesh: Mesh | None):
         devices = [jax.local_devices()[0]] if mesh is None else [*mesh.devices.flat]
         here = jax.process_index()
-        self.alone = all(device.process_index == here for device in devices)
+        self.alone = jax.process_count() == 1 or all(device.process_index == here for device in devices)
         self.leads = devices[0].process_index == here
         self.mesh = Mesh(np.array(devices), ("device",), axis_types=(AxisType.Auto,))
 

@@ -201,8 +201,12 @@ def prepare(
     memory_bytes: int | None = None,
     compat: Compat | None = None,
     allow_noop: bool = False,
+    clean_runs: CleanRuns | None = None,
 ) -> Sweep:
     """Checks that everything fits together.
+
+    Args:
+      clean_runs: where sources find activations; by default, in clean passes.
 
     Raises:
       ValueError: it does not; the message says what was expected, what came, and what to do.
@@ -236,7 +240,7 @@ def prepare(
         compat=checked_compat(compat, named.values()),
         allow_noop=allow_noop,
         memory_bytes=memory_of(model, memory_bytes),
-        clean_runs=CleanRuns(model),
+        clean_runs=clean_runs or CleanRuns(model),
     )
     return dataclasses.replace(planned, sessions=_check(planned))
 

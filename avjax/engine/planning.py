@@ -108,6 +108,7 @@ class Budget:
       masses: query sets times key classes of attention masses.
       site_weights: floats of one variant's edits of activations.
       num_sources: arrays of a site in every layer and position: sources, and the clean runs they are made of.
+      on_cpu: whether the devices are CPUs.
       variant_devices: devices that the variants of a batch are cut over; the memory is that of each.
     """
 
@@ -126,6 +127,7 @@ class Budget:
     masses: int = 0
     site_weights: int = 0
     variant_devices: int = 1
+    on_cpu: bool = dataclasses.field(default_factory=lambda: jax.default_backend() == "cpu")
 
     def shared_bytes(self) -> int:
         """The clean pass and what is kept of it."""
@@ -135,7 +137,7 @@ class Budget:
         kept = (size + max(size, self.key_slots)) * per_key + residual
         sources = self.num_sources * cfg.num_layers * size * cfg.embed_dim * self.itemsize
         block = min(size, BLOCK_BOUNDS[1])
-        heads = 1 if jax.default_backend() == "cpu" else cfg.num_heads
+        heads = 1 if self.on_cpu else cfg.num_heads
         work = size * (6 * cfg.embed_dim + 3 * cfg.mlp_dim) * 4 + 4 * heads * block * size * 4
         return kept + sources + work
 
@@ -145,7 +147,7 @@ class Budget:
         edit = cfg.num_layers * cfg.num_heads * self.num_groups**2 * 4 if self.edges else 0
         edit += 4 * self.site_weights + 2 * 4 * cfg.num_layers * cfg.num_heads * self.masses
         keys = min(self.num_keys, BLOCK_BOUNDS[1]) if num_rows > ROW_BUCKETS[-1] else num_rows
-        heads = cfg.num_heads if num_rows <= ROW_BUCKETS[-1] or jax.default_backend() != "cpu" else 1
+        heads = cfg.num_heads if num_rows <= ROW_BUCKETS[-1] or not self.on_cpu else 1
         scores = 4 * 4 * heads * keys * (max(self.num_keys, self.key_slots) + num_rows)
         activations = num_rows * (8 * cfg.embed_dim + 3 * cfg.mlp_dim + 4 * cfg.num_heads * cfg.head_dim) * 4
         logits = (2 * self.num_reads + self.kept_logits + (3 if self.num_slots else 0)) * cfg.vocab_size * 4
@@ -170,7 +172,7 @@ class Budget:
             )
         if self.num_slots:
             return self._on_each(fit, count_bucket(count))
-        rows = CPU_ROWS if jax.default_backend() == "cpu" else ACCELERATOR_ROWS
+        rows = CPU_ROWS if self.on_cpu else ACCELERATOR_ROWS
         # Two batches rather than one: the second starts at its own first layer. More read the parameters too often.
         return self._on_each(max(1, min(fit, rows // num_rows)), count_bucket(max(8, -(-count // 2))))
 
@@ -180,7 +182,7 @@ class Budget:
 
     def references(self) -> int:
         """How many whole passes run together: on a CPU one after the other, else as many as fit."""
-        if jax.default_backend() == "cpu":
+        if self.on_cpu:
             return REFERENCE_BATCH
         return int(np.clip(self.memory_bytes // self.variant_bytes(self.num_keys), 1, REFERENCE_BATCH))
 

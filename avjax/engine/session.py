@@ -84,7 +84,7 @@ class Session:
         self.variants = variants
         self.num_reads = max(1, len(self.reads.continuation))
         fed = self.num_reads - 1
-        cfg = model.config.decoder
+        cfg, mesh = model.config.decoder, model.mesh
         self.lowered = lower(
             prompt,
             cfg,
@@ -115,7 +115,8 @@ class Session:
             masses=len(self.reads.queries) * len(self.layout.class_group),
             site_weights=self.folded.bank.weights_per_group * self.groups.num_groups,
             num_sources=self.folded.bank.num_dense + len(self.folded.bank.needs),
-            variant_devices=1 if model.mesh is None else model.mesh.shape[VARIANT],
+            variant_devices=1 if mesh is None else mesh.shape[VARIANT],
+            on_cpu=(jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]).platform == "cpu",
         )
         self.planned = batches(regions, self.budget)
 

@@ -1,0 +1,1 @@
+"""Plans for TPUs, made without one: programs are compiled ahead of time for a named topology."""

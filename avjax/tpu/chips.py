@@ -1,0 +1,104 @@
+"""TPU chips and topologies: what they hold and how fast they are, and their devices to compile for.
+
+Memory, peak rates and bandwidth are those that Google's documentation states for each generation.
+"""
+
+import dataclasses
+import math
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One chip.
+
+    Attributes:
+      hbm_bytes: memory of the chip.
+      flops: of bfloat16 products, per second.
+      bandwidth: bytes of that memory per second.
+      host: chips of one host, by axis.
+      shapes: topologies from the smallest on, by axis.
+    """
+
+    name: str
+    hbm_bytes: int
+    flops: float
+    bandwidth: float
+    host: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+_FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8))
+_DEEP = ((1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4))
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip(name="v4", hbm_bytes=32 * GIB, flops=275e12, bandwidth=1200e9, host=(2, 2, 1), shapes=_DEEP),
+        Chip(name="v5e", hbm_bytes=16 * GIB, flops=197e12, bandwidth=819e9, host=(2, 2), shapes=_FLAT),
+        Chip(name="v5p", hbm_bytes=95 * GIB, flops=459e12, bandwidth=2765e9, host=(2, 2, 1), shapes=_DEEP),
+        Chip(name="v6e", hbm_bytes=32 * GIB, flops=918e12, bandwidth=1640e9, host=(2, 2), shapes=_FLAT),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Chips in a grid, such as `v5e:2x4`."""
+
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, text: str) -> "Topology":
+        """From its name.
+
+        Raises:
+          ValueError: the chip is unknown, or its grid has another number of axes.
+        """
+        name, _, sizes = text.partition(":")
+        if name not in CHIPS or not re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", sizes):
+            known = ", ".join(CHIPS)
+            raise ValueError(f"topology: expected CHIP:SIZES such as v5e:2x4, a chip of {known}, got {text!r}")
+        chip, shape = CHIPS[name], tuple(map(int, sizes.split("x")))
+        if len(shape) != len(chip.host):
+            raise ValueError(f"topology: expected {len(chip.host)} sizes for {name}, got {text!r}")
+        return cls(chip, shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __str__(self) -> str:
+        return f"{self.chip.name}:{'x'.join(map(str, self.shape))}"
+
+    def of_this_chip(self) -> Iterator["Topology"]:
+        """All topologies of this chip, from the smallest on."""
+        return (Topology(self.chip, shape) for shape in self.chip.shapes)
+
+    def devices(self) -> list[Any]:
+        """Devices to compile for; there need be none of them here.
+
+        Raises:
+          ImportError: libtpu is not installed.
+          ValueError: libtpu knows no such topology.
+        """
+        from jax.experimental import topologies
+
+        # Nothing is run: neither the chip's lock nor the cloud's metadata matter.
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        bounds = [min(host, size) for host, size in zip(self.chip.host, self.shape, strict=True)]
+        bounds += [1] * (3 - len(bounds))
+        try:
+            return list(topologies.get_topology_desc(str(self), "tpu", chips_per_host_bounds=bounds).devices)
+        except Exception as error:
+            if "libtpu" in str(error) and "lockfile" not in str(error):
+                raise ImportError(
+                    'planning for a TPU compiles with libtpu, which is not installed; pip install "avjax[tpu]"'
+                ) from error
+            raise ValueError(f"topology {self}: libtpu does not know it ({error})") from error

@@ -1,0 +1,262 @@
+"""The programs of a sweep, compiled ahead of time on the shapes that the engine gives them.
+
+They are the functions that a sweep calls, traced with shapes in place of arrays.
+"""
+
+import collections
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from avjax.engine.decoding import decode
+from avjax.engine.encoding import audio_chunks, audio_program, vision_calls, vision_program
+from avjax.engine.reference import OwnPrompt
+from avjax.engine.replay import replay
+from avjax.engine.scoring import block_size, read_block
+from avjax.engine.session import Session
+from avjax.engine.shared import SharedPrompt, clean_pass, shared_keys
+from avjax.generation import num_slots
+from avjax.metrics import Caption
+from avjax.model import Model
+from avjax.prompt import Inputs
+from avjax.sweeping import Pass, Sweep
+from avjax.tpu.counting import work
+from avjax.tpu.synthetic import Layout
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """One executable, per chip and call.
+
+    Attributes:
+      name: what it computes, and on which shape.
+      calls: for one prompt.
+      argument_bytes: of what it is given beside parameters.
+      output_bytes, temporary_bytes: of its results, and of what it needs meanwhile; code counts as temporary.
+      flops, bytes: as XLA counts them in the compiled program, loops as often as they run.
+    """
+
+    name: str
+    calls: int
+    argument_bytes: int
+    output_bytes: int
+    temporary_bytes: int
+    flops: float
+    bytes: float
+
+    @property
+    def working_bytes(self) -> int:
+        """All but parameters."""
+        return self.argument_bytes + self.output_bytes + self.temporary_bytes
+
+
+class TooLarge(ValueError):
+    """The compiler found no room for a program on a chip."""
+
+
+def programs(planned: Sweep, layout: Layout) -> list[Program]:
+    """The programs of a sweep over one prompt, equal ones once.
+
+    Raises:
+      TooLarge: the compiler finds no room for one on a chip.
+    """
+    bench = Bench(planned.model.mesh)
+    _encoders(bench, planned.model, layout)
+    for session, one in zip(planned.sessions.values(), planned.parts, strict=True):
+        _session(bench, session, one)
+    return list(bench.found.values())
+
+
+class Bench:
+    """Compiles programs and keeps what they cost."""
+
+    def __init__(self, mesh: Mesh | None):
+        self.everywhere = None if mesh is None else NamedSharding(mesh, P())
+        self.found: dict[str, Program] = {}
+        self.results: dict[str, Any] = {}
+
+    def add(
+        self, name: str, function: Any, *arguments: Any, calls: int, trips: int = 1, parameters: int = 1, **static: Any
+    ) -> Any:
+        """The shapes of a program's results, on their places.
+
+        Args:
+          name: the same for equal programs.
+          calls: how often it runs; those of equal programs add up.
+          trips: how often loops of unknown length run in it.
+          parameters: how many arguments, the first ones, are the model's.
+        """
+        if name in self.found:
+            self.found[name] = dataclasses.replace(self.found[name], calls=self.found[name].calls + calls)
+            return self.results[name]
+        arguments = jax.tree.map(self._placed, arguments)
+        traced = function.trace(*arguments, **static)
+        try:
+            program = traced.lower().compile()
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise TooLarge(f"{name}: the compiler finds no room for it ({str(error).splitlines()[0]})") from error
+        memory, cost = program.memory_analysis(), program.cost_analysis()
+        once, repeated = work(traced.jaxpr, None), work(traced.jaxpr, trips)
+        self.found[name] = Program(
+            name=name,
+            calls=calls,
+            argument_bytes=held_bytes(arguments[parameters:]),
+            output_bytes=memory.output_size_in_bytes,
+            temporary_bytes=memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
+            flops=cost["flops"] * repeated.flops / once.flops if once.flops else cost["flops"],
+            bytes=cost["bytes accessed"] * repeated.bytes / once.bytes if once.bytes else cost["bytes accessed"],
+        )
+        self.results[name] = jax.tree.map(
+            lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
+            traced.out_info,
+            program.output_shardings,
+        )
+        return self.results[name]
+
+    def _placed(self, leaf: Any) -> Any:
+        """A shape on its place; whole on every chip where none is given."""
+        place = getattr(leaf, "sharding", None)
+        place = place if isinstance(place, NamedSharding) else self.everywhere
+        return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf), sharding=place)
+
+
+def _encoders(bench: Bench, model: Model, layout: Layout) -> None:
+    dtype = model.dtype
+    windows, sizes = vision_calls(model.config.vision, layout.vision_grid(model.config))
+    values = math.prod(model.config.vision.patch_shape)
+    for size in sizes:
+        patches = jax.ShapeDtypeStruct((size, *windows.patch_index.shape, values), dtype)
+        name = f"vision encoder, {size} grid steps"
+        bench.add(name, vision_program, model.network.vision, patches, windows.rows_columns, windows.valid, calls=1)
+    if model.config.audio is not None and layout.hears:
+        chunks, frames = audio_chunks(model.config.audio, layout.mel_frames)
+        mel = jax.ShapeDtypeStruct((chunks, frames, model.config.audio.num_mel_bins), dtype)
+        lengths = jax.ShapeDtypeStruct((chunks,), jnp.int32)
+        bench.add(f"audio encoder, {layout.seconds} s", audio_program, model.network.audio, mel, lengths, calls=1)
+
+
+def _session(bench: Bench, session: Session, one: Pass | Caption) -> None:
+    """The clean pass over a prompt, its replays, and what is read or decoded of them."""
+    model, cfg = session.model, session.model.config.decoder
+    decoder, caption = model.network.decoder, isinstance(one, Caption)
+    prompt = _shared(bench, session)
+    kinds = collections.Counter((batch.size, batch.num_rows) for batch in session.planned)
+    for batch in session.planned:
+        shape = (batch.size, batch.num_rows)
+        if not (calls := kinds.pop(shape, 0)):
+            continue
+        starts = [b.start_layer for b in session.planned if (b.size, b.num_rows) == shape]
+        variants = session.stacked(batch.padded())
+        found = bench.add(
+            f"replay, {batch.size} variants x {batch.num_rows} rows" + ", kept" * caption + _read(session),
+            replay,
+            decoder,
+            prompt,
+            variants,
+            jax.ShapeDtypeStruct((), jnp.int32),
+            session.query_weights(batch.num_rows),
+            calls=calls,
+            trips=max(0, cfg.num_layers - 1 - round(float(np.mean(starts)))),
+            num_variants=batch.size,
+            num_rows=batch.num_rows,
+            keep_cache=caption,
+            compat=session.compat,
+        )
+        if isinstance(one, Caption):
+            _decoding(bench, session, one, batch.size, calls, (prompt, found, variants))
+    if isinstance(one, Pass):
+        tokens = one.unembedded(model)
+        used = cfg.vocab_size if tokens is None else len(tokens)
+        size = block_size(len(session.lowered) + 1, session.num_reads, used, session.budget.memory_bytes)
+        residual = jax.ShapeDtypeStruct((size, session.num_reads, cfg.embed_dim), model.dtype)
+        continued = jax.ShapeDtypeStruct((len(one.continuation),), jnp.int32)
+        blocks = -(-(len(session.lowered) + 1) // size)
+        name = f"read-out, {size} variants x {used} tokens, {len(one.continuation)} continued"
+        bench.add(name, read_block, decoder, residual, continued, tokens, calls=blocks)
+
+
+def _read(session: Session) -> str:
+    queries = len(session.reads.queries)
+    reads = f", {session.num_reads} read" if session.num_reads > 1 else ""
+    return reads + (f", attention of {queries}" if queries else "")
+
+
+def _shared(bench: Bench, session: Session) -> SharedPrompt:
+    """What all variants share, as shapes."""
+    model, cfg, layout = session.model, session.model.config.decoder, session.layout
+
+    def of(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+    inputs = Inputs(
+        embeddings=jax.ShapeDtypeStruct((session.size, cfg.embed_dim), model.dtype),  # pyright: ignore[reportArgumentType]
+        positions=of(3, session.size),  # pyright: ignore[reportArgumentType]
+        groups=of(session.size),  # pyright: ignore[reportArgumentType]
+        generated_group=of(),  # pyright: ignore[reportArgumentType]
+        length=of(),  # pyright: ignore[reportArgumentType]
+        num_groups=session.groups.num_groups,
+    )
+    about = f"{session.size} positions{_read(session)}, {session.clean_rows} kept"
+    clean = bench.add(
+        f"clean pass, {about}",
+        clean_pass,
+        model.network.decoder,
+        inputs,
+        of(),
+        calls=1,
+        num_rows=session.clean_rows,
+        num_reads=session.num_reads,
+        want_mass=bool(session.reads.queries),
+    )
+    name = f"key layout, {len(layout.slots)} slots of {about}"
+    shared = bench.add(name, shared_keys, clean, layout.slots, layout.block_class, calls=1, parameters=0)
+    return SharedPrompt(
+        inputs=inputs,
+        clean=clean,
+        shared=shared,
+        group_class=of(*layout.group_class.shape),  # pyright: ignore[reportArgumentType]
+        class_group=of(*layout.class_group.shape),  # pyright: ignore[reportArgumentType]
+        first_read=of(),  # pyright: ignore[reportArgumentType]
+    )
+
+
+def _decoding(bench: Bench, session: Session, one: Caption, size: int, calls: int, made: tuple[Any, Any, Any]) -> None:
+    prompt, found, variants = made
+    cfg = session.model.config.decoder
+    last = jax.ShapeDtypeStruct((size, cfg.embed_dim), session.model.dtype)
+    own = OwnPrompt(keys=found.keys, values=found.values, last=last)  # pyright: ignore[reportArgumentType]
+    whole = jax.ShapeDtypeStruct((), jnp.int32)
+    bench.add(
+        f"decoding, {size} variants x {one.max_new_tokens} tokens, {found.keys.shape[2]} own rows",
+        decode,
+        session.model.network.decoder,
+        prompt,
+        own,
+        variants,
+        jax.ShapeDtypeStruct((cfg.vocab_size,), jnp.bool_),
+        whole,
+        whole,
+        jax.ShapeDtypeStruct((1,), jnp.int32),
+        jax.ShapeDtypeStruct((), jnp.float32),
+        calls=calls,
+        trips=one.max_new_tokens - 1,
+        num_slots=num_slots(one.max_new_tokens),
+        keep_logits=session.budget.kept_logits > 0,
+        compat=session.compat,
+    )
+
+
+def held_bytes(tree: Any) -> int:
+    """Of arrays on one chip, in the layout that the compiler gives them."""
+    if not jax.tree.leaves(tree):
+        return 0
+    program = jax.jit(lambda tree: 0, keep_unused=True).trace(tree).lower().compile()
+    return program.memory_analysis().argument_size_in_bytes
