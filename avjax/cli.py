@@ -27,6 +27,7 @@ from avjax.options import (
     friendly,
     prompt_of,
 )
+from avjax.plan_cli import plan
 from avjax.runs_cli import RunGroup, run_spec, runs, schema
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.add_typer(analyses, name="run", cls=RunGroup)
 app.add_typer(runs, name="runs")
 app.command()(schema)
+app.command()(plan)
 analyses.command("spec", hidden=True)(run_spec)
 
 
@@ -98,54 +100,6 @@ def run(
             typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         else:
             print_captions(made, names, found)
-
-
-@app.command()
-def plan(
-    model: ModelPath,
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="The user's words.")],
-    video: Video = None,
-    audio: Audio = None,
-    image: Image = None,
-    rule: Rules = None,
-    grid: Annotated[
-        Path | None, typer.Option(help="A grid as JSON, as avjax.to_json writes it; instead of rules.")
-    ] = None,
-    answer: Annotated[list[str] | None, typer.Option(help="Score the next token against this; repeatable.")] = None,
-    continuation: Annotated[list[str] | None, typer.Option(help="Score this text, teacher-forced; repeatable.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Caption each cell with so many tokens.")] = None,
-    dtype: DType = "float32",
-    fps: Fps = None,
-    min_pixels: MinPixels = None,
-    max_pixels: MaxPixels = None,
-    memory_bytes: Memory = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-) -> None:
-    """Say what a sweep will cost: passes, operations, bytes, memory, executables and time."""
-    with friendly():
-        import dataclasses
-
-        import avjax
-        from avjax.interventions import parse_rules
-        from avjax.report.terminal import print_plan
-
-        if (grid is None) == (not rule):
-            raise ValueError("plan: expected either --grid or --rule; give one of them")
-        rules = [parse_rules(text) for text in rule or []]
-        cells = rules if grid is None else avjax.from_json(json.loads(grid.read_text()))
-        metrics: list[Any] = [avjax.metrics.LogProb(a, name=f"log_prob_{i}") for i, a in enumerate(answer or [])]
-        metrics += [
-            avjax.metrics.LogLikelihood(c, name=f"log_likelihood_{i}") for i, c in enumerate(continuation or [])
-        ]
-        if max_new_tokens is not None or not metrics:
-            metrics.append(avjax.metrics.Caption(max_new_tokens or 50))
-        loaded = avjax.load(model, dtype=dtype)
-        made = prompt_of(loaded, prompt, video, audio, image, None, fps, min_pixels, max_pixels)
-        planned = avjax.plan(loaded, made, cells, metrics, memory_bytes=memory_bytes)
-        if as_json:
-            typer.echo(json.dumps(dataclasses.asdict(planned) | {"speedup": planned.speedup}, indent=2))
-        else:
-            print_plan(planned)
 
 
 @app.command()
