@@ -1,13 +1,19 @@
-"""What decided the numbers of a dataset: versions, device, checkpoint."""
+"""What decided the numbers of a dataset or a run: versions, device, checkpoint, the user's own code."""
 
 import functools
 import importlib.metadata
+import json
+import platform
+import re
+import subprocess
+from pathlib import Path
 from typing import Any
 
 import jax
 
 from avjax.model import Model
 
+CONVERTED = "avjax.json"  # what the converters say of a checkpoint
 PACKAGES = ("avjax", "jax", "jaxlib", "flax", "transformers", "numpy")
 
 
@@ -27,3 +33,51 @@ def provenance(model: Model, **settings: Any) -> dict[str, Any]:
 @functools.cache
 def _versions() -> dict[str, str]:
     return {f"version_{name}": importlib.metadata.version(name) for name in PACKAGES}
+
+
+def of_run(model: Model, directory: Path, **settings: Any) -> dict[str, Any]:
+    """What `provenance` says, and more that a run on disk keeps.
+
+    Args:
+      directory: of the specification, or where the script was started; its git commit is kept.
+    """
+    devices = [*model.mesh.devices.flat] if model.mesh is not None else jax.local_devices()[:1]
+    return {
+        **provenance(model, **settings),
+        "devices": len(devices),
+        "mesh": None if model.mesh is None else dict(model.mesh.shape),
+        "licence": licence(Path(model.host.source)),
+        "git": git_state(directory),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+
+
+def git_state(directory: Path) -> dict[str, Any] | None:
+    """The commit of a directory, and whether files that git knows differ from it; None where there is no commit."""
+
+    def said(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(directory), *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return {"commit": said("rev-parse", "HEAD").strip(), "dirty": bool(said("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def licence(directory: Path) -> str | None:
+    """Of a checkpoint: what its conversion kept, its card declares, or a licence file begins with."""
+    converted = directory / CONVERTED
+    if converted.is_file():
+        return json.loads(converted.read_text()).get("licence")
+    card = directory / "README.md"
+    if card.is_file():
+        text = card.read_text(errors="replace")
+        for key in ("license_name", "license"):  # `license` says only "other" where the name stands apart
+            found = re.search(rf"^{key}:\s*(\S+)", text, re.MULTILINE)
+            if found:
+                return found[1]
+    for path in sorted(directory.glob("LICENSE*")):
+        lines = (line.strip() for line in path.read_text(errors="replace").splitlines())
+        return next((line for line in lines if line), None)
+    return None

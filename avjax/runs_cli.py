@@ -1,9 +1,11 @@
 """`avjax run SPEC`, `avjax runs` and `avjax schema`: runs from a file, and what stores hold."""
 
+import contextlib
 import json
 import signal
+import sys
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,23 +14,27 @@ from typer.core import TyperGroup
 
 from avjax.options import Cache, friendly
 
-FAILED, RESUME = 3, 75  # exit statuses; 75 is EX_TEMPFAIL of sysexits.h
+# Exit statuses; 74 and 75 are EX_IOERR and EX_TEMPFAIL of sysexits.h.
+FAILED, DIFFERENT, UNWRITTEN, RESUME = 3, 4, 74, 75
 SPECS = (".yaml", ".yml", ".json")
+SHOWN = 20  # values that differ
 runs = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help="What runs on disk hold.")
 StorePath = Annotated[str, typer.Argument(help="A run's directory, or gs://...")]
 
 
 class RunGroup(TyperGroup):
-    """`run FILE.yaml` is a run from its specification; other words are analyses."""
+    """`run FILE.yaml` is a run from its specification, options before or after it; other words are analyses."""
 
-    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args and args[0] not in self.commands and Path(args[0]).suffix in SPECS:
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        named = any(arg in self.commands for arg in args)
+        repeat = any(arg.partition("=")[0] == "--repeat" for arg in args)
+        if repeat or (not named and any(Path(arg).suffix in SPECS for arg in args if not arg.startswith("-"))):
             args = ["spec", *args]
-        return super().resolve_command(ctx, args)
+        return super().parse_args(ctx, args)
 
 
 def run_spec(
-    spec: Annotated[Path, typer.Argument(help="A YAML or JSON file; `avjax schema` describes it.")],
+    spec: Annotated[Path | None, typer.Argument(help="A YAML or JSON file; `avjax schema` describes it.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, such as grid.layers.width=8.")] = None,
     store: Annotated[str | None, typer.Option(help="In place of the specification's store.")] = None,
     shard: Annotated[str, typer.Option(help="I/N: the I-th of N shares, counted from 0.")] = "0/1",
@@ -38,48 +44,147 @@ def run_spec(
         bool, typer.Option("--distributed", help="Join the processes that Slurm, GKE, MPI or a TPU VM has started.")
     ] = False,
     cache_dir: Cache = None,
+    log_json: Annotated[
+        str | None, typer.Option(help="A file that gets a line of JSON for each event; '-' is standard error.")
+    ] = None,
+    profile: Annotated[Path | None, typer.Option(help="A directory for a trace of jax's profiler.")] = None,
+    repeat: Annotated[
+        str | None, typer.Option(help="A run, or its run.json: do it again in --store, and say which cells differ.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="With --repeat: relative, at least to 1.")] = 1e-5,
 ) -> None:
     """Run a specification; cells that its store holds are not computed again.
 
     Exit status: 0, all cells are there; 2, nothing was run, for the reason that is said; 3, some clips failed, the
-    others are there; 75, it was asked to stop (SIGTERM, Ctrl-C): run it again to go on.
+    others are there; 4, with --repeat, cells differ; 74, the store cannot be written, such as on a full disk; 75, it
+    was asked to stop (SIGTERM, Ctrl-C). After 74 and 75, run it again to go on.
     """
     with friendly():
         import avjax
         from avjax.report.terminal import print_plan
-        from avjax.runs.spec import Spec
         from avjax.runs.specified import prepare_run
         from avjax.runs.store import Store
 
-        read = Spec.read(spec, overrides or [])
+        if (spec is None) == (repeat is None):
+            raise ValueError("run: expected a specification or --repeat; give one of them")
+        read, place = _read(spec, overrides or [], store) if spec is not None else _repeated(str(repeat), overrides)
         share = _share(shard)
         if distributed:
             read = _joined(read)
-        # A store on the command line is relative to here, one in a specification to the specification.
-        place = store or (read.store if read.store is None or "://" in read.store else read.directory / read.store)
-        if place is None and not dry_run:
-            raise ValueError(f"{spec}: expected a store, got none; add 'store: DIRECTORY' or pass --store")
         if cache_dir is not None:
             avjax.cache_compilations(cache_dir)
         prepared = prepare_run(read)
         if dry_run:
-            print_plan(prepared.plan())
+            print_plan(prepared.plan(share))
             return
-        assert place is not None
-        kept = Store(place)
-        if repair:
-            for part in kept.repair():
-                typer.echo(f"put aside: {part}", err=True)
-        with _stopping() as stop:
-            outcome = prepared.execute(kept, shard=share, stop=stop)
-        for sample, reason in outcome.failed.items():
-            typer.secho(f"failed: {sample}: {reason}", fg=typer.colors.RED, err=True)
+        with contextlib.ExitStack() as stack:
+            if repeat is not None:
+                place = store or stack.enter_context(tempfile.TemporaryDirectory())
+            if place is None:
+                raise ValueError(f"{spec}: expected a store, got none; add 'store: DIRECTORY' or pass --store")
+            kept = Store(place)
+            _check_parts(kept, repair)
+            outcome = _executed(prepared, kept, share, log_json, profile)
+            if repeat is not None and not (outcome.stopped or outcome.failed):
+                _report_differences(Store(_run_of(repeat)), kept, tolerance)
         typer.echo(f"{place}: {outcome.computed:,} cells computed, {len(outcome.failed)} clips failed", err=True)
         if outcome.stopped:
             typer.echo("stopped before the end; run it again to go on", err=True)
             raise typer.Exit(RESUME)
         if outcome.failed:
             raise typer.Exit(FAILED)
+
+
+def _read(file: Path, overrides: list[str], store: str | None) -> tuple[Any, str | None]:
+    """A specification and its store; one on the command line is relative to here, one in a file to the file."""
+    from avjax.runs.spec import Spec
+
+    read = Spec.read(file, overrides)
+    beside = read.store if read.store is None or "://" in read.store else str(read.directory / read.store)
+    return read, store or beside
+
+
+def _run_of(repeat: str) -> str:
+    return repeat.removesuffix("run.json").rstrip("/") or "." if repeat.endswith("run.json") else repeat
+
+
+def _repeated(repeat: str, overrides: list[str] | None) -> tuple[Any, None]:
+    """The specification that a run was made from.
+
+    Raises:
+      ValueError: it was made without one, or is to be changed.
+    """
+    from avjax.runs.spec import Spec
+    from avjax.runs.store import Store
+
+    if overrides:
+        raise ValueError(f"--repeat: expected no overrides, got {', '.join(overrides)}; a changed run is another run")
+    found = Store(_run_of(repeat)).read()
+    if "spec" not in found:
+        raise ValueError(
+            f"{repeat}: expected a run of a specification, got one of avjax.sweep(store=...); call that again with "
+            "another store, and compare them with avjax.runs.compare"
+        )
+    return Spec.of(found["spec"], found["directory"], repeat), None
+
+
+def _check_parts(store: Any, repair: bool) -> None:
+    """Refuses damaged parts, or puts them aside."""
+    if repair:
+        for part in store.repair():
+            typer.echo(f"put aside: {part}", err=True)
+    elif damaged := store.damaged():
+        raise ValueError(
+            "\n".join(
+                [
+                    f"{store.path}: expected parts as they were written, got others; --repair puts them aside and "
+                    "computes their cells again:",
+                    *map(str, damaged),
+                ]
+            )
+        )
+
+
+def _executed(prepared: Any, store: Any, share: tuple[int, int], log_json: str | None, profile: Path | None) -> Any:
+    from avjax.runs.events import silent, to_lines
+    from avjax.runs.store import StoreError
+
+    with contextlib.ExitStack() as stack:
+        tell = silent
+        if log_json is not None:
+            tell = to_lines(sys.stderr if log_json == "-" else stack.enter_context(Path(log_json).open("a")))
+        if profile is not None:
+            import jax
+
+            stack.enter_context(jax.profiler.trace(str(profile)))
+        stop = stack.enter_context(_stopping())
+        try:
+            outcome = prepared.execute(store, shard=share, stop=stop, tell=tell)
+        except StoreError as error:
+            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+            raise typer.Exit(UNWRITTEN) from error
+    for sample, reason in outcome.failed.items():
+        typer.secho(f"failed: {sample}: {reason}", fg=typer.colors.RED, err=True)
+    return outcome
+
+
+def _report_differences(before: Any, after: Any, tolerance: float) -> None:
+    from avjax.report.terminal import print_rows
+    from avjax.runs.compare import compare
+
+    found = compare(before, after)
+    for line in found.about:
+        typer.echo(f"differs: {line}")
+    typer.echo(f"{found.cells:,} cells of both runs, {found.equal:,} equal to the bit")
+    for count, where in ((found.missing, "before"), (found.added, "now")):
+        if count:
+            typer.echo(f"{count:,} cells only {where}")
+    if found.differing:
+        rows = [{k: str(v) for k, v in vars(one).items()} for one in found.differing[:SHOWN]]
+        print_rows(rows, ("sample", "cell", "metric", "before", "after", "absolute", "relative"))
+        typer.echo(f"{len(found.differing):,} values differ, the {len(rows)} largest are shown")
+    if not found.within(tolerance):
+        raise typer.Exit(DIFFERENT)
 
 
 def schema() -> None:
@@ -181,7 +286,7 @@ def _share(text: str) -> tuple[int, int]:
     return int(i), int(n)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _stopping() -> Iterator[Any]:
     """Whether SIGTERM or Ctrl-C came; a second Ctrl-C interrupts."""
     asked: list[int] = []

@@ -21,10 +21,11 @@ from jax.sharding import Mesh
 from avjax.config import ModelConfig, read_config, read_json
 from avjax.mesh import parameter_sharding
 from avjax.parameters import PARAMS, abstract_network, fill
+from avjax.provenance import CONVERTED as PROVENANCE
+from avjax.provenance import licence
 from converters.plan import Plan, make_plan
 from converters.source import CheckpointError, Source, open_source
 
-PROVENANCE = "avjax.json"
 WEIGHT_FILES = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx)|model\.safetensors\.index\.json|\..*")
 
 
@@ -89,7 +90,7 @@ def convert(source_path: str | Path, target: str | Path) -> Plan:
         provenance = Provenance(
             source=str(source_path),
             revision=source.revision,
-            licence=_licence(source.directory),
+            licence=licence(source.directory),
             prefix=plan.prefix,
             aliases=plan.aliases,
             skipped_tensors=plan.skipped,
@@ -144,18 +145,3 @@ def copy_side_files(source: Path, target: Path) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and not WEIGHT_FILES.fullmatch(path.name) and path.name != PROVENANCE:
             shutil.copyfile(path, target / path.name)
-
-
-def _licence(directory: Path) -> str | None:
-    """The licence that a model card declares, else the first line of a licence file."""
-    card = directory / "README.md"
-    if card.is_file():
-        text = card.read_text(errors="replace")
-        for key in ("license_name", "license"):  # `license` says only "other" where the name stands apart
-            found = re.search(rf"^{key}:\s*(\S+)", text, re.MULTILINE)
-            if found:
-                return found[1]
-    for path in sorted(directory.glob("LICENSE*")):
-        lines = (line.strip() for line in path.read_text(errors="replace").splitlines())
-        return next((line for line in lines if line), None)
-    return None

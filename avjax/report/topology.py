@@ -28,7 +28,7 @@ def print_topology_plan(plan: TopologyPlan, console: Console | None = None) -> N
     for line in (
         f"mesh: {mesh}",
         f"memory: parameters {plan.parameter_bytes / GIB:.2f}, encoded clips {plan.encoded_bytes / GIB:.2f}, temporary "
-        f"{plan.temporary_bytes / GIB:.2f}, peak {plan.peak_bytes / GIB:.2f} of {plan.hbm_bytes / GIB:.0f} GiB",
+        f"{plan.temporary_bytes / GIB:.2f}, peak {plan.peak_bytes / GIB:.2f} of {plan.hbm_bytes / GIB:.2f} GiB",
         f"time: {plan.seconds:.2f} s for a prompt ({plan.flops / 1e12:,.1f} TFLOP), at the chip's peak rates",
         f"smallest that fits: {plan.smallest[0]}, mesh {least}",
     ):

@@ -17,6 +17,7 @@ from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.prompt import Prompt
 from avjax.report.progress import Progress
+from avjax.runs.events import Tell, silent
 from avjax.runs.identity import block_digest, cell_key, digest, edits_digest
 from avjax.runs.rows import Layout, encoded
 from avjax.runs.store import Store
@@ -166,6 +167,7 @@ def execute(
     keep_going: bool = False,
     stop: Callable[[], bool] = lambda: False,
     progress: bool = True,
+    tell: Tell = silent,
 ) -> Outcome:
     """Computes the blocks that are missing, and waits for those that other processes have.
 
@@ -175,6 +177,7 @@ def execute(
     Args:
       keep_going: a sample that fails is reported, and the others go on; else its error is raised.
       stop: asked between blocks.
+      tell: is called with each event and its values.
     """
     store.tidy()
     blocks, parts, everyone = run.blocks(shard), slices_here(model), Team(model.mesh)
@@ -184,16 +187,20 @@ def execute(
         if not team.leads:
             return _follow(part.model, run, blocks, team, keep_going)
         try:
-            return _lead(part.model, run, blocks, team, store, keep_going, stop, shown)
+            return _lead(part.model, run, blocks, team, store, keep_going, stop, shown, tell)
         finally:
             team.told(DONE)
 
+    done = store.parts()
+    missing = sum(block.num_rows for block in blocks if block.name not in done)
+    tell("started", cells=sum(block.num_rows for block in blocks), missing=missing)
     outcome = Outcome()
     for found in everyone.gathered(at_once(work, parts, everyone)).values():
         outcome.computed += found.computed
         outcome.failed |= found.failed
         outcome.stopped |= found.stopped
     store.tidy()
+    tell("stopped" if outcome.stopped else "finished", computed=outcome.computed, failed=len(outcome.failed))
     return outcome
 
 
@@ -206,6 +213,7 @@ def _lead(
     keep_going: bool,
     stop: Callable[[], bool],
     progress: bool,
+    tell: Tell,
 ) -> Outcome:
     outcome, layout = Outcome(), run.layout
     places = {block.name: place for place, block in enumerate(mine)}
@@ -236,6 +244,7 @@ def _lead(
                     if claim is None:
                         continue
                     team.told(places[block.name])
+                    began = time.perf_counter()
                     try:
                         found = _computed(model, run, block, _made(prompt, team))
                     except (ValueError, OverflowError, OSError) as error:
@@ -244,11 +253,15 @@ def _lead(
                         outcome.failed[sample.name] = str(error)
                         failure = {"sample": sample.name, "block": block.name, "reason": str(error)}
                         store.report_failure(place, failure)
+                        tell("failed", sample=sample.name, reason=str(error))
                         continue
                     keys, cells = run.keys(block), np.array(block.cells)
                     store.write(claim, encoded(found, layout, sample.name, cells, keys, block.clean))
                 store.forget_failure(place)
                 outcome.computed += block.num_rows
+                seconds = time.perf_counter() - began
+                rate = round(block.num_rows / seconds, 3)
+                tell("block", sample=sample.name, cells=block.num_rows, seconds=seconds, cells_per_second=rate)
                 count([block])
             if outcome.computed == before:  # others have the rest
                 team.told(WAIT)  # who hears nothing for minutes gives up

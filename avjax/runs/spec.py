@@ -112,8 +112,8 @@ class Spec(Strict):
         return self.model_copy(update={"mesh": MeshSizes.model_validate(sizes)})
 
     def plain(self) -> dict[str, Any]:
-        """As it was given, in plain values."""
-        return self.model_dump(mode="json", exclude_unset=True)
+        """In plain values, with what was left to defaults."""
+        return self.model_dump(mode="json", exclude_none=True)
 
     def build_grid(self) -> grids.Grid:
         """Raises ValueError when an edit cannot be as it is given."""
@@ -165,7 +165,7 @@ class Spec(Strict):
 
         path = Path(path)
         try:
-            given = yaml.safe_load(path.read_text())
+            given = yaml.load(path.read_text(), _loader())
             values = [(key, yaml.safe_load(text)) for key, text in map(_assignment, overrides)]
         except yaml.YAMLError as error:
             raise ValueError(f"{path}: expected YAML or JSON, got {error}") from error
@@ -174,6 +174,21 @@ class Spec(Strict):
         for key, value in values:
             _override(given, key, value)
         return cls.of(given, path.parent, str(path))
+
+
+def _loader() -> Any:
+    """YAML's safe loader, but a key that occurs twice is a mistake."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            if twice := [key for key in keys if keys.count(key) > 1]:
+                line = node.start_mark.line + 1
+                raise yaml.YAMLError(f"the key {twice[0]!r} twice, in what begins at line {line}; keep one of them")
+            return super().construct_mapping(node, deep)
+
+    return Loader
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from avjax.grids import as_cells
+from avjax.interventions import Edit
 from avjax.loading import load
 from avjax.mesh import mesh_of_sizes
 from avjax.model import Model
@@ -13,6 +14,7 @@ from avjax.options import audio_of
 from avjax.planning import Plan, plan, together
 from avjax.prompt import Prompt
 from avjax.runs.blocks import Outcome, Run, Sample, execute
+from avjax.runs.events import Tell, silent
 from avjax.runs.identity import digest, file_digest, metric_json, model_identity
 from avjax.runs.spec import Clip, Spec
 from avjax.runs.spec_metrics import filled
@@ -40,26 +42,40 @@ class Prepared:
         shard: tuple[int, int] = (0, 1),
         stop: Callable[[], bool] = lambda: False,
         progress: bool = True,
+        tell: Tell = silent,
     ) -> Outcome:
         """Computes what the store does not hold yet; clips that cannot be used are reported, and the others go on.
+
+        Args:
+          tell: is called with each event and its values, see `avjax.runs.events`.
 
         Raises:
           ValueError: the store holds another run.
         """
-        begin(store, self.model, self.run, self.fixed, self.spec.plain())
-        return execute(self.model, self.run, store, shard=shard, keep_going=True, stop=stop, progress=progress)
+        begin(store, self.model, self.run, self.fixed, self.spec.plain(), self.spec.directory)
+        return execute(
+            self.model, self.run, store, shard=shard, keep_going=True, stop=stop, progress=progress, tell=tell
+        )
 
-    def plan(self) -> Plan:
-        """What the whole run costs. Decodes every clip.
+    def plan(self, shard: tuple[int, int] = (0, 1)) -> Plan:
+        """What the run or a share of it costs. Decodes every clip of it.
 
         Raises:
           ValueError: a clip or an edit does not fit.
         """
-        grid, settings = self.spec.build_grid(), {k: v for k, v in self.run.settings.items() if k != "executor"}
-        return together(
-            plan(self.model, {sample.name: sample.prompt()}, grid, list(sample.metrics), calibrate=not i, **settings)
-            for i, sample in enumerate(self.run.samples)
-        )
+        settings = {k: v for k, v in self.run.settings.items() if k != "executor"}
+        variants: dict[int, list[list[Edit]]] = {}
+        for block in self.run.blocks(shard):
+            variants.setdefault(block.sample, []).extend([*edits] for edits in self.run.edits(block))
+        if not variants:
+            raise ValueError(f"shard {shard[0]}/{shard[1]}: it has no cells; make fewer shares, or smaller blocks")
+
+        def one(number: int, calibrate: bool) -> Plan:
+            sample, cells = self.run.samples[number], variants[number]
+            prompts, metrics = {sample.name: sample.prompt()}, list(sample.metrics)
+            return plan(self.model, prompts, cells, metrics, calibrate=calibrate, **settings)
+
+        return together(one(number, not i) for i, number in enumerate(variants))
 
 
 def prepare_run(spec: Spec, model: Model | None = None) -> Prepared:

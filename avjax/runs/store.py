@@ -39,6 +39,10 @@ class Claim:
     file: io.BufferedRandom | None
 
 
+class StoreError(OSError):
+    """A store cannot be written, such as on a full disk; what is finished stays."""
+
+
 class Store:
     """The directory of one run.
 
@@ -63,8 +67,9 @@ class Store:
             strange = any(name != "cells" and not name.startswith(".run.json") for name in others)
             if strange and not file.exists():  # nobody has begun it between the two looks
                 raise ValueError(f"{self.path}: expected a run or an empty directory, got other files; choose another")
-            self.cells.mkdir(parents=True, exist_ok=True)
-            self._appear(file, _json({"format": FORMAT, **about}))
+            with self._writing():
+                self.cells.mkdir(parents=True, exist_ok=True)
+                self._appear(file, _json({"format": FORMAT, **about}))
         return self.read()
 
     def amend(self, about: Mapping[str, Any]) -> None:
@@ -118,16 +123,17 @@ class Store:
             )
         return data
 
+    def damaged(self) -> list[epath.Path]:
+        """Parts whose bytes are not those that were written. Reads all of them."""
+        return [part for part in self.parts().values() if _checksum(part.read_bytes()) != part.name.split(".")[1]]
+
     def repair(self) -> list[epath.Path]:
         """Puts parts whose bytes are not those that were written into `damaged/`; where they are now."""
+        aside = self.path / "damaged"
         moved = []
-        for part in self.parts().values():
-            try:
-                self.load(part)
-            except ValueError:
-                aside = self.path / "damaged"
-                aside.mkdir(parents=True, exist_ok=True)
-                moved.append(part.rename(aside / part.name))
+        for part in self.damaged():
+            aside.mkdir(parents=True, exist_ok=True)
+            moved.append(part.rename(aside / part.name))
         return moved
 
     @contextmanager
@@ -140,7 +146,9 @@ class Store:
             yield Claim(block, None)
             return
         path = Path(self.claims / block)
-        with self._opened(path) as file:
+        with self._writing():
+            opened = self._opened(path)
+        with opened as file:
             if not _locked(file, path):
                 yield None
                 return
@@ -148,8 +156,19 @@ class Store:
                 # Done by another process between the two looks.
                 yield None if self._done(block) else Claim(block, file)
             finally:
-                if _same_file(file, path):  # it has not become the part
-                    path.unlink()
+                with suppress(OSError):  # a disk that has become read-only
+                    if _same_file(file, path):  # it has not become the part
+                        path.unlink()
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"{self.path}: it cannot be written ({error.strerror or error}); what is finished stays. Make room, or "
+                "make it writable, and run it again to go on"
+            ) from error
 
     def _opened(self, path: Path) -> io.BufferedRandom:
         """Opened for writing; another process that is done may remove the empty directory meanwhile."""
@@ -161,6 +180,10 @@ class Store:
 
     def write(self, claim: Claim, data: bytes) -> epath.Path:
         """The part of a claimed block, all of it at once."""
+        with self._writing():
+            return self._written(claim, data)
+
+    def _written(self, claim: Claim, data: bytes) -> epath.Path:
         part = self.cells / f"{claim.block}.{_checksum(data)}{SUFFIX}"
         if claim.file is None:
             self._appear(part, data)
@@ -198,8 +221,9 @@ class Store:
         Args:
           sample: a name of the sample's cells; a failure whose "block" is done by now is not told of.
         """
-        self.failed.mkdir(parents=True, exist_ok=True)
-        self._replace(self.failed / f"{sample}.json", _json(failure))
+        with self._writing():
+            self.failed.mkdir(parents=True, exist_ok=True)
+            self._replace(self.failed / f"{sample}.json", _json(failure))
 
     def failures(self) -> dict[str, dict[str, Any]]:
         """What `report_failure` kept, by the name that it was given; what is done by now is left out."""
@@ -234,8 +258,11 @@ class Store:
             path.write_bytes(data)
             return
         partial = self._partial(path)
-        partial.write_bytes(data)
-        partial.replace(path)
+        try:
+            partial.write_bytes(data)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     def _partial(self, path: epath.Path) -> Path:
         return Path(path).with_name(f".{path.name}.{uuid.uuid4().hex}")

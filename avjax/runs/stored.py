@@ -15,7 +15,7 @@ from avjax.interventions import Edit
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts
-from avjax.provenance import provenance
+from avjax.provenance import of_run
 from avjax.runs.blocks import CELLS_PER_BLOCK, Run, Sample, execute
 from avjax.runs.identity import digest, metric_json, model_identity, prompt_digest
 from avjax.runs.rows import Layout, dataset, decoded
@@ -59,24 +59,33 @@ def stored_sweep(
 
 
 def begin(
-    store: Store, model: Model, run: Run, fixed: Mapping[str, Any], spec: Mapping[str, Any] | None = None
+    store: Store,
+    model: Model,
+    run: Run,
+    fixed: Mapping[str, Any],
+    spec: Mapping[str, Any] | None = None,
+    directory: Path | None = None,
 ) -> None:
     """Begins a run in a store, or goes on with it.
 
     Args:
       fixed: what decides the values of all samples.
       spec: of the run, as plain values.
+      directory: that the specification's files are relative to.
 
     Raises:
       ValueError: the store holds another one.
     """
     samples = {str(sample.name): sample.digest for sample in run.samples}
     identity = json.loads(json.dumps({**fixed, "grid": run.grid_digest, "block_cells": run.block_cells}))
-    about = {"identity": identity, "samples": samples, "layout": vars(run.layout), "provenance": provenance(model)}
-    found = store.begin(about | ({} if spec is None else {"spec": spec}))
+    about = {"identity": identity, "samples": samples, "layout": vars(run.layout)}
+    about["provenance"] = of_run(model, directory or Path(), seed=None if spec is None else spec["seed"])
+    if spec is not None and directory is not None:
+        about |= {"spec": spec, "directory": str(directory.absolute())}
+    found = store.begin(about)
     different = differences(identity, found["identity"])
     if different and not store.parts() and not store.claims.exists():  # nothing was kept, and nobody works on it
-        store.amend(about | ({} if spec is None else {"spec": spec}))
+        store.amend(about)
         return
     if [*found["samples"]] != [*samples]:
         different.append("the names of its samples")

@@ -1,6 +1,7 @@
 """TPU chips and topologies: what they hold and how fast they are, and their devices to compile for.
 
-Memory, peak rates and bandwidth are those that Google's documentation states for each generation.
+Peak rates and bandwidth are those that Google's documentation states for each generation; of the 16, 32 and 95 GB of
+memory there, what a program may use, as libtpu's own refusals say.
 """
 
 import dataclasses
@@ -18,7 +19,7 @@ class Chip:
     """One chip.
 
     Attributes:
-      hbm_bytes: memory of the chip.
+      hbm_bytes: that a program may use.
       flops: of bfloat16 products, per second.
       bandwidth: bytes of that memory per second.
       host: chips of one host, by axis.
@@ -38,10 +39,9 @@ _DEEP = ((1, 1, 1), (2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4), (4, 4, 4))
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip(name="v4", hbm_bytes=32 * GIB, flops=275e12, bandwidth=1200e9, host=(2, 2, 1), shapes=_DEEP),
-        Chip(name="v5e", hbm_bytes=16 * GIB, flops=197e12, bandwidth=819e9, host=(2, 2), shapes=_FLAT),
-        Chip(name="v5p", hbm_bytes=95 * GIB, flops=459e12, bandwidth=2765e9, host=(2, 2, 1), shapes=_DEEP),
-        Chip(name="v6e", hbm_bytes=32 * GIB, flops=918e12, bandwidth=1640e9, host=(2, 2), shapes=_FLAT),
+        Chip(name="v5e", hbm_bytes=int(15.75 * GIB), flops=197e12, bandwidth=819e9, host=(2, 2), shapes=_FLAT),
+        Chip(name="v5p", hbm_bytes=int(95.74 * GIB), flops=459e12, bandwidth=2765e9, host=(2, 2, 1), shapes=_DEEP),
+        Chip(name="v6e", hbm_bytes=int(31.25 * GIB), flops=918e12, bandwidth=1640e9, host=(2, 2), shapes=_FLAT),
     )
 }
 

@@ -171,7 +171,7 @@ class _Case:
         least = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made)) // cuts
         if least > chip.hbm_bytes:
             raise TooLarge(
-                f"its parameters alone take {least / GIB:.1f} GiB of a chip's {chip.hbm_bytes / GIB:.0f} GiB"
+                f"its parameters alone take {least / GIB:.1f} GiB of a chip's {chip.hbm_bytes / GIB:.2f} GiB"
             )
         part = slices(jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=place.devices()))[0]
         model = abstract_model(self.architecture, self.dtype, part, self.config)
@@ -210,7 +210,7 @@ class _Case:
         if plan.peak_bytes > chip.hbm_bytes:
             largest = max(found, key=lambda p: p.working_bytes)
             raise TooLarge(
-                f"it takes {plan.peak_bytes / GIB:.1f} GiB of a chip's {chip.hbm_bytes / GIB:.0f} GiB (parameters "
+                f"it takes {plan.peak_bytes / GIB:.1f} GiB of a chip's {chip.hbm_bytes / GIB:.2f} GiB (parameters "
                 f"{held / GIB:.1f}, {largest.name} {largest.working_bytes / GIB:.1f})"
             )
         return plan

@@ -19,12 +19,11 @@ TOKENS = 2500
 GRID = avjax.grid(
     avjax.Knockout(query="answer", key=avjax.axis("key", ["audio", "video"]), layers=avjax.windows(8, stride=4))
 )
-METRICS = [LogProb("dog"), Caption(max_new_tokens=20)]
-HBM = {"v5e": 16, "v6e": 32, "v5p": 95}  # GiB
+HBM = {"v5e": 16, "v6e": 32, "v5p": 96}  # GiB, of which a little is the system's
 
 
 def planned(config: str, topology: str) -> TopologyPlan:
-    return plan_topology(config, topology, GRID, METRICS, prompt_tokens=TOKENS)
+    return plan_topology(config, topology, GRID, Caption(max_new_tokens=20), prompt_tokens=TOKENS)
 
 
 @pytest.mark.parametrize(
@@ -43,23 +42,24 @@ def planned(config: str, topology: str) -> TopologyPlan:
 )
 def test_it_compiles_and_fits(config: str, topology: str):
     plan = planned(config, topology)
-    print(f"\n{config} {topology} {plan.mesh}: {plan.peak_bytes / GIB:.2f} of {plan.hbm_bytes / GIB:.0f} GiB")
-    assert plan.hbm_bytes == HBM[topology.partition(":")[0]] * GIB
+    print(f"\n{config} {topology} {plan.mesh}: {plan.peak_bytes / GIB:.2f} of {plan.hbm_bytes / GIB:.2f} GiB")
+    assert 0.97 < plan.hbm_bytes / (HBM[topology.partition(":")[0]] * GIB) < 1
     assert plan.parameter_bytes < plan.peak_bytes <= plan.hbm_bytes
     kinds = {program.name.split(",")[0].split(" ")[0] for program in plan.programs}
-    assert kinds == {"vision", "audio", "clean", "key", "replay", "read-out", "decoding"}
+    assert kinds == {"vision", "audio", "clean", "key", "replay", "decoding"}
 
 
 def test_7b_on_one_v5e_is_refused_with_the_smallest_that_fits():
-    with pytest.raises(DoesNotFit, match=r"does not fit v5e:1x1: parameters alone take 16\.6 GiB of a chip's 16 GiB"):
+    with pytest.raises(DoesNotFit) as refused:
         planned("qwen2.5-omni-7b", "v5e:1x1")
-    with pytest.raises(DoesNotFit, match=r"has room is v5e:2x2, with the mesh data 2, variant 1, model 2"):
-        planned("qwen2.5-omni-7b", "v5e:1x1")
+    said = str(refused.value)
+    assert "does not fit v5e:1x1: parameters alone take 16.6 GiB of a chip's 15.75 GiB" in said
+    assert said.endswith("has room is v5e:2x2, with the mesh data 2, variant 1, model 2")
 
 
 def test_operations_are_those_of_the_decoder():
     """XLA's own count, with loops counted as often as they run, is that of the products written out."""
-    plan = planned("qwen2.5-omni-3b", "v5e:1x1")
+    plan = plan_topology("qwen2.5-omni-3b", "v5e:1x1", GRID, LogProb("dog"), prompt_tokens=TOKENS)
     by_name = {program.name.split(",")[0]: program for program in plan.programs}
     cfg = named_config("qwen2.5-omni-3b").decoder
     counts = Counts(cfg, 2)
@@ -83,7 +83,7 @@ def test_the_command_prints_what_fits():
     made = CliRunner().invoke(app, [*words, "-r", "answer->video@4:8", "--answer", "dog", "--json"])
     assert made.exit_code == 0, made.output
     found = json.loads(made.stdout)
-    assert found["peak_bytes"] <= found["hbm_bytes"] == 16 * GIB
+    assert 1 * GIB < found["peak_bytes"] <= found["hbm_bytes"] < 16 * GIB
     refused = CliRunner().invoke(app, [*words[:4], "qwen2.5-omni-7b", *words[5:], "-r", "answer->video@4:8"])
     assert refused.exit_code == 2
     assert "the smallest of its kind that has room is v5e:2x2" in refused.output
