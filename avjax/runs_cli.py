@@ -238,9 +238,9 @@ def show(
 @runs.command()
 def export(
     store: StorePath,
-    out: Annotated[Path, typer.Argument(help="A .csv, .parquet or .nc (xarray) to write; must not exist.")],
+    out: Annotated[Path, typer.Argument(help="A .csv, .parquet, or .nc or .zarr (xarray) to write; must not exist.")],
 ) -> None:
-    """Write all cells as one table (.csv, .parquet), or as a labelled dataset (.nc)."""
+    """Write all cells as one table (.csv, .parquet), or as a labelled dataset (.nc, .zarr)."""
     with friendly():
         from avjax.runs.export import export as write
         from avjax.runs.store import Store

@@ -4,11 +4,13 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import xarray as xr
+
 from avjax.runs.rows import decoded
 from avjax.runs.store import Store, differences
 from avjax.runs.stored import read
 
-ENDINGS = (".csv", ".parquet", ".nc")
+ENDINGS = (".csv", ".parquet", ".nc", ".zarr")
 
 
 def export(store: Store, out: Path) -> str:
@@ -22,9 +24,12 @@ def export(store: Store, out: Path) -> str:
         raise ValueError(f"{out}: expected {', '.join(ENDINGS)}, got {out.suffix or 'no ending'}")
     if out.exists():
         raise FileExistsError(f"{out}: it is there already; choose another name")
-    if out.suffix == ".nc":
+    if out.suffix in (".nc", ".zarr"):
         found = read(store)
-        found.to_netcdf(out)
+        if out.suffix == ".nc":
+            found.to_netcdf(out)
+        else:
+            _zarr(found, out)
         return " x ".join(f"{size:,} {dim}" for dim, size in found.sizes.items())
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -41,6 +46,13 @@ def export(store: Store, out: Path) -> str:
             frame[name] = [json.dumps(value) for value in table[name].to_pylist()]
         frame.to_csv(out, index=False)
     return f"{len(table):,} rows"
+
+
+def _zarr(found: xr.Dataset, out: Path) -> None:
+    """Format 2, whose texts every reader knows; they have one width each."""
+    texts = {name: array.astype(str) for name, array in found.variables.items() if array.dtype.kind == "O"}
+    found = found.assign({name: (array.dims, array.data, array.attrs) for name, array in texts.items()})
+    found.to_zarr(out, mode="w-", zarr_format=2)
 
 
 def merge(stores: Sequence[Store], into: Store) -> int:

@@ -1,0 +1,109 @@
+"""What a run says of itself, and what it does when its disk fails."""
+
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from avjax.cli import app
+from avjax.runs import store as stores
+from avjax.runs_cli import FAILED, UNWRITTEN
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def files(directory: Path) -> list[str]:
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def test_events_are_lines_of_json(spec: Path):
+    log = spec.parent / "log.jsonl"
+    assert run("run", spec, "block_cells=8", "--log-json", log).exit_code == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["started", *["block"] * 6, "finished"]
+    assert lines[0]["cells"] == lines[0]["missing"] == 51 == lines[-1]["computed"]
+    assert sum(line["cells"] for line in lines[1:-1]) == 51
+    assert all(line["cells_per_second"] > 0 and line["time"].endswith("+00:00") for line in lines[1:-1])
+    assert run("run", spec, "block_cells=8", "--log-json", log).exit_code == 0  # goes on in the same file
+    assert json.loads(log.read_text().splitlines()[-2]) | {"time": ""} == {
+        "time": "", "event": "started", "cells": 51, "missing": 0,
+    }  # fmt: skip
+
+
+def test_a_failed_clip_is_an_event(spec: Path):
+    (spec.parent / "broken.mp4").write_text("no film")
+    clips = "clips=[{video: broken.mp4, labels: {sound: ticking, suggested: barking}}]"
+    done = run("run", spec, clips, "--log-json", "-")
+    assert done.exit_code == FAILED
+    found = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
+    assert [(line["event"], line.get("sample")) for line in found][1] == ("failed", "broken")
+    assert "broken.mp4" in found[1]["reason"]
+
+
+def test_a_trace_is_written(spec: Path):
+    assert run("run", spec, "--profile", spec.parent / "trace").exit_code == 0
+    assert any(name.endswith(".xplane.pb") for name in files(spec.parent / "trace"))
+
+
+@pytest.mark.parametrize("failure", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_fails_keeps_what_is_finished(spec: Path, monkeypatch: pytest.MonkeyPatch, failure: int):
+    real, calls = os.fsync, []
+
+    def fsync(number: int) -> None:
+        calls.append(number)
+        if len(calls) == 3:
+            raise OSError(failure, os.strerror(failure))
+        real(number)
+
+    monkeypatch.setattr(stores.os, "fsync", fsync)
+    stopped = run("run", spec, "block_cells=8")
+    assert stopped.exit_code == UNWRITTEN
+    said = " ".join(stopped.output.split())
+    assert os.strerror(failure) in said and "what is finished stays" in said and "run it again to go on" in said
+    store = spec.parent / "run"
+    kept = files(store)
+    assert len(kept) == 3 and all(name == "run.json" or name.endswith(".parquet") for name in kept)
+    resumed = run("run", spec, "block_cells=8")
+    assert resumed.exit_code == 0 and "34 cells computed" in resumed.output
+    assert set(kept) < set(files(store))
+
+
+def test_a_store_that_cannot_be_begun_is_told(spec: Path):
+    (spec.parent / "run").write_text("a file")
+    refused = run("run", spec)
+    assert refused.exit_code in (2, UNWRITTEN)
+    assert "run" in refused.output
+
+
+def test_damage_is_found_before_anything_is_computed(spec: Path):
+    assert run("run", spec).exit_code == 0
+    part = sorted((spec.parent / "run" / "cells").iterdir())[0]
+    part.write_bytes(part.read_bytes()[:-1])
+    refused = run("run", spec)
+    assert refused.exit_code == 2 and "--repair" in refused.output and part.name in refused.output.replace("\n", "")
+
+
+def test_options_may_come_first(spec: Path):
+    assert run("run", "--store", spec.parent / "other", spec).exit_code == 0
+    assert (spec.parent / "other" / "run.json").exists()
+
+
+def test_a_key_that_occurs_twice_is_refused(spec: Path):
+    spec.write_text(spec.read_text() + "prompt: Again.\n")
+    refused = run("run", spec)
+    assert refused.exit_code == 2 and "the key 'prompt' twice" in " ".join(refused.output.split())
+
+
+def test_a_share_is_planned_alone(spec: Path):
+    counts: list[Any] = []
+    for share in ("0/1", "0/3"):
+        planned = run("run", spec, "--dry-run", "--shard", share)
+        assert planned.exit_code == 0, planned.output
+        counts.append(planned.stdout.splitlines()[0])
+    assert "x 3 samples" in counts[0] and "x 1 samples" in counts[1]

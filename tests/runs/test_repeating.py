@@ -1,0 +1,103 @@
+"""`avjax run --repeat`: what a run keeps of how it was made, and how a second one differs."""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import avjax
+from avjax.cli import app
+from avjax.runs.compare import compare
+from avjax.runs.rows import decoded
+from avjax.runs.store import Store, _checksum
+from avjax.runs_cli import DIFFERENT
+from tests.engine.test_knockout_compiles import prompt_of
+
+
+def run(*arguments: object):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture
+def store(spec: Path) -> Path:
+    done = run("run", spec)
+    assert done.exit_code == 0, done.output
+    return spec.parent / "run"
+
+
+def change(store: Path, column: str, row: int, value: object) -> None:
+    """One value of a store's first part, written as avjax would."""
+    part = sorted((store / "cells").iterdir())[0]
+    table = decoded(part.read_bytes())
+    values = table[column].to_pylist()
+    values[row] = value
+    place = table.schema.get_field_index(column)
+    changed = table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))
+    part.unlink()
+    with (store / "changed").open("wb") as file:
+        pq.write_table(changed, file)
+    data = (store / "changed").read_bytes()
+    (store / "changed").rename(part.with_name(f"{part.name.split('.')[0]}.{_checksum(data)}.parquet"))
+
+
+def test_what_a_run_keeps_of_how_it_was_made(spec: Path):
+    for words in (("init", "-q"), ("add", spec.name)):
+        subprocess.run(["git", "-C", spec.parent, *words], check=True)
+    author = ["-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run(["git", "-C", spec.parent, *author, "commit", "-qm", "spec"], check=True)
+    head = subprocess.check_output(["git", "-C", spec.parent, "rev-parse", "HEAD"], text=True).strip()
+    spec.write_text(spec.read_text() + "\n")
+    assert run("run", spec, "seed=7").exit_code == 0
+    found = json.loads((spec.parent / "run" / "run.json").read_text())
+    made = found["provenance"]
+    assert made["git"] == {"commit": head, "dirty": True}
+    assert (made["licence"], made["seed"], made["devices"]) == ("apache-2.0", 7, 1)
+    assert made["version_jax"] and made["python"] and made["device"].startswith("cpu")
+    assert len(found["identity"]["checkpoint"]) == 32
+    assert found["spec"]["dtype"] == "float32" and found["spec"]["seed"] == 7, "what was left to defaults is there too"
+    assert Path(found["directory"]) == spec.parent
+
+
+def test_a_run_is_repeated_to_the_bit(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)  # paths are relative to the specification, wherever one stands
+    again = run("run", "--repeat", store / "run.json", "--store", tmp_path / "second")
+    assert again.exit_code == 0, again.output
+    assert "51 cells of both runs, 51 equal to the bit" in again.stdout
+    assert compare(Store(store), Store(tmp_path / "second")).within(0.0)
+
+
+def test_cells_that_differ_are_named(store: Path, tmp_path: Path):
+    change(store, "logit_diff", 3, 12.5)
+    again = run("run", "--repeat", store)
+    assert again.exit_code == DIFFERENT
+    assert "51 cells of both runs, 50 equal to the bit" in again.stdout and "12.5" in again.stdout
+    assert run("run", "--repeat", store, "--tolerance", "100").exit_code == 0
+
+    shutil.copytree(store, tmp_path / "less")
+    sorted((tmp_path / "less" / "cells").iterdir())[1].unlink()
+    found = compare(Store(store), Store(tmp_path / "less"))
+    assert found.missing > 0 and found.added == 0 and not found.within(1e9)
+    assert found.cells + found.missing == 51
+
+
+def test_what_has_changed_is_said(store: Path):
+    file = store / "run.json"
+    found = json.loads(file.read_text())
+    found["provenance"]["version_jax"] = "0.1"
+    file.write_text(json.dumps(found))
+    assert "differs: version_jax" in run("run", "--repeat", store).stdout
+
+
+def test_what_cannot_be_repeated_is_refused(store: Path, omni_model: avjax.Model, tmp_path: Path):
+    avjax.sweep(omni_model, prompt_of(omni_model, 70), "last->video@3", avjax.metrics.KL(), store=tmp_path / "swept")
+    refused = run("run", "--repeat", tmp_path / "swept")
+    assert refused.exit_code == 2 and "expected a run of a specification, got one of avjax.sweep" in refused.output
+    (store.parent / "clip-0.mp4").unlink()
+    missing = run("run", "--repeat", store)
+    assert missing.exit_code == 2 and "missing are" in missing.output and "clip-0.mp4" in missing.output
+    assert run("run", "--repeat", tmp_path / "none").exit_code == 2
