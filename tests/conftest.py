@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import shutil
 import tempfile
 
@@ -11,10 +12,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from jaxtyping import install_import_hook
 
-install_import_hook(
-    ["avjax.models", "avjax.engine", "avjax.api", "avjax.generation", "avjax.sweeping", "avjax.metrics"],
-    "beartype.beartype",
-)
+if "tpu" not in sys.argv:  # `-m tpu`: plans for TPUs put shapes where arrays are declared
+    install_import_hook(
+        ["avjax.models", "avjax.engine", "avjax.api", "avjax.generation", "avjax.sweeping", "avjax.metrics"],
+        "beartype.beartype",
+    )
 
 from collections.abc import Iterator  # noqa: E402
 from pathlib import Path  # noqa: E402
