@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from avjax import metrics, statistics
     from avjax.api import Run, forward, lower_edits, run
     from avjax.compilation import cache_compilations
+    from avjax.encoder_cache import cache_encodings
     from avjax.generation import Generation, generate, generate_variants
     from avjax.grids import Grid, axis, each_group, each_head, each_layer, grid, windows
     from avjax.interventions import Ablate, Knockout, Patch, Scale, ScaleAttention, Steer, parse_rules
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "avjax.api": ("Run", "forward", "lower_edits", "run"),
     "avjax.compilation": ("cache_compilations",),
+    "avjax.encoder_cache": ("cache_encodings",),
     "avjax.generation": ("Generation", "generate", "generate_variants"),
     "avjax.grids": ("Grid", "axis", "each_group", "each_head", "each_layer", "grid", "windows"),
     "avjax.interventions": ("Ablate", "Knockout", "Patch", "Scale", "ScaleAttention", "Steer", "parse_rules"),
@@ -71,6 +73,7 @@ __all__ = [
     "axis",
     "bootstrap",
     "cache_compilations",
+    "cache_encodings",
     "each_group",
     "each_head",
     "each_layer",

@@ -14,6 +14,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from avjax.config import ModelConfig
+from avjax.encoder_cache import kept
 from avjax.engine.encoding import encode_audio, encode_vision
 from avjax.media.corruption import Corruption
 from avjax.media.processor import Processor, StrPath
@@ -192,7 +193,8 @@ class Model:
             return self._encode_clip(clip)
         # Models made from this one share the cache, but not what other parameters computed.
         if key not in cache or not all(a is b for a, b in zip(cache[key][0], parameters, strict=True)):
-            cache[key] = (parameters, self._encode_clip(clip))
+            name = "vision" if isinstance(clip, VisionFeatures) else "audio"
+            cache[key] = (parameters, kept(self.host, name, tower, key, lambda: self._encode_clip(clip)))
             while len(cache) > CACHED_CLIPS:
                 cache.popitem(last=False)
         cache.move_to_end(key)

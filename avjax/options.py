@@ -34,7 +34,7 @@ Rules = Annotated[
 ]
 Tokens = Annotated[int, typer.Option(min=1, help="The most tokens of a caption.")]
 Memory = Annotated[int | None, typer.Option(help="Bytes beside the parameters; by default half of what is free.")]
-Cache = Annotated[Path | None, typer.Option(help="A directory where compiled programs are kept between runs.")]
+Cache = Annotated[Path | None, typer.Option(help="A directory where compiled programs and encoder outputs are kept.")]
 FROM_VIDEO = "from_video"
 
 

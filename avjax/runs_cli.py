@@ -73,6 +73,7 @@ def run_spec(
             read = _joined(read)
         if cache_dir is not None:
             avjax.cache_compilations(cache_dir)
+            avjax.cache_encodings(cache_dir / "encoded")
         prepared = prepare_run(read)
         if dry_run:
             print_plan(prepared.plan(share))

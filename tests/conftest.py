@@ -2,8 +2,8 @@
 
 import gc
 import os
-import sys
 import shutil
+import sys
 import tempfile
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,17 +18,17 @@ if "tpu" not in sys.argv:  # `-m tpu`: plans for TPUs put shapes where arrays ar
         "beartype.beartype",
     )
 
-from collections.abc import Iterator  # noqa: E402
-from pathlib import Path  # noqa: E402
+from collections.abc import Iterator
+from pathlib import Path
 
-import hypothesis  # noqa: E402
-import jax  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
+import hypothesis
+import jax
+import pytest
+import torch
 
-import avjax  # noqa: E402
-from tests.clip import write_clip  # noqa: E402
-from tests.tiny_hf import TinyCheckpoint, write_checkpoint  # noqa: E402
+import avjax
+from tests.clip import write_clip
+from tests.tiny_hf import TinyCheckpoint, write_checkpoint
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)

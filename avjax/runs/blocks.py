@@ -187,7 +187,7 @@ def execute(
         if not team.leads:
             return _follow(part.model, run, blocks, team, keep_going)
         try:
-            return _lead(part.model, run, blocks, team, store, keep_going, stop, shown, tell)
+            return _lead(part, run, blocks, team, store, keep_going, stop, shown, tell)
         finally:
             team.told(DONE)
 
@@ -205,7 +205,7 @@ def execute(
 
 
 def _lead(
-    model: Model,
+    part: Slice,
     run: Run,
     mine: Sequence[Block],
     team: Team,
@@ -233,6 +233,7 @@ def _lead(
                 outcome.stopped = bool(missing)
                 break
             before = outcome.computed
+            missing.sort(key=lambda block: block.sample % part.count != part.index)  # each slice begins with its own
             for block, prompt in _prepared(run, missing):
                 if stop():
                     break
@@ -246,7 +247,7 @@ def _lead(
                     team.told(places[block.name])
                     began = time.perf_counter()
                     try:
-                        found = _computed(model, run, block, _made(prompt, team))
+                        found = _computed(part.model, run, block, _made(prompt, team))
                     except (ValueError, OverflowError, OSError) as error:
                         if not keep_going:
                             raise

@@ -1,0 +1,124 @@
+"""Encoder outputs kept on disk, so that a clip is encoded once for all processes and runs.
+
+A file is named by what decides its values: the clip's features, the tower's parameters and how avjax computes. Its
+bytes begin with their own digest; a file that is damaged is as good as absent, and is written again.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import uuid
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+log = logging.getLogger(__name__)
+MAX_BYTES = 20 * 10**9
+DIGEST = 16  # bytes
+NUMERICS = 1  # one more whenever an encoder computes other numbers than before
+
+_directory: Path | None = None
+_max_bytes = MAX_BYTES
+# By host and tower: its parameters and their digest.
+_towers: "weakref.WeakKeyDictionary[Any, dict[str, tuple[list[jax.Array], str]]]" = weakref.WeakKeyDictionary()
+
+
+def cache_encodings(directory: str | Path | None, max_bytes: int = MAX_BYTES) -> None:
+    """Keeps encoder outputs in `directory` and takes them from there, in this process from now on.
+
+    Args:
+      directory: made when it is not there; None keeps nothing on disk.
+      max_bytes: beyond, the files that were not read for longest are removed.
+    """
+    global _directory, _max_bytes
+    _directory = None if directory is None else Path(directory).expanduser()
+    _max_bytes = max_bytes
+    if _directory is not None:
+        _directory.mkdir(parents=True, exist_ok=True)
+
+
+def kept(host: Any, tower: str, parameters: Any, clip: bytes, encode: Callable[[], jax.Array]) -> jax.Array:
+    """An encoder output, from disk when it was computed before, else from `encode`.
+
+    Args:
+      host: of the model.
+      tower: its name, "vision" or "audio".
+      parameters: of the tower.
+      clip: a digest of the features.
+    """
+    leaves = jax.tree.leaves(parameters)
+    if _directory is None or not all(leaf.is_fully_addressable for leaf in leaves):
+        return encode()
+    known = _towers.setdefault(host, {})
+    # A model that is made from another one has its host, but may have other parameters.
+    if tower not in known or not all(a is b for a, b in zip(known[tower][0], leaves, strict=True)):
+        known[tower] = (leaves, _of_parameters(leaves))
+    state = hashlib.blake2b(clip, digest_size=DIGEST)
+    state.update(f"{NUMERICS} {tower} {known[tower][1]}".encode())
+    path = _directory / state.hexdigest()
+    if (found := _read(path)) is not None:
+        return found
+    made = encode()
+    try:
+        _write(path, made)
+        _trim(_directory)
+    except OSError as error:  # a full disk costs time, not results
+        log.warning("%s: encoder outputs are not kept (%s)", _directory, error)
+    return made
+
+
+def _of_parameters(leaves: list[jax.Array]) -> str:
+    """Of all values; a second per GB, once per model."""
+    state = hashlib.blake2b(digest_size=DIGEST)
+    for leaf in leaves:
+        state.update(f"{leaf.dtype} {leaf.shape}".encode())
+        state.update(np.ascontiguousarray(leaf).view(np.uint8).data)
+    return state.hexdigest()
+
+
+def _read(path: Path) -> jax.Array | None:
+    try:
+        data = path.read_bytes()
+        os.utime(path)  # it was read now
+    except OSError:
+        return None
+    if hashlib.blake2b(data[DIGEST:], digest_size=DIGEST).digest() != data[:DIGEST]:
+        log.warning("%s: it is damaged, and is computed and written again", path)
+        return None
+    about, _, values = data[DIGEST:].partition(b"\n")
+    said = json.loads(about)
+    return jnp.asarray(np.frombuffer(values, jnp.dtype(said["dtype"])).reshape(said["shape"]))
+
+
+def _write(path: Path, tokens: jax.Array) -> None:
+    values = np.ascontiguousarray(tokens)
+    about = json.dumps({"dtype": str(values.dtype), "shape": values.shape}).encode()
+    data = about + b"\n" + values.tobytes()
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        partial.write_bytes(hashlib.blake2b(data, digest_size=DIGEST).digest() + data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _trim(directory: Path) -> None:
+    """Other processes may remove files meanwhile."""
+    found = []
+    for path in directory.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            status = path.stat()
+            found.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= _max_bytes:
+            return
+        path.unlink(missing_ok=True)
+        total -= size
