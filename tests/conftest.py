@@ -12,7 +12,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from jaxtyping import install_import_hook
 
-if "tpu" not in sys.argv:  # `-m tpu`: plans for TPUs put shapes where arrays are declared
+# Plans for TPUs put shapes where arrays are declared; workers learn of it from the environment.
+if "tpu" in sys.argv:
+    os.environ["AVJAX_UNCHECKED"] = "1"
+if "AVJAX_UNCHECKED" not in os.environ:
     install_import_hook(
         ["avjax.models", "avjax.engine", "avjax.api", "avjax.generation", "avjax.sweeping", "avjax.metrics"],
         "beartype.beartype",

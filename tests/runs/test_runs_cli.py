@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -114,3 +115,36 @@ def test_sigterm_finishes_the_block_and_says_resume(spec: Path):
     assert 0 < kept < 48 and not (spec.parent / "run" / "claims").exists()
     assert run("run", spec, "block_cells=1").exit_code == 0
     assert len(list(cells.iterdir())) == 48
+
+
+def test_killed_on_a_real_model_it_goes_on_to_the_same_cells(spec: Path, tmp_path: Path):
+    """SIGKILL after a drawn number of parts; what was kept is never written again."""
+    rng, cache = random.Random(0), tmp_path / "cache"
+    command = [*COMMAND, "run", str(spec), "block_cells=3", "--cache-dir", str(cache), "--store"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, timeout=300)
+    whole = pd.read_parquet(tmp_path / "whole" / "cells").sort_values("cell_key", ignore_index=True)
+    store = tmp_path / "killed"
+    kept: dict[str, int] = {}
+    for _ in range(3):
+        wanted = len(kept) + rng.randint(1, 3)
+        process = subprocess.Popen([*command, str(store)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while process.poll() is None and len(parts(store)) < wanted:
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+        now = parts(store)
+        assert kept.items() <= now.items(), "a part was written again"
+        kept = now
+    assert 3 <= len(kept) < 18
+    subprocess.run([*command, str(store)], check=True, capture_output=True, timeout=300)
+    assert kept.items() <= parts(store).items()
+    found = pd.read_parquet(store / "cells").sort_values("cell_key", ignore_index=True)
+    pd.testing.assert_frame_equal(found, whole, check_exact=True)
+    assert sorted(path.name for path in store.iterdir()) == ["cells", "run.json"]
+    assert all(name.endswith(".parquet") for name in parts(store))
+
+
+def parts(store: Path) -> dict[str, int]:
+    """Names of finished parts, with the files that they are."""
+    found = (store / "cells").glob("*.parquet") if (store / "cells").exists() else ()
+    return {path.name: path.stat().st_ino for path in found}

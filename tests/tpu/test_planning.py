@@ -1,4 +1,4 @@
-"""Plans for TPU topologies, compiled for them without a TPU: `pytest -m tpu -n 0`, with the extra `tpu`."""
+"""Plans for TPU topologies, compiled for them without a TPU: `pytest -m tpu -n 2`, with the extra `tpu`."""
 
 import json
 
