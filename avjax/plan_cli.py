@@ -60,6 +60,9 @@ def plan(
     mesh: Annotated[
         str | None, typer.Option(help="With --topology: sizes of data, variant and model, such as 2,1,4.")
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="With --topology: compile sooner; temporaries come out a little larger.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Say what a sweep will cost: passes, operations, bytes, memory, executables and time."""
@@ -71,7 +74,7 @@ def plan(
                 raise ValueError(f"plan --topology: expected --config and --prompt-tokens, got {', '.join(strange)}")
             if config is None or prompt_tokens is None:
                 raise ValueError("plan --topology: expected --config and --prompt-tokens; give both")
-            _on_topology(config, topology, cells, metrics, prompt_tokens, dtype or "bfloat16", mesh, as_json)
+            _on_topology(config, topology, cells, metrics, prompt_tokens, dtype or "bfloat16", mesh, quick, as_json)
             return
         if model is None or prompt is None:
             raise ValueError("plan: expected --model and --prompt, or --topology and --config; give one pair")
@@ -130,13 +133,16 @@ def _on_topology(
     prompt_tokens: int,
     dtype: str,
     mesh: str | None,
+    quick: bool,
     as_json: bool,
 ) -> None:
     from avjax.report.topology import print_topology_plan
     from avjax.tpu.planning import plan_topology
 
     sizes = None if mesh is None else _sizes(mesh)
-    found = plan_topology(config, topology, cells, metrics, prompt_tokens=prompt_tokens, dtype=dtype, mesh=sizes)
+    found = plan_topology(
+        config, topology, cells, metrics, prompt_tokens=prompt_tokens, dtype=dtype, mesh=sizes, quick=quick
+    )
     if as_json:
         more = {name: getattr(found, name) for name in ("peak_bytes", "temporary_bytes", "flops", "seconds")}
         typer.echo(json.dumps(dataclasses.asdict(found) | more, indent=2))

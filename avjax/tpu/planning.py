@@ -83,6 +83,7 @@ def plan_topology(
     prompt_tokens: int,
     dtype: str = "bfloat16",
     mesh: Sizes | None = None,
+    quick: bool = False,
 ) -> TopologyPlan:
     """Compiles a sweep for TPU chips that need not be there.
 
@@ -91,6 +92,7 @@ def plan_topology(
       topology: such as "v5e:2x4".
       prompt_tokens: of the prompt, most of them a clip's.
       mesh: sizes of data, variant and model; by default the smallest `model` that fits, the rest for `data`.
+      quick: let the compiler try less hard: a fraction of the time, and a tenth more temporary memory or so.
 
     Raises:
       DoesNotFit: the chips have too little memory; the smallest topology that has enough is named.
@@ -100,7 +102,7 @@ def plan_topology(
     place = Topology.of(topology)
     if mesh is not None and math.prod(mesh) != place.size:
         raise ValueError(f"mesh: expected sizes whose product is {place.size}, the chips of {place}, got {list(mesh)}")
-    case = _Case(config, named_config(config), grid, metrics, prompt_tokens, dtype)
+    case = _Case(config, named_config(config), grid, metrics, prompt_tokens, dtype, quick)
     wanted = [(place.size // model, 1, model) for model in _divisors(place.size)] if mesh is None else [mesh]
     reason = ""
     for sizes in wanted:
@@ -132,6 +134,7 @@ class _Case:
     metrics: Any
     prompt_tokens: int
     dtype: str
+    quick: bool
     tried: dict[Any, TopologyPlan | TooLarge] = dataclasses.field(default_factory=dict)
 
     def smallest(self, chip: Chip) -> tuple[str, Sizes]:
@@ -192,7 +195,7 @@ class _Case:
             allow_noop=True,
             clean_runs=NoRuns(model),
         )
-        found = tuple(programs(planned, layout))
+        found = tuple(programs(planned, layout, quick=self.quick))
         plan = TopologyPlan(
             config=self.config,
             dtype=self.dtype,

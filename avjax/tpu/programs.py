@@ -60,13 +60,16 @@ class TooLarge(ValueError):
     """The compiler found no room for a program on a chip."""
 
 
-def programs(planned: Sweep, layout: Layout) -> list[Program]:
+def programs(planned: Sweep, layout: Layout, *, quick: bool = False) -> list[Program]:
     """The programs of a sweep over one prompt, equal ones once.
+
+    Args:
+      quick: let the compiler try less hard, which takes a fraction of the time.
 
     Raises:
       TooLarge: the compiler finds no room for one on a chip.
     """
-    bench = Bench(planned.model.mesh)
+    bench = Bench(planned.model.mesh, {"exec_time_optimization_effort": -1.0} if quick else {})
     _encoders(bench, planned.model, layout)
     for session, one in zip(planned.sessions.values(), planned.parts, strict=True):
         _session(bench, session, one)
@@ -76,7 +79,8 @@ def programs(planned: Sweep, layout: Layout) -> list[Program]:
 class Bench:
     """Compiles programs and keeps what they cost."""
 
-    def __init__(self, mesh: Mesh | None):
+    def __init__(self, mesh: Mesh | None, compiler_options: dict[str, Any]):
+        self.compiler_options = compiler_options
         self.everywhere = None if mesh is None else NamedSharding(mesh, P())
         self.found: dict[str, Program] = {}
         self.results: dict[str, Any] = {}
@@ -98,7 +102,7 @@ class Bench:
         arguments = jax.tree.map(self._placed, arguments)
         traced = function.trace(*arguments, **static)
         try:
-            program = traced.lower().compile()
+            program = traced.lower().compile(self.compiler_options)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

@@ -23,7 +23,7 @@ HBM = {"v5e": 16, "v6e": 32, "v5p": 96}  # GiB, of which a little is the system'
 
 
 def planned(config: str, topology: str) -> TopologyPlan:
-    return plan_topology(config, topology, GRID, Caption(max_new_tokens=20), prompt_tokens=TOKENS)
+    return plan_topology(config, topology, GRID, Caption(max_new_tokens=20), prompt_tokens=TOKENS, quick=True)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_7b_on_one_v5e_is_refused_with_the_smallest_that_fits():
 
 def test_operations_are_those_of_the_decoder():
     """XLA's own count, with loops counted as often as they run, is that of the products written out."""
-    plan = plan_topology("qwen2.5-omni-3b", "v5e:1x1", GRID, LogProb("dog"), prompt_tokens=TOKENS)
+    plan = plan_topology("qwen2.5-omni-3b", "v5e:1x1", GRID, LogProb("dog"), prompt_tokens=TOKENS, quick=True)
     by_name = {program.name.split(",")[0]: program for program in plan.programs}
     cfg = named_config("qwen2.5-omni-3b").decoder
     counts = Counts(cfg, 2)
@@ -79,7 +79,7 @@ def test_a_mesh_cuts_parameters_and_operations():
 
 
 def test_the_command_prints_what_fits():
-    words = ("plan", "--topology", "v5e:1x1", "--config", "qwen2.5-omni-3b", "--prompt-tokens", "300")
+    words = ("plan", "--topology", "v5e:1x1", "--config", "qwen2.5-omni-3b", "--prompt-tokens", "300", "--quick")
     made = CliRunner().invoke(app, [*words, "-r", "answer->video@4:8", "--answer", "dog", "--json"])
     assert made.exit_code == 0, made.output
     found = json.loads(made.stdout)
