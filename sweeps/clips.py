@@ -1,13 +1,15 @@
-"""Clips of the tiny world with their table, for the specifications in `sweeps/specs`.
+"""Clips of the tiny world with their table, and the specifications of the paper's experiments beside them.
 
 Command: `python -m sweeps.clips clips [--count 32] [--condition counterfactual]`
 Cost: about a second per clip on two cores.
 
 The table has a row per clip: its file, what is seen, the sound that is heard, and the one that the picture suggests.
+Then `avjax run clips/knockout.yaml`; `model=` and `clips=` take yours.
 """
 
 import argparse
 import csv
+import shutil
 from pathlib import Path
 
 from avjax.organism import world
@@ -30,7 +32,9 @@ def main() -> None:
             clip.write(options.out / name)
             seen, heard = world.KINDS[clip.seen], world.KINDS[clip.heard]
             table.writerow((name, seen.thing, heard.sound, seen.sound))
-    print(f"{options.out / 'clips.csv'}: {options.count} clips")
+    for spec in sorted((Path(__file__).parent / "specs").glob("*.yaml")):
+        shutil.copy(spec, options.out)
+    print(f"{options.out}: clips.csv of {options.count} clips, specifications to run")
 
 
 if __name__ == "__main__":

@@ -35,10 +35,11 @@ def test_the_table_says_what_clips_hold(clips: Path):
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.stem)
 def test_a_specification_runs(spec: Path, clips: Path, tmp_path: Path):
+    spec = clips.parent / spec.name
     first = spec.read_text().splitlines()[0]
     assert first.startswith("# ") and Spec.read(spec).store == spec.stem
     few = ["metrics=[{metric: caption, max_new_tokens: 3}]"] if spec.stem == "captions" else []
-    done = run(spec, f"clips={clips}", *few, "--store", tmp_path / "store")
+    done = run(spec, *few, "--store", tmp_path / "store")
     assert done.exit_code == 0, done.output
     cells = pd.read_parquet(tmp_path / "store" / "cells")
     assert cells["sample"].nunique() == 2 and len(cells) > 4

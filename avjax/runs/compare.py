@@ -18,11 +18,13 @@ class Difference:
     """A value that differs: texts and counts at all, numbers in any bit.
 
     Attributes:
+      index: the cell's place in the grid; -1 is the unedited run.
       absolute: the largest difference of a metric with several values; NaN for texts.
       relative: to the larger of 1 and the value before.
     """
 
     sample: Any
+    index: int
     cell: str
     metric: str
     before: Any
@@ -63,37 +65,29 @@ def compare(before: Store, after: Store) -> Comparison:
     """
     tables = [_table(store) for store in (before, after)]
     metrics = [name for name in tables[0].columns if name in tables[0].attrs["metrics"] and name in tables[1].columns]
-    joined = tables[0].merge(tables[1], "outer", on=PLACE, suffixes=("", " after"), indicator=True)
-    both = joined[joined["_merge"] == "both"]
-    found: list[Difference] = []
-    unequal = np.zeros(len(both), bool)
-    for metric in metrics:
-        for row, (first, second) in enumerate(zip(both[metric], both[f"{metric} after"], strict=True)):
-            absolute, relative = _apart(first, second)
-            if relative:
-                unequal[row] = True
-                of = both.iloc[row]
-                found.append(
-                    Difference(
-                        sample=of["sample"],
-                        cell=of["cell"],
-                        metric=metric,
-                        before=first,
-                        after=second,
-                        absolute=absolute,
-                        relative=relative,
-                    )
-                )
+    joined: Any = tables[0].merge(tables[1], "outer", on=PLACE, suffixes=("", " after"), indicator=True)
+    both = joined[joined["_merge"] == "both"].to_dict("records")
+    found = [one for row in both for metric in metrics if (one := _difference(row, metric)) is not None]
+    unequal = {(one.sample, one.index) for one in found}
     runs = [store.read() for store in (before, after)]
     about = [said for key in ("identity", "provenance") for said in differences(*(run[key] for run in runs))]
     return Comparison(
         cells=len(both),
-        equal=int((~unequal).sum()),
+        equal=len(both) - len(unequal),
         differing=tuple(sorted(found, key=lambda d: -d.relative)),
         missing=int((joined["_merge"] == "left_only").sum()),
         added=int((joined["_merge"] == "right_only").sum()),
         about=tuple(about),
     )
+
+
+def _difference(row: dict[Any, Any], metric: str) -> Difference | None:
+    before, after = row[metric], row[f"{metric} after"]
+    absolute, relative = _apart(before, after)
+    if not relative:
+        return None
+    where = {"sample": row["sample"], "index": row["cell_index"], "cell": row["cell"], "metric": metric}
+    return Difference(**where, before=before, after=after, absolute=absolute, relative=relative)
 
 
 def _table(store: Store) -> pd.DataFrame:

@@ -34,7 +34,7 @@ def work(program: ClosedJaxpr, trips: int | None) -> Work:
     return _of(program.jaxpr, trips)
 
 
-def _of(jaxpr: Jaxpr, trips: int | None) -> Work:
+def _of(jaxpr: Any, trips: int | None) -> Work:
     total = Work()
     for eqn in jaxpr.eqns:
         name, params = eqn.primitive.name, eqn.params

@@ -263,4 +263,6 @@ def held_bytes(tree: Any) -> int:
     if not jax.tree.leaves(tree):
         return 0
     program = jax.jit(lambda tree: 0, keep_unused=True).trace(tree).lower().compile()
-    return program.memory_analysis().argument_size_in_bytes
+    memory = program.memory_analysis()
+    assert memory is not None  # a TPU's compiler always says it
+    return memory.argument_size_in_bytes

@@ -53,7 +53,7 @@ def test_7b_on_one_v5e_is_refused_with_the_smallest_that_fits():
     with pytest.raises(DoesNotFit) as refused:
         planned("qwen2.5-omni-7b", "v5e:1x1")
     said = str(refused.value)
-    assert "does not fit v5e:1x1: parameters alone take 16.6 GiB of a chip's 15.75 GiB" in said
+    assert "does not fit v5e:1x1: its parameters alone take 16.6 GiB of a chip's 15.75 GiB" in said
     assert said.endswith("has room is v5e:2x2, with the mesh data 2, variant 1, model 2")
 
 
@@ -71,11 +71,11 @@ def test_operations_are_those_of_the_decoder():
 
 def test_a_mesh_cuts_parameters_and_operations():
     one, cut = (
-        plan_topology("qwen2.5-omni-3b", "v5e:2x2", GRID, LogProb("dog"), prompt_tokens=TOKENS, mesh=mesh)
-        for mesh in ((4, 1, 1), (1, 1, 4))
+        plan_topology("qwen2.5-vl-3b", "v5e:2x2", GRID, LogProb("dog"), prompt_tokens=300, mesh=mesh, quick=True)
+        for mesh in ((4, 1, 1), (2, 1, 2))
     )
-    assert cut.parameter_bytes < 0.3 * one.parameter_bytes
-    assert cut.flops < 0.5 * one.flops
+    assert cut.parameter_bytes < 0.55 * one.parameter_bytes
+    assert cut.flops < 0.7 * one.flops
 
 
 def test_the_command_prints_what_fits():
