@@ -27,7 +27,8 @@ def load(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None) -> 
       dtype: of parameters and computation, "float32" or "bfloat16".
       mesh: devices in up to three axes, "data" (samples of a sweep are dealt over it), "variant" (variants of a prompt
         are cut over it) and "model" (heads, features and the vocabulary are): each array is read straight onto its
-        place. None is the default device. Numbers do not depend on it, beyond rounding.
+        place. None is the default device. Numbers do not depend on it, beyond rounding. In several processes
+        (`jax.distributed`) all of them call `run`, `generate`, `sweep` alike; other analyses want one process.
 
     Raises:
       ValueError: the checkpoint is not understood; everything wrong with it is named together.

@@ -70,6 +70,8 @@ def run_spec(
         read, place = _read(spec, overrides or [], store) if spec is not None else _repeated(str(repeat), overrides)
         share = _share(shard)
         if distributed:
+            if repeat is not None and store is None:
+                raise ValueError("--repeat --distributed: expected --store, which all processes share; add it")
             read = _joined(read)
         if cache_dir is not None:
             avjax.cache_compilations(cache_dir)

@@ -71,7 +71,7 @@ class Team:
         return value if self.alone else min(self._values(value))
 
     def gathered(self, found: Mapping[int, Result]) -> dict[int, Result]:
-        """What all processes found, by slice. Every process of the team calls it."""
+        """What all processes found, by slice; of a slice of several, what its leader did. Every process calls it."""
         if self.alone:
             return dict(found)
         data = np.frombuffer(pickle.dumps(dict(found)), np.uint8)
@@ -79,8 +79,8 @@ class Team:
         padded = np.zeros(max(sizes), np.uint8)
         padded[: len(data)] = data
         merged: dict[int, Result] = {}
-        for row, size in zip(self._each(padded), sizes, strict=True):
-            merged |= pickle.loads(row[:size].tobytes())
+        for row, size in reversed([*zip(self._each(padded), sizes, strict=True)]):
+            merged |= pickle.loads(row[:size].tobytes())  # the leader of a slice has the first of its devices
         return dict(sorted(merged.items()))
 
     def _values(self, value: int) -> list[int]:

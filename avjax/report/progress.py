@@ -1,4 +1,4 @@
-"""A progress bar with rate and time left, for work that takes long enough to wonder."""
+"""A progress bar with rate, device memory and time left, for work that takes long enough to wonder."""
 
 import time
 from types import TracebackType
@@ -31,7 +31,8 @@ class Progress:
             self._show()
         if self.bar is not None:
             seconds = time.monotonic() - self.started
-            self.bar.update(self.row, completed=self.done, rate=f"{self.done / max(seconds, 1e-9):,.0f} {self.unit}/s")
+            rate = f"{self.done / max(seconds, 1e-9):,.0f} {self.unit}/s"
+            self.bar.update(self.row, completed=self.done, rate=rate, memory=_memory())
 
     def _show(self) -> None:
         from rich.console import Console
@@ -47,6 +48,7 @@ class Progress:
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[memory]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -54,4 +56,13 @@ class Progress:
             transient=True,
         )
         self.bar.start()
-        self.row = self.bar.add_task(self.task, total=self.total, completed=self.done, rate="")
+        self.row = self.bar.add_task(self.task, total=self.total, completed=self.done, rate="", memory="")
+
+
+def _memory() -> str:
+    """What the device has in use, where it tells; a CPU does not."""
+    import jax
+
+    stats = jax.local_devices()[0].memory_stats() or {}
+    used, limit = stats.get("bytes_in_use"), stats.get("bytes_limit")
+    return "" if used is None else f"{used / 1e9:.1f}" + (f" of {limit / 1e9:.1f} GB" if limit else " GB")

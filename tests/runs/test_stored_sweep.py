@@ -13,6 +13,9 @@ import pytest
 import xarray as xr
 
 import avjax
+from avjax.engine.reference import bucket
+from avjax.engine.replay import replay
+from avjax.engine.shared import clean_pass, shared_keys
 from avjax.grids import as_cells
 from avjax.interventions import Edit
 from avjax.metrics import KL, AttentionMass, Caption, LogProb, Metric, TopK, View
@@ -23,6 +26,7 @@ from avjax.runs.identity import edits_digest, metric_json
 from avjax.runs.store import Store
 from avjax.runs.stored import begin, read
 from avjax.tokens import KINDS
+from tests.engine.test_knockout_compiles import prompt_of
 
 GRID = avjax.grid(
     avjax.Knockout(query="answer", key=avjax.axis("key", ["text", "special"]), layers=avjax.windows(1, name="depth"))
@@ -301,3 +305,15 @@ def test_metrics_of_the_user_s_own_carry_their_source():
     exec("@dataclasses.dataclass(frozen=True)\nclass Hidden(Metric):\n    name: str = 'hidden'", namespace)
     with pytest.raises(TypeError, match="the source of Hidden cannot be read"):
         metric_json(namespace["Hidden"]())
+
+
+def test_programs_are_compiled_once_per_bucket_of_lengths(omni_model: avjax.Model, tmp_path: Path):
+    """Whatever the order of the clips: programs of a bucket stay at hand."""
+    lengths = {"a": 70, "b": 150, "c": 100, "d": 190, "e": 128}
+    assert [bucket(length) for length in lengths.values()] == [128, 192, 128, 192, 128]
+    prompts = {name: prompt_of(omni_model, length) for name, length in lengths.items()}
+    programs = (clean_pass, shared_keys, replay)
+    for program in programs:
+        program.clear_cache()
+    avjax.sweep(omni_model, prompts, "last->video@3", avjax.metrics.KL(), store=tmp_path / "run", progress=False)
+    assert [program._cache_size() for program in programs] == [2, 2, 2]
