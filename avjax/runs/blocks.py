@@ -17,6 +17,7 @@ from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.prompt import Prompt
 from avjax.report.progress import Progress
+from avjax.runs.captures import Captured, keep
 from avjax.runs.events import Tell, silent
 from avjax.runs.identity import block_digest, cell_key, digest, edits_digest
 from avjax.runs.rows import Layout, encoded
@@ -72,6 +73,7 @@ class Run:
     Attributes:
       digest: of what decides the values of all samples.
       settings: of `avjax.sweep`.
+      captured: what is kept of every cell's activations.
     """
 
     digest: str
@@ -79,6 +81,7 @@ class Run:
     samples: tuple[Sample, ...]
     settings: dict[str, Any]
     block_cells: int
+    captured: Captured | None = None
 
     @property
     def layout(self) -> Layout:
@@ -247,7 +250,8 @@ def _lead(
                     team.told(places[block.name])
                     began = time.perf_counter()
                     try:
-                        found = _computed(part.model, run, block, _made(prompt, team))
+                        made = _made(prompt, team)
+                        found, seen = _computed(part.model, run, block, made), _seen(part.model, run, block, made)
                     except (ValueError, OverflowError, OSError) as error:
                         if not keep_going:
                             raise
@@ -256,6 +260,8 @@ def _lead(
                         store.report_failure(place, failure)
                         tell("failed", sample=sample.name, reason=str(error))
                         continue
+                    if seen is not None:
+                        keep(store, block.name, seen)
                     keys, cells = run.keys(block), np.array(block.cells)
                     store.write(claim, encoded(found, layout, sample.name, cells, keys, block.clean))
                 store.forget_failure(place)
@@ -278,7 +284,9 @@ def _follow(model: Model, run: Run, mine: Sequence[Block], team: Team, keep_goin
             continue
         sample = run.samples[mine[place].sample]
         try:
-            _computed(model, run, mine[place], _made(sample.prompt, team))
+            made = _made(sample.prompt, team)
+            _computed(model, run, mine[place], made)
+            _seen(model, run, mine[place], made)
         except (ValueError, OverflowError, OSError) as error:
             if not keep_going:
                 raise
@@ -302,6 +310,18 @@ def _computed(model: Model, run: Run, block: Block, prompt: Prompt) -> xr.Datase
     sample = run.samples[block.sample]
     variants = [list(edits) for edits in run.edits(block)]
     return sweep(model, {sample.name: prompt}, variants, list(sample.metrics), progress=False, **run.settings)
+
+
+def _seen(model: Model, run: Run, block: Block, prompt: Prompt) -> xr.Dataset | None:
+    """The activations that are kept of a block's cells."""
+    if run.captured is None:
+        return None
+    edits = [()] * block.clean + run.edits(block)
+    places = [-1] * block.clean + [*block.cells]
+    cells = [(i, run.cells.cells[i].name if i >= 0 else "clean", own) for i, own in zip(places, edits, strict=True)]
+    settings = {name: run.settings.get(name) for name in ("compat", "allow_noop") if run.settings.get(name)}
+    found = run.captured.of(model, prompt, cells, **settings)
+    return found.assign_attrs(sample=str(run.samples[block.sample].name))
 
 
 def _prepared(run: Run, blocks: Sequence[Block]) -> Iterator[tuple[Block, Callable[[], Prompt]]]:

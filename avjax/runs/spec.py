@@ -18,7 +18,8 @@ from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, fi
 
 from avjax import grids
 from avjax.runs.blocks import CELLS_PER_BLOCK
-from avjax.runs.spec_grid import GridOrEdits, Strict, Text, build_grid
+from avjax.runs.captures import SITES
+from avjax.runs.spec_grid import GridOrEdits, Strict, Text, Tokens, build_grid
 from avjax.runs.spec_metrics import AnyMetric
 
 MEDIA = ("video", "audio", "image")
@@ -57,6 +58,13 @@ class Media(Strict):
     max_pixels: int | None = Field(None, ge=1)
 
 
+class Capture(Strict):
+    """Activations that are kept of every cell, a forward pass each; `captures/BLOCK.zarr` beside the cells."""
+
+    sites: Annotated[list[Literal[SITES]], Field(min_length=1)]  # pyright: ignore[reportInvalidTypeForm]
+    at: Tokens = Field("last", description="Prompt positions.")
+
+
 class MeshSizes(Strict):
     """Devices by axis, of all processes; -1, once, is what the others leave."""
 
@@ -80,6 +88,7 @@ class Spec(Strict):
     media: Media = Field(default_factory=lambda: Media.model_validate({}))
     grid: GridOrEdits
     metrics: Annotated[list[AnyMetric], Field(min_length=1)]
+    capture: Capture | None = None
     executor: Literal["replay", "reference"] = "replay"
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = Field(0, ge=0, description="Of edits that draw and name no seed.")

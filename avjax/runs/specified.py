@@ -14,6 +14,7 @@ from avjax.options import audio_of
 from avjax.planning import Plan, plan, together
 from avjax.prompt import Prompt
 from avjax.runs.blocks import Outcome, Run, Sample, execute
+from avjax.runs.captures import Captured
 from avjax.runs.events import Tell, silent
 from avjax.runs.identity import digest, file_digest, metric_json, model_identity
 from avjax.runs.spec import Clip, Spec
@@ -99,7 +100,19 @@ def prepare_run(spec: Spec, model: Model | None = None) -> Prepared:
     settings = {name: getattr(spec, name) for name in ("executor", "compat", "allow_noop", "memory_bytes")}
     fixed = model_identity(model) | {"executor": spec.executor, "compat": spec.compat, "allow_noop": spec.allow_noop}
     fixed["metrics"] = [metric.model_dump(exclude_none=True) for metric in spec.metrics]
-    run = Run(digest=digest(fixed), cells=cells, samples=samples, settings=settings, block_cells=spec.block_cells)
+    captured = None
+    if spec.capture is not None:
+        at = spec.capture.at if isinstance(spec.capture.at, str) else tuple(spec.capture.at)
+        captured = Captured(sites=tuple(spec.capture.sites), at=at)
+        fixed["capture"] = spec.capture.model_dump()
+    run = Run(
+        digest=digest(fixed),
+        cells=cells,
+        samples=samples,
+        settings=settings,
+        block_cells=spec.block_cells,
+        captured=captured,
+    )
     return Prepared(spec=spec, model=model, run=run, fixed=fixed)
 
 

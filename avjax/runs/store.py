@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -67,7 +68,7 @@ class Store:
             strange = any(name != "cells" and not name.startswith(".run.json") for name in others)
             if strange and not file.exists():  # nobody has begun it between the two looks
                 raise ValueError(f"{self.path}: expected a run or an empty directory, got other files; choose another")
-            with self._writing():
+            with self.writing():
                 self.cells.mkdir(parents=True, exist_ok=True)
                 self._appear(file, _json({"format": FORMAT, **about}))
         return self.read()
@@ -146,7 +147,7 @@ class Store:
             yield Claim(block, None)
             return
         path = Path(self.claims / block)
-        with self._writing():
+        with self.writing():
             opened = self._opened(path)
         with opened as file:
             if not _locked(file, path):
@@ -161,7 +162,12 @@ class Store:
                         path.unlink()
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
+        """Tells of a disk that cannot be written.
+
+        Raises:
+          StoreError: it cannot.
+        """
         try:
             yield
         except OSError as error:
@@ -180,7 +186,7 @@ class Store:
 
     def write(self, claim: Claim, data: bytes) -> epath.Path:
         """The part of a claimed block, all of it at once."""
-        with self._writing():
+        with self.writing():
             return self._written(claim, data)
 
     def _written(self, claim: Claim, data: bytes) -> epath.Path:
@@ -214,6 +220,9 @@ class Store:
                     path.unlink()
         with suppress(OSError):  # others still work
             Path(self.claims).rmdir()
+        for path in Path(self.path / "captures").glob(".*.partial"):
+            if path.name.split(".")[1] in done:
+                shutil.rmtree(path, ignore_errors=True)
 
     def report_failure(self, sample: str, failure: Mapping[str, Any]) -> None:
         """Keeps why a sample could not be computed; a later failure of it replaces an earlier one.
@@ -221,7 +230,7 @@ class Store:
         Args:
           sample: a name of the sample's cells; a failure whose "block" is done by now is not told of.
         """
-        with self._writing():
+        with self.writing():
             self.failed.mkdir(parents=True, exist_ok=True)
             self._replace(self.failed / f"{sample}.json", _json(failure))
 
