@@ -5,6 +5,7 @@ memory there, what a program may use, as libtpu's own refusals say.
 """
 
 import dataclasses
+import importlib.util
 import math
 import os
 import re
@@ -89,6 +90,10 @@ class Topology:
         """
         from jax.experimental import topologies
 
+        if importlib.util.find_spec("libtpu") is None:
+            raise ImportError(
+                'planning for TPUs compiles with libtpu, which is not installed; pip install "avjax[tpu]"'
+            )
         # Nothing is run: neither the chip's lock nor the cloud's metadata matter.
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -96,9 +101,5 @@ class Topology:
         bounds += [1] * (3 - len(bounds))
         try:
             return list(topologies.get_topology_desc(str(self), "tpu", chips_per_host_bounds=bounds).devices)
-        except Exception as error:
-            if "libtpu" in str(error) and "lockfile" not in str(error):
-                raise ImportError(
-                    'planning for a TPU compiles with libtpu, which is not installed; pip install "avjax[tpu]"'
-                ) from error
+        except (ValueError, RuntimeError) as error:
             raise ValueError(f"topology {self}: libtpu does not know it ({error})") from error
