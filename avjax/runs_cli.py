@@ -3,7 +3,6 @@
 import contextlib
 import json
 import signal
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,7 +154,7 @@ def _executed(prepared: Any, store: Any, share: tuple[int, int], log_json: str |
     with contextlib.ExitStack() as stack:
         tell = silent
         if log_json is not None:
-            tell = to_lines(sys.stderr if log_json == "-" else stack.enter_context(Path(log_json).open("a")))
+            tell = stack.enter_context(to_lines(log_json))
         if profile is not None:
             import jax
 

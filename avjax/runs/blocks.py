@@ -181,6 +181,9 @@ def execute(
       keep_going: a sample that fails is reported, and the others go on; else its error is raised.
       stop: asked between blocks.
       tell: is called with each event and its values.
+
+    Raises:
+      StoreError: the store or the log cannot be written; what is finished stays.
     """
     store.tidy()
     blocks, parts, everyone = run.blocks(shard), slices_here(model), Team(model.mesh)
@@ -198,11 +201,13 @@ def execute(
     missing = sum(block.num_rows for block in blocks if block.name not in done)
     tell("started", cells=sum(block.num_rows for block in blocks), missing=missing)
     outcome = Outcome()
-    for found in everyone.gathered(at_once(work, parts, everyone)).values():
-        outcome.computed += found.computed
-        outcome.failed |= found.failed
-        outcome.stopped |= found.stopped
-    store.tidy()
+    try:
+        for found in everyone.gathered(at_once(work, parts, everyone)).values():
+            outcome.computed += found.computed
+            outcome.failed |= found.failed
+            outcome.stopped |= found.stopped
+    finally:
+        store.tidy()
     tell("stopped" if outcome.stopped else "finished", computed=outcome.computed, failed=len(outcome.failed))
     return outcome
 

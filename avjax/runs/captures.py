@@ -69,7 +69,10 @@ def keep(store: Store, block: str, found: xr.Dataset) -> None:
     partial, whole = Path(store.path / "captures" / f".{block}.partial"), Path(place)
     for left in (partial, whole):  # by a process that was killed before the part appeared
         shutil.rmtree(left, ignore_errors=True)
-    with store.writing():
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        found.to_zarr(partial, zarr_format=2)
-        partial.rename(whole)
+    try:
+        with store.writing():
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            found.to_zarr(partial, zarr_format=2)
+            partial.rename(whole)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # it is there where something failed

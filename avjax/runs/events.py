@@ -4,11 +4,16 @@ Events: `started` (cells, missing), `block` (sample, cells, seconds, cells_per_s
 `stopped` and `finished` (computed). Each line has `time` (ISO 8601, UTC) and `event` too.
 """
 
+import contextlib
 import datetime
 import json
+import sys
 import threading
-from collections.abc import Callable
-from typing import Any, TextIO
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from avjax.runs.store import StoreError, write_whole
 
 Tell = Callable[..., None]
 
@@ -17,14 +22,35 @@ def silent(event: str, **values: Any) -> None:
     """Tells nobody."""
 
 
-def to_lines(file: TextIO) -> Callable[..., None]:
-    """Writes each event as a line, at once; slices of a mesh tell from threads of their own."""
+@contextlib.contextmanager
+def to_lines(target: str) -> Iterator[Tell]:
+    """Writes each event as a line, at once; slices of a mesh tell from threads of their own.
+
+    Args:
+      target: a file, which goes on after what it holds, or "-" for standard error.
+
+    Raises:
+      OSError: the file cannot be opened.
+      StoreError: a line cannot be written. It ends the run, which can be gone on with; a gap would not be seen.
+    """
     lock = threading.Lock()
 
-    def tell(event: str, **values: Any) -> None:
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        with lock:
-            file.write(json.dumps({"time": now, "event": event, **values}) + "\n")
-            file.flush()
+    def telling(write: Callable[[str], Any]) -> Tell:
+        def tell(event: str, **values: Any) -> None:
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+            with lock:
+                try:
+                    write(json.dumps({"time": now, "event": event, **values}) + "\n")
+                except OSError as error:
+                    raise StoreError(
+                        f"--log-json {target}: it cannot be written ({error.strerror or error}); what is finished "
+                        "stays. Make room, or name another file, and run it again to go on"
+                    ) from error
 
-    return tell
+        return tell
+
+    if target == "-":
+        yield telling(sys.stderr.write)
+        return
+    with Path(target).open("ab", buffering=0) as file:  # closing it writes nothing that failed before
+        yield telling(lambda line: write_whole(file, line.encode()))

@@ -37,11 +37,11 @@ class Claim:
     """A block that no other process of this machine computes; `None` for the file where nothing can be locked."""
 
     block: str
-    file: io.BufferedRandom | None
+    file: io.FileIO | None
 
 
 class StoreError(OSError):
-    """A store cannot be written, such as on a full disk; what is finished stays."""
+    """A store or a log cannot be written, such as on a full disk; what is finished stays."""
 
 
 class Store:
@@ -75,7 +75,8 @@ class Store:
 
     def amend(self, about: Mapping[str, Any]) -> None:
         """Replaces values of `run.json`."""
-        self._replace(self.path / "run.json", _json({**self.read(), **about}))
+        with self.writing():
+            self._replace(self.path / "run.json", _json({**self.read(), **about}))
 
     def read(self) -> dict[str, Any]:
         """`run.json`.
@@ -133,8 +134,9 @@ class Store:
         aside = self.path / "damaged"
         moved = []
         for part in self.damaged():
-            aside.mkdir(parents=True, exist_ok=True)
-            moved.append(part.rename(aside / part.name))
+            with self.writing():
+                aside.mkdir(parents=True, exist_ok=True)
+                moved.append(part.rename(aside / part.name))
         return moved
 
     @contextmanager
@@ -176,12 +178,12 @@ class Store:
                 "make it writable, and run it again to go on"
             ) from error
 
-    def _opened(self, path: Path) -> io.BufferedRandom:
+    def _opened(self, path: Path) -> io.FileIO:
         """Opened for writing; another process that is done may remove the empty directory meanwhile."""
         for _ in range(ATTEMPTS):
             self.claims.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):
-                return path.open("a+b")
+                return path.open("a+b", buffering=0)  # closing it writes nothing, and so cannot fail as writing did
         raise FileNotFoundError(f"{path}: its directory is removed again and again; is something else cleaning there?")
 
     def write(self, claim: Claim, data: bytes) -> epath.Path:
@@ -197,25 +199,24 @@ class Store:
                 other.unlink(missing_ok=True)  # another process was as fast; both keep the same one
             return part
         claim.file.truncate(0)
-        claim.file.write(data)
-        claim.file.flush()
+        write_whole(claim.file, data)
         os.fsync(claim.file.fileno())
         Path(self.claims / claim.block).rename(part)
         return part
 
     def tidy(self) -> None:
-        """Removes what processes that were killed have left of blocks that are done."""
+        """Removes what processes that were killed have left of blocks that are done, as far as it can be written."""
         if not self.local or fcntl is None:
             return
         for path in Path(self.path).glob(".run.json.*"):
-            with suppress(FileNotFoundError):
+            with suppress(OSError):
                 if time.time() - path.stat().st_mtime > OLD_SECONDS:
                     path.unlink()
         done, claims = self.parts(), []
         with suppress(FileNotFoundError):
             claims = list(Path(self.claims).iterdir())
         for path in claims:
-            with suppress(FileNotFoundError), path.open("r+b") as file:
+            with suppress(OSError), path.open("r+b") as file:
                 if path.name in done and _locked(file, path):
                     path.unlink()
         with suppress(OSError):  # others still work
@@ -244,7 +245,8 @@ class Store:
         return {name: failure for name, failure in found.items() if failure.get("block") not in done}
 
     def forget_failure(self, sample: str) -> None:
-        (self.failed / f"{sample}.json").unlink(missing_ok=True)
+        with self.writing():
+            (self.failed / f"{sample}.json").unlink(missing_ok=True)
 
     def _done(self, block: str) -> bool:
         return any(_is_part(path.name) for path in self.cells.glob(f"{block}.*{SUFFIX}"))
@@ -260,7 +262,8 @@ class Store:
             with suppress(FileExistsError):
                 os.link(partial, path)
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):  # a disk that has become read-only
+                partial.unlink(missing_ok=True)
 
     def _replace(self, path: epath.Path, data: bytes) -> None:
         if not self.local:
@@ -271,10 +274,18 @@ class Store:
             partial.write_bytes(data)
             partial.replace(path)
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
 
     def _partial(self, path: epath.Path) -> Path:
         return Path(path).with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+
+def write_whole(file: io.FileIO, data: bytes) -> None:
+    """Without a buffer; a disk takes what it has room for, and refuses what comes next."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) :]
 
 
 def _is_part(name: str) -> bool:

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,31 @@ def test_a_disk_that_fails_keeps_what_is_finished(spec: Path, monkeypatch: pytes
     resumed = run("run", spec, "block_cells=8")
     assert resumed.exit_code == 0 and "34 cells computed" in resumed.output
     assert set(kept) < set(files(store))
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_part(spec: Path):
+    """A limit on the size of files is a real refusal: some of a part is written, and what comes next is not."""
+    assert run("run", spec, "block_cells=8", "--shard", "0/6").exit_code == 0
+    store = spec.parent / "run"
+    kept = files(store)
+    size = (store / kept[0]).stat().st_size - 500
+    limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}))"
+    command = [sys.executable, "-c", f"{limited}; from avjax.cli import app; app()", "run", spec, "block_cells=8"]
+    stopped = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    said = " ".join(stopped.stderr.split())
+    assert stopped.returncode == UNWRITTEN, said
+    assert os.strerror(errno.EFBIG) in said and "what is finished stays" in said
+    assert files(store) == kept and not (store / "claims").exists()
+    assert run("run", spec, "block_cells=8").exit_code == 0
+    assert len(files(store)) == 7
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_a_log_that_cannot_be_written_ends_the_run(spec: Path):
+    stopped = run("run", spec, "--log-json", "/dev/full")
+    said = " ".join(stopped.output.split())
+    assert stopped.exit_code == UNWRITTEN and "--log-json /dev/full: it cannot be written" in said
+    assert run("run", spec).exit_code == 0
 
 
 def test_a_store_that_cannot_be_begun_is_told(spec: Path):
