@@ -25,11 +25,22 @@ class RunGroup(TyperGroup):
     """`run FILE.yaml` is a run from its specification, options before or after it; other words are analyses."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        named = any(arg in self.commands for arg in args)
-        repeat = any(arg.partition("=")[0] == "--repeat" for arg in args)
-        if repeat or (not named and any(Path(arg).suffix in SPECS for arg in args if not arg.startswith("-"))):
-            args = ["spec", *args]
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, ["spec", *args] if self._of_specification(args) else args)
+
+    def _of_specification(self, args: list[str]) -> bool:
+        """Whether a file is the first word that is neither an option of a specification's run nor its value."""
+        options = [option for option in self.commands["spec"].params if option.param_type_name == "option"]
+        takes_value = {name: not getattr(option, "is_flag", False) for option in options for name in option.opts}
+        words = iter(args)
+        for word in words:
+            name, equals, _ = word.partition("=")
+            if name == "--repeat":
+                return True
+            if name not in takes_value:
+                return not word.startswith("-") and Path(word).suffix in SPECS
+            if takes_value[name] and not equals:
+                next(words, None)
+        return False
 
 
 def run_spec(

@@ -121,6 +121,18 @@ def test_options_may_come_first(spec: Path):
     assert (spec.parent / "other" / "run.json").exists()
 
 
+def test_names_and_words_decide_nothing(spec: Path, monkeypatch: pytest.MonkeyPatch):
+    """A store that is called as an analysis is; a prompt that ends like a file's name."""
+    monkeypatch.chdir(spec.parent)
+    for order in (["spec.yaml", "--store", "knockout"], ["--store=gates", "--dry-run", "spec.yaml"]):
+        found = run("run", *order)
+        assert found.exit_code == 0, found.output
+    assert (spec.parent / "knockout" / "run.json").exists() and not (spec.parent / "gates").exists()
+    captioned = ["-m", "tiny-av", "--image", "no.png", "-p", "Describe notes.json"]
+    assert "no.png" in run("run", *captioned).output
+    assert "No such command 'notes.txt'" in run("run", "notes.txt").output
+
+
 def test_a_key_that_occurs_twice_is_refused(spec: Path):
     spec.write_text(spec.read_text() + "prompt: Again.\n")
     refused = run("run", spec)
