@@ -14,6 +14,7 @@ import jax
 from avjax.model import Model
 
 CONVERTED = "avjax.json"  # what the converters say of a checkpoint
+GIT_SECONDS = 10.0  # a repository on a slow disk is left out
 PACKAGES = ("avjax", "jax", "jaxlib", "flax", "transformers", "numpy")
 
 
@@ -44,6 +45,7 @@ def of_run(model: Model, directory: Path, **settings: Any) -> dict[str, Any]:
     devices = [*model.mesh.devices.flat] if model.mesh is not None else jax.local_devices()[:1]
     return {
         **provenance(model, **settings),
+        "checkpoint": str(Path(model.host.source).absolute()),
         "devices": len(devices),
         "mesh": None if model.mesh is None else dict(model.mesh.shape),
         "licence": licence(Path(model.host.source)),
@@ -55,13 +57,16 @@ def of_run(model: Model, directory: Path, **settings: Any) -> dict[str, Any]:
 
 def git_state(directory: Path) -> dict[str, Any] | None:
     """The commit of a directory, and whether files that git knows differ from it; None where there is no commit."""
+    # It neither writes to the repository nor runs the monitor that the repository may name.
+    git = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(directory)]
 
     def said(*words: str) -> str:
-        return subprocess.run(["git", "-C", str(directory), *words], capture_output=True, text=True, check=True).stdout
+        done = subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=GIT_SECONDS)
+        return done.stdout
 
     try:
         return {"commit": said("rev-parse", "HEAD").strip(), "dirty": bool(said("status", "--porcelain", "-uno"))}
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, UnicodeDecodeError, subprocess.SubprocessError):
         return None
 
 

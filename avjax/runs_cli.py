@@ -66,7 +66,7 @@ def run_spec(
     """Run a specification; cells that its store holds are not computed again.
 
     Exit status: 0, all cells are there; 2, nothing was run, for the reason that is said; 3, some clips failed, the
-    others are there; 4, with --repeat, cells differ; 74, the store cannot be written, such as on a full disk; 75, it
+    others are there; 4, with --repeat, cells differ; 74, the store or the log cannot be written (a full disk); 75, it
     was asked to stop (SIGTERM, Ctrl-C). After 74 and 75, run it again to go on.
     """
     with friendly():
@@ -77,7 +77,8 @@ def run_spec(
 
         if (spec is None) == (repeat is None):
             raise ValueError("run: expected a specification or --repeat; give one of them")
-        read, place = _read(spec, overrides or [], store) if spec is not None else _repeated(str(repeat), overrides)
+        words = overrides or []
+        read, place = _read(spec, words, store) if spec is not None else _repeated(str(repeat), words, store)
         share = _share(shard)
         if distributed:
             if repeat is not None and store is None:
@@ -98,7 +99,7 @@ def run_spec(
             kept = Store(place)
             _check_parts(kept, repair)
             outcome = _executed(prepared, kept, share, log_json, profile)
-            if repeat is not None and not (outcome.stopped or outcome.failed):
+            if repeat is not None and not outcome.stopped and kept.parts():
                 _report_differences(Store(_run_of(repeat)), kept, tolerance)
         typer.echo(f"{place}: {outcome.computed:,} cells computed, {len(outcome.failed)} clips failed", err=True)
         if outcome.stopped:
@@ -121,17 +122,19 @@ def _run_of(repeat: str) -> str:
     return repeat.removesuffix("run.json").rstrip("/") or "." if repeat.endswith("run.json") else repeat
 
 
-def _repeated(repeat: str, overrides: list[str] | None) -> tuple[Any, None]:
+def _repeated(repeat: str, overrides: list[str], store: str | None) -> tuple[Any, None]:
     """The specification that a run was made from.
 
     Raises:
-      ValueError: it was made without one, or is to be changed.
+      ValueError: it was made without one, is to be changed, or is to be compared with itself.
     """
     from avjax.runs.spec import Spec
     from avjax.runs.store import Store
 
     if overrides:
         raise ValueError(f"--repeat: expected no overrides, got {', '.join(overrides)}; a changed run is another run")
+    if store is not None and Path(store).resolve() == Path(_run_of(repeat)).resolve():
+        raise ValueError(f"--store {store}: expected another store than that of the run, got the same; choose another")
     found = Store(_run_of(repeat)).read()
     if "spec" not in found:
         raise ValueError(

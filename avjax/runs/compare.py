@@ -42,7 +42,7 @@ class Comparison:
       equal: of these, to the bit in all metrics.
       differing: values that are others, the largest first.
       missing, added: cells that only the first or the second has.
-      about: what the runs' identities and provenance differ in, in words.
+      about: what the runs' identities, provenance and clips differ in, in words; "now" is the second.
     """
 
     cells: int
@@ -70,7 +70,9 @@ def compare(before: Store, after: Store) -> Comparison:
     found = [one for row in both for metric in metrics if (one := _difference(row, metric)) is not None]
     unequal = {(one.sample, one.index) for one in found}
     runs = [store.read() for store in (before, after)]
-    about = [said for key in ("identity", "provenance") for said in differences(*(run[key] for run in runs))]
+    first, second = runs
+    about = [said for key in ("identity", "provenance") for said in differences(second[key], first[key])]
+    about += [f"the clip or words of {said}" for said in differences(second["samples"], first["samples"])]
     return Comparison(
         cells=len(both),
         equal=len(both) - len(unequal),

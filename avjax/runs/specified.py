@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from avjax.assets.builtin import builtin_directory
 from avjax.grids import as_cells
 from avjax.interventions import Edit
 from avjax.loading import load
@@ -53,10 +54,17 @@ class Prepared:
         Raises:
           ValueError: the store holds another run.
         """
-        begin(store, self.model, self.run, self.fixed, self.spec.plain(), self.spec.directory)
+        begin(store, self.model, self.run, self.fixed, self._kept_spec(), self.spec.directory)
         return execute(
             self.model, self.run, store, shard=shard, keep_going=True, stop=stop, progress=progress, tell=tell
         )
+
+    def _kept_spec(self) -> dict[str, Any]:
+        """Plain values; a checkpoint's directory by its whole path, for who repeats the run from elsewhere."""
+        kept = self.spec.plain()
+        if builtin_directory(self.spec.model) is None and Path(self.spec.model).is_dir():
+            kept["model"] = str(Path(self.spec.model).absolute())
+        return kept
 
     def plan(self, shard: tuple[int, int] = (0, 1)) -> Plan:
         """What the run or a share of it costs. Decodes every clip of it.

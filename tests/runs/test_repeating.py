@@ -5,17 +5,19 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import jax
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
 import avjax
+from avjax.assets.builtin import builtin_directory
 from avjax.cli import app
 from avjax.runs.compare import compare
 from avjax.runs.rows import decoded
 from avjax.runs.store import Store, _checksum
-from avjax.runs_cli import DIFFERENT
+from avjax.runs_cli import DIFFERENT, FAILED
 from tests.engine.test_knockout_compiles import prompt_of
 
 
@@ -90,7 +92,43 @@ def test_what_has_changed_is_said(store: Path):
     found = json.loads(file.read_text())
     found["provenance"]["version_jax"] = "0.1"
     file.write_text(json.dumps(found))
-    assert "differs: version_jax" in run("run", "--repeat", store).stdout
+    said = run("run", "--repeat", store).stdout
+    assert f'differs: version_jax (now "{jax.__version__}", then "0.1")' in said
+
+
+def test_a_clip_that_has_changed_is_said(store: Path):
+    (store.parent / "clip-0.mp4").unlink()
+    shutil.copyfile(store.parent / "clip-1.mp4", store.parent / "clip-0.mp4")
+    again = run("run", "--repeat", store)
+    assert again.exit_code == DIFFERENT
+    assert "differs: the clip or words of clip-0" in again.stdout and "34 equal to the bit" in again.stdout
+
+
+def test_a_checkpoint_that_has_changed_is_said(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And one that was named from elsewhere is found."""
+    built_in = builtin_directory("tiny-av")
+    assert built_in is not None
+    shutil.copytree(built_in, tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    assert run("run", spec, "model=mine").exit_code == 0
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    again = run("run", "--repeat", spec.parent / "run")
+    assert again.exit_code == 0 and "differs" not in again.output, again.output
+    (tmp_path / "mine" / "notes.txt").write_text("another file")
+    assert "differs: checkpoint (now" in run("run", "--repeat", spec.parent / "run").stdout
+
+
+def test_clips_that_fail_again_keep_nothing_from_being_compared(spec: Path):
+    (spec.parent / "broken.mp4").write_text("no film")
+    table = (spec.parent / "clips.csv").read_text()
+    (spec.parent / "clips.csv").unlink()  # a link
+    (spec.parent / "clips.csv").write_text(f"{table.strip()}\nbroken.mp4,ticking,barking\n")
+    assert run("run", spec).exit_code == FAILED
+    again = run("run", "--repeat", spec.parent / "run")
+    assert again.exit_code == FAILED and "51 cells of both runs, 51 equal to the bit" in again.stdout
+    change(spec.parent / "run", "logit_diff", 0, 12.5)
+    assert run("run", "--repeat", spec.parent / "run").exit_code == DIFFERENT
 
 
 def test_what_cannot_be_repeated_is_refused(store: Path, omni_model: avjax.Model, tmp_path: Path):
@@ -101,3 +139,5 @@ def test_what_cannot_be_repeated_is_refused(store: Path, omni_model: avjax.Model
     missing = run("run", "--repeat", store)
     assert missing.exit_code == 2 and "missing are" in missing.output and "clip-0.mp4" in missing.output
     assert run("run", "--repeat", tmp_path / "none").exit_code == 2
+    itself = run("run", "--repeat", store, "--store", f"{store}/../run")
+    assert itself.exit_code == 2 and "expected another store than that of the run" in " ".join(itself.output.split())
