@@ -97,7 +97,8 @@ def run_spec(
             if place is None:
                 raise ValueError(f"{spec}: expected a store, got none; add 'store: DIRECTORY' or pass --store")
             kept = Store(place)
-            _check_parts(kept, repair)
+            with _writable():
+                _check_parts(kept, repair)
             outcome = _executed(prepared, kept, share, log_json, profile)
             if repeat is not None and not outcome.stopped and kept.parts():
                 _report_differences(Store(_run_of(repeat)), kept, tolerance)
@@ -126,7 +127,8 @@ def _repeated(repeat: str, overrides: list[str], store: str | None) -> tuple[Any
     """The specification that a run was made from.
 
     Raises:
-      ValueError: it was made without one, is to be changed, or is to be compared with itself.
+      ValueError: it was made without one, is to be changed, is to be compared with itself, or has no cells as they
+        were written.
     """
     from avjax.runs.spec import Spec
     from avjax.runs.store import Store
@@ -135,13 +137,32 @@ def _repeated(repeat: str, overrides: list[str], store: str | None) -> tuple[Any
         raise ValueError(f"--repeat: expected no overrides, got {', '.join(overrides)}; a changed run is another run")
     if store is not None and Path(store).resolve() == Path(_run_of(repeat)).resolve():
         raise ValueError(f"--store {store}: expected another store than that of the run, got the same; choose another")
-    found = Store(_run_of(repeat)).read()
+    run = Store(_run_of(repeat))
+    found = run.read()
     if "spec" not in found:
         raise ValueError(
             f"{repeat}: expected a run of a specification, got one of avjax.sweep(store=...); call that again with "
             "another store, and compare them with avjax.runs.compare"
         )
+    _check_comparable(run, found["directory"])
     return Spec.of(found["spec"], found["directory"], repeat), None
+
+
+def _check_comparable(run: Any, directory: str) -> None:
+    """Refuses before anything is computed what could only be compared in vain."""
+    if not Path(directory).is_dir():
+        raise ValueError(
+            f"{run.path}: expected the directory that its files are relative to, got no {directory}; put it back, or "
+            'write where it is now into "directory" of run.json'
+        )
+    if not run.parts():
+        raise ValueError(f"{run.path}: expected cells to compare with, got none yet; finish that run first")
+    if damaged := run.damaged():
+        listed = "\n".join(map(str, damaged))
+        raise ValueError(
+            f"{run.path}: expected parts as they were written, got others; `avjax run SPEC --store {run.path} "
+            f"--repair` computes their cells again:\n{listed}"
+        )
 
 
 def _check_parts(store: Any, repair: bool) -> None:
@@ -163,7 +184,6 @@ def _check_parts(store: Any, repair: bool) -> None:
 
 def _executed(prepared: Any, store: Any, share: tuple[int, int], log_json: str | None, profile: Path | None) -> Any:
     from avjax.runs.events import silent, to_lines
-    from avjax.runs.store import StoreError
 
     with contextlib.ExitStack() as stack:
         tell = silent
@@ -174,14 +194,23 @@ def _executed(prepared: Any, store: Any, share: tuple[int, int], log_json: str |
 
             stack.enter_context(jax.profiler.trace(str(profile)))
         stop = stack.enter_context(_stopping())
-        try:
+        with _writable():
             outcome = prepared.execute(store, shard=share, stop=stop, tell=tell)
-        except StoreError as error:
-            typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
-            raise typer.Exit(UNWRITTEN) from error
     for sample, reason in outcome.failed.items():
         typer.secho(f"failed: {sample}: {reason}", fg=typer.colors.RED, err=True)
     return outcome
+
+
+@contextlib.contextmanager
+def _writable() -> Iterator[None]:
+    """One message and an exit status of its own where a store or a log cannot be written."""
+    from avjax.runs.store import StoreError
+
+    try:
+        yield
+    except StoreError as error:
+        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        raise typer.Exit(UNWRITTEN) from error
 
 
 def _report_differences(before: Any, after: Any, tolerance: float) -> None:

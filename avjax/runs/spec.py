@@ -167,7 +167,7 @@ class Spec(Strict):
           overrides: such as "grid.layers.width=8"; values are YAML.
 
         Raises:
-          ValueError: the file is no specification, or an override names nothing.
+          ValueError: the file is no specification, has a key twice, or an override names nothing.
           FileNotFoundError: there is no such file.
         """
         import yaml
@@ -175,7 +175,7 @@ class Spec(Strict):
         path = Path(path)
         try:
             given = yaml.load(path.read_text(), _loader())
-            values = [(key, yaml.safe_load(text)) for key, text in map(_assignment, overrides)]
+            values = [(key, yaml.load(text, _loader())) for key, text in map(_assignment, overrides)]
         except yaml.YAMLError as error:
             raise ValueError(f"{path}: expected YAML or JSON, got {error}") from error
         if not isinstance(given, dict):

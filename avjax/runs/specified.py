@@ -24,6 +24,9 @@ from avjax.runs.store import Store
 from avjax.runs.stored import begin
 
 
+NEXT = "put them there, or mend their names in the specification or its table"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prepared:
     """A specification whose files are there and whose edits fit the model.
@@ -169,4 +172,6 @@ def _check_files(spec: Spec, clips: list[Clip]) -> None:
         missing += [f"  {clip.sample}: {file}" for file in named if not (spec.directory / str(file)).is_file()]
     if missing:
         shown = missing[:20] + ([f"  and {len(missing) - 20} more"] if len(missing) > 20 else [])
-        raise ValueError("\n".join([f"clips: expected files in {spec.directory.absolute()}, missing are:", *shown]))
+        raise ValueError(
+            "\n".join([f"clips: expected files in {spec.directory.absolute()}, missing are:", *shown, NEXT])
+        )

@@ -6,13 +6,19 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax
 import pytest
 from typer.testing import CliRunner
 
 from avjax.cli import app
+from avjax.report.progress import _memory
 from avjax.runs import store as stores
+from avjax.runs.spec import Spec
+from avjax.runs.specified import prepare_run
+from avjax.runs.store import Store
 from avjax.runs_cli import FAILED, UNWRITTEN
 
 
@@ -46,6 +52,36 @@ def test_a_failed_clip_is_an_event(spec: Path):
     found = [json.loads(line) for line in done.stderr.splitlines() if line.startswith("{")]
     assert [(line["event"], line.get("sample")) for line in found][1] == ("failed", "broken")
     assert "broken.mp4" in found[1]["reason"]
+
+
+def test_a_run_that_is_stopped_says_so(spec: Path, tmp_path: Path):
+    told: list[tuple[str, dict[str, Any]]] = []
+
+    def tell(event: str, **values: Any) -> None:
+        told.append((event, values))
+
+    prepared = prepare_run(Spec.read(spec, ["block_cells=8"]))
+    outcome = prepared.execute(Store(tmp_path / "stopped"), stop=lambda: len(told) > 2, progress=False, tell=tell)
+    assert outcome.stopped
+    assert [event for event, _ in told] == ["started", "block", "block", "stopped"]
+    assert told[-1][1]["computed"] == sum(values["cells"] for _, values in told[1:3]) == 17
+    prepared.execute(Store(tmp_path / "stopped"), progress=False, tell=tell)
+    assert told[4][1] == {"cells": 51, "missing": 34} and told[-1][0] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("stats", "shown"),
+    [
+        (None, ""),
+        ({}, ""),
+        ({"bytes_in_use": 0}, "0.0 GB"),
+        ({"bytes_in_use": 2_500_000_000, "bytes_limit": 16_000_000_000}, "2.5 of 16.0 GB"),
+    ],
+)
+def test_device_memory_where_it_is_told(stats: dict[str, int] | None, shown: str, monkeypatch: pytest.MonkeyPatch):
+    device = SimpleNamespace(memory_stats=lambda: stats)
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert _memory() == shown
 
 
 def test_a_trace_is_written(spec: Path):
@@ -116,6 +152,21 @@ def test_damage_is_found_before_anything_is_computed(spec: Path):
     assert refused.exit_code == 2 and "--repair" in refused.output and part.name in refused.output.replace("\n", "")
 
 
+def test_damage_that_cannot_be_put_aside_is_told(spec: Path, monkeypatch: pytest.MonkeyPatch):
+    assert run("run", spec).exit_code == 0
+    part = sorted((spec.parent / "run" / "cells").iterdir())[0]
+    part.write_bytes(part.read_bytes()[:-1])
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(Store(spec.parent).path), "rename", refuse)
+        stopped = run("run", spec, "--repair")
+    assert stopped.exit_code == UNWRITTEN and os.strerror(errno.EROFS) in " ".join(stopped.output.split())
+    assert run("run", spec, "--repair").exit_code == 0
+
+
 def test_options_may_come_first(spec: Path):
     assert run("run", "--store", spec.parent / "other", spec).exit_code == 0
     assert (spec.parent / "other" / "run.json").exists()
@@ -137,6 +188,9 @@ def test_a_key_that_occurs_twice_is_refused(spec: Path):
     spec.write_text(spec.read_text() + "prompt: Again.\n")
     refused = run("run", spec)
     assert refused.exit_code == 2 and "the key 'prompt' twice" in " ".join(refused.output.split())
+    spec.write_text(spec.read_text().removesuffix("prompt: Again.\n"))
+    refused = run("run", spec, "grid.layers={width: 4, width: 8}")
+    assert refused.exit_code == 2 and "the key 'width' twice" in " ".join(refused.output.split())
 
 
 def test_a_share_is_planned_alone(spec: Path):

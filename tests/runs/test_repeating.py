@@ -1,9 +1,12 @@
 """`avjax run --repeat`: what a run keeps of how it was made, and how a second one differs."""
 
+import io
 import json
+import math
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jax
 import pyarrow as pa
@@ -14,7 +17,8 @@ from typer.testing import CliRunner
 import avjax
 from avjax.assets.builtin import builtin_directory
 from avjax.cli import app
-from avjax.runs.compare import compare
+from avjax.provenance import git_state, licence
+from avjax.runs.compare import _apart, compare
 from avjax.runs.rows import decoded
 from avjax.runs.store import Store, _checksum
 from avjax.runs_cli import DIFFERENT, FAILED
@@ -40,11 +44,16 @@ def change(store: Path, column: str, row: int, value: object) -> None:
     values[row] = value
     place = table.schema.get_field_index(column)
     changed = table.set_column(place, table.schema.field(place), pa.array(values, table.schema.field(place).type))
+    keep(part, changed)
+
+
+def keep(part: Path, table: pa.Table) -> None:
+    """A table in place of a part."""
+    written = io.BytesIO()
+    pq.write_table(table, written)
     part.unlink()
-    with (store / "changed").open("wb") as file:
-        pq.write_table(changed, file)
-    data = (store / "changed").read_bytes()
-    (store / "changed").rename(part.with_name(f"{part.name.split('.')[0]}.{_checksum(data)}.parquet"))
+    name = f"{part.name.split('.')[0]}.{_checksum(written.getvalue())}.parquet"
+    part.with_name(name).write_bytes(written.getvalue())
 
 
 def test_what_a_run_keeps_of_how_it_was_made(spec: Path):
@@ -63,6 +72,25 @@ def test_what_a_run_keeps_of_how_it_was_made(spec: Path):
     assert len(found["identity"]["checkpoint"]) == 32
     assert found["spec"]["dtype"] == "float32" and found["spec"]["seed"] == 7, "what was left to defaults is there too"
     assert Path(found["directory"]) == spec.parent
+
+
+def test_where_there_is_no_commit_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert git_state(tmp_path) is None
+    subprocess.run(["git", "-C", tmp_path, "init", "-q"], check=True)
+    assert git_state(tmp_path) is None, "a repository before its first commit"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert git_state(tmp_path) is None, "no git"
+
+
+def test_where_a_licence_is_read(tmp_path: Path):
+    assert licence(tmp_path) is None
+    (tmp_path / "LICENSE").write_text("\n  Apache License\nVersion 2.0\n")
+    assert licence(tmp_path) == "Apache License"
+    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: qwen-research\n---\n")
+    assert licence(tmp_path) == "qwen-research"
+    (tmp_path / "avjax.json").write_text('{"licence": "mit"}')
+    assert licence(tmp_path) == "mit"
 
 
 def test_a_run_is_repeated_to_the_bit(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -85,6 +113,34 @@ def test_cells_that_differ_are_named(store: Path, tmp_path: Path):
     found = compare(Store(store), Store(tmp_path / "less"))
     assert found.missing > 0 and found.added == 0 and not found.within(1e9)
     assert found.cells + found.missing == 51
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "absolute", "relative"),
+    [
+        (0.0, -0.0, 0.0, 0.0),  # other bits, no difference
+        (2**60, 2**60 + 1, 1.0, 2.0**-60),
+        ([math.nan, math.inf, 1.0], [math.nan, math.inf, 1.5], 0.5, 0.5),
+        ([1000.0, 1.0], [1001.0, 1.0], 1.0, 1e-3),
+        (math.inf, -math.inf, math.inf, math.inf),
+        (1.0, math.nan, math.nan, math.inf),
+        ("a dog", "a cat", math.nan, math.inf),
+    ],
+)
+def test_how_far_values_are_apart(before: Any, after: Any, absolute: float, relative: float):
+    assert _apart(before, after) == pytest.approx((absolute, relative), nan_ok=True, abs=0.0)
+    assert _apart(before, before) is None and _apart(after, after) is None
+
+
+def test_a_metric_that_one_run_has_alone_is_named(store: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    shutil.copytree(store, other)
+    for part in (other / "cells").iterdir():
+        keep(part, decoded(part.read_bytes()).drop_columns(["logit_diff"]))
+    found = compare(Store(store), Store(other))
+    assert found.unshared == ("logit_diff",) and not found.missing and not found.within(1e9)
+    assert "the metric logit_diff (only then)" in found.about
+    assert "the metric logit_diff (only now)" in compare(Store(other), Store(store)).about
 
 
 def test_what_has_changed_is_said(store: Path):
@@ -138,6 +194,26 @@ def test_what_cannot_be_repeated_is_refused(store: Path, omni_model: avjax.Model
     (store.parent / "clip-0.mp4").unlink()
     missing = run("run", "--repeat", store)
     assert missing.exit_code == 2 and "missing are" in missing.output and "clip-0.mp4" in missing.output
+    assert "put them there, or mend their names" in " ".join(missing.output.split())
     assert run("run", "--repeat", tmp_path / "none").exit_code == 2
     itself = run("run", "--repeat", store, "--store", f"{store}/../run")
     assert itself.exit_code == 2 and "expected another store than that of the run" in " ".join(itself.output.split())
+
+
+def test_what_is_compared_in_vain_is_not_computed(store: Path, tmp_path: Path):
+    def refused() -> str:
+        again = run("run", "--repeat", store, "--store", tmp_path / "second")
+        assert again.exit_code == 2 and not (tmp_path / "second").exists()
+        return " ".join(again.output.split())
+
+    part = sorted((store / "cells").iterdir())[0]
+    whole = part.read_bytes()
+    part.write_bytes(whole[:-1])
+    said = refused()
+    assert "--repair` computes their cells again" in said and part.name in said.replace(" ", "")
+    for one in (store / "cells").iterdir():
+        one.unlink()
+    assert "expected cells to compare with, got none yet" in refused()
+    file = store / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"directory": str(tmp_path / "gone")}))
+    assert 'write where it is now into "directory" of run.json' in refused()

@@ -124,7 +124,7 @@ def test_killed_on_a_real_model_it_goes_on_to_the_same_cells(spec: Path, tmp_pat
     subprocess.run([*command, str(tmp_path / "whole")], check=True, capture_output=True, timeout=300)
     whole = pd.read_parquet(tmp_path / "whole" / "cells").sort_values("cell_key", ignore_index=True)
     store = tmp_path / "killed"
-    kept: dict[str, int] = {}
+    kept: dict[str, tuple[int, int]] = {}
     for _ in range(3):
         wanted = len(kept) + rng.randint(1, 3)
         process = subprocess.Popen([*command, str(store)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -144,7 +144,7 @@ def test_killed_on_a_real_model_it_goes_on_to_the_same_cells(spec: Path, tmp_pat
     assert all(name.endswith(".parquet") for name in parts(store))
 
 
-def parts(store: Path) -> dict[str, int]:
-    """Names of finished parts, with the files that they are."""
+def parts(store: Path) -> dict[str, tuple[int, int]]:
+    """Names of finished parts, with the files that they are and when these were written."""
     found = (store / "cells").glob("*.parquet") if (store / "cells").exists() else ()
-    return {path.name: path.stat().st_ino for path in found}
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in found}
