@@ -23,7 +23,6 @@ from avjax.runs.spec_metrics import filled
 from avjax.runs.store import Store
 from avjax.runs.stored import begin
 
-
 NEXT = "put them there, or mend their names in the specification or its table"
 
 
