@@ -99,14 +99,14 @@ def test_no_recompilation_inside_a_bucket(omni_model: avjax.Model):
     """Clips of many lengths share the executables of few buckets."""
     for seconds in range(9, 13):
         encode_audio(omni_model.network.audio, np.zeros((seconds * 100 + 7, 128), np.float32), jnp.float32)
-    before = encoding._audio._cache_size()
+    before = encoding.audio_program._cache_size()
     for seconds in range(9, 12):
         encode_audio(omni_model.network.audio, np.zeros((seconds * 100 + 31, 128), np.float32), jnp.float32)
-    assert encoding._audio._cache_size() == before
+    assert encoding.audio_program._cache_size() == before
 
     for steps in (1, 3, 7, 15):
         encode_vision(omni_model.network.vision, np.zeros((steps * 64, 1176), np.float32), (steps, 8, 8), jnp.float32)
-    before = encoding._vision._cache_size()
+    before = encoding.vision_program._cache_size()
     for steps in range(1, 16):
         encode_vision(omni_model.network.vision, np.zeros((steps * 64, 1176), np.float32), (steps, 8, 8), jnp.float32)
-    assert encoding._vision._cache_size() == before
+    assert encoding.vision_program._cache_size() == before
