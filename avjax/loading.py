@@ -62,6 +62,8 @@ def load_processor(path: str | Path) -> Processor:
 def _restore(directory: Path, config: ModelConfig, dtype: str, mesh: Mesh | None) -> Network:
     import orbax.checkpoint as ocp
 
+    from avjax.restoring import few_chunks_at_a_time
+
     network = abstract_network(config, dtype)
     wanted = {
         path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=parameter_sharding(path, leaf.shape, mesh))
@@ -70,7 +72,9 @@ def _restore(directory: Path, config: ModelConfig, dtype: str, mesh: Mesh | None
     tree = nested(wanted)
     check_stored(directory, config)
     try:
-        handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=_at_a_time(directory))
+        handler = ocp.PyTreeCheckpointHandler(
+            restore_concurrent_gb=_at_a_time(directory), type_handler_registry=few_chunks_at_a_time()
+        )
         with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
             restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
             args = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args)  # pyright: ignore[reportCallIssue]
