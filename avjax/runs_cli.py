@@ -101,8 +101,9 @@ def run_spec(
                 _check_parts(kept, repair)
             outcome = _executed(prepared, kept, share, log_json, profile)
             if repeat is not None and not outcome.stopped and kept.parts():
-                _report_differences(Store(_run_of(repeat)), kept, tolerance)
-        typer.echo(f"{place}: {outcome.computed:,} cells computed, {len(outcome.failed)} clips failed", err=True)
+                _report_differences(Store(_run_of(repeat)), kept, prepared.run.places(share), tolerance)
+        named = place if repeat is None else store or repeat  # not a temporary directory, which is gone
+        typer.echo(f"{named}: {outcome.computed:,} cells computed, {len(outcome.failed)} clips failed", err=True)
         if outcome.stopped:
             typer.echo("stopped before the end; run it again to go on", err=True)
             raise typer.Exit(RESUME)
@@ -213,11 +214,11 @@ def _writable() -> Iterator[None]:
         raise typer.Exit(UNWRITTEN) from error
 
 
-def _report_differences(before: Any, after: Any, tolerance: float) -> None:
+def _report_differences(before: Any, after: Any, among: Any, tolerance: float) -> None:
     from avjax.report.terminal import print_rows
     from avjax.runs.compare import compare
 
-    found = compare(before, after)
+    found = compare(before, after, among=among)
     for line in found.about:
         typer.echo(f"differs: {line}")
     typer.echo(f"{found.cells:,} cells of both runs, {found.equal:,} equal to the bit")

@@ -105,6 +105,14 @@ class Run:
         i, n = shard
         return found[len(found) * i // n : len(found) * (i + 1) // n]
 
+    def places(self, shard: tuple[int, int] = (0, 1)) -> set[tuple[Any, int]]:
+        """The sample and the place in the grid of each row of a shard; -1 is the unedited run."""
+        return {
+            (self.samples[block.sample].name, place)
+            for block in self.blocks(shard)
+            for place in [-1] * block.clean + [*block.cells]
+        }
+
     def keys(self, block: Block) -> list[str]:
         """Of each row of a block."""
         sample = self.samples[block.sample]

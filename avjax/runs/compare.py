@@ -1,6 +1,7 @@
 """Two runs cell by cell: which cells differ, and by how much."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,11 @@ class Comparison:
         return whole and all(d.relative <= tolerance for d in self.differing)
 
 
-def compare(before: Store, after: Store) -> Comparison:
+def compare(before: Store, after: Store, *, among: Collection[tuple[Any, int]] | None = None) -> Comparison:
     """What differs between two runs of one specification.
+
+    Args:
+      among: samples and places in the grid (-1 is the unedited run), such as those of a share; by default all.
 
     Raises:
       ValueError: one is no run, or a part is damaged.
@@ -71,6 +75,8 @@ def compare(before: Store, after: Store) -> Comparison:
     metrics = [name for name in first_has if name in second_has]
     unshared = sorted({*first_has} ^ {*second_has})
     joined: Any = tables[0].merge(tables[1], "outer", on=PLACE, suffixes=("", " after"), indicator=True)
+    if among is not None:
+        joined = joined[[place in among for place in joined[PLACE].itertuples(index=False, name=None)]]
     both = joined[joined["_merge"] == "both"].to_dict("records")
     found = [one for row in both for metric in metrics if (one := _difference(row, metric)) is not None]
     unequal = {(one.sample, one.index) for one in found}

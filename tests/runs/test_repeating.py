@@ -115,6 +115,16 @@ def test_cells_that_differ_are_named(store: Path, tmp_path: Path):
     assert found.cells + found.missing == 51
 
 
+def test_a_share_is_compared_with_the_same_share(store: Path):
+    shares = [run("run", "--repeat", store, "--shard", f"{i}/3") for i in range(3)]
+    assert [share.exit_code for share in shares] == [0, 0, 0], shares[0].output
+    assert all("17 cells of both runs, 17 equal to the bit" in share.stdout for share in shares)
+    assert all(f"{store}: 17 cells computed" in share.output for share in shares), "not a directory that is gone"
+    change(store, "cell_index", 3, 99)  # a cell less, of one share
+    codes = [run("run", "--repeat", store, "--shard", f"{i}/3").exit_code for i in range(3)]
+    assert sorted(codes) == [0, 0, DIFFERENT]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "absolute", "relative"),
     [
