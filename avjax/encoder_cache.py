@@ -1,7 +1,8 @@
 """Encoder outputs kept on disk, so that a clip is encoded once for all processes and runs.
 
-A file is named by what decides its values: the clip's features, the tower's parameters and how avjax computes. Its
-bytes begin with their own digest; a file that is damaged is as good as absent, and is written again.
+A file is named by what decides its values: the clip's features, the tower's parameters and configuration, the dtype and
+how avjax computes. Its bytes begin with their own digest; a file that is damaged is as good as absent, and is written
+again.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ import numpy as np
 log = logging.getLogger(__name__)
 MAX_BYTES = 20 * 10**9
 DIGEST = 16  # bytes
-NUMERICS = 1  # one more whenever an encoder computes other numbers than before
+ENDING = ".encoded"  # nothing else in the directory is ever removed
 
 _directory: Path | None = None
 _max_bytes = MAX_BYTES
@@ -35,7 +36,7 @@ def cache_encodings(directory: str | Path | None, max_bytes: int = MAX_BYTES) ->
 
     Args:
       directory: made when it is not there; None keeps nothing on disk.
-      max_bytes: beyond, the files that were not read for longest are removed.
+      max_bytes: of encoder outputs; beyond, those that were not read for longest are removed. Other files stay.
     """
     global _directory, _max_bytes
     _directory = None if directory is None else Path(directory).expanduser()
@@ -44,25 +45,30 @@ def cache_encodings(directory: str | Path | None, max_bytes: int = MAX_BYTES) ->
         _directory.mkdir(parents=True, exist_ok=True)
 
 
-def kept(host: Any, tower: str, parameters: Any, clip: bytes, encode: Callable[[], jax.Array]) -> jax.Array:
+def kept(
+    host: Any, tower: str, parameters: Any, dtype: jnp.dtype, clip: bytes, encode: Callable[[], jax.Array]
+) -> jax.Array:
     """An encoder output, from disk when it was computed before, else from `encode`.
 
     Args:
       host: of the model.
       tower: its name, "vision" or "audio".
-      parameters: of the tower.
+      parameters: the tower, with its configuration; None when the model has none, which `encode` refuses.
+      dtype: that it computes in.
       clip: a digest of the features.
     """
     leaves = jax.tree.leaves(parameters)
-    if _directory is None or not all(leaf.is_fully_addressable for leaf in leaves):
+    if _directory is None or parameters is None or not all(leaf.is_fully_addressable for leaf in leaves):
         return encode()
+    from avjax.runs.identity import NUMERICS  # which imports models, and they this file
+
     known = _towers.setdefault(host, {})
     # A model that is made from another one has its host, but may have other parameters.
     if tower not in known or not all(a is b for a, b in zip(known[tower][0], leaves, strict=True)):
         known[tower] = (leaves, _of_parameters(leaves))
     state = hashlib.blake2b(clip, digest_size=DIGEST)
-    state.update(f"{NUMERICS} {tower} {known[tower][1]}".encode())
-    path = _directory / state.hexdigest()
+    state.update(f"{NUMERICS} {tower} {parameters.cfg} {dtype} {known[tower][1]}".encode())
+    path = _directory / f"{state.hexdigest()}{ENDING}"
     if (found := _read(path)) is not None:
         return found
     made = encode()
@@ -101,7 +107,7 @@ def _write(path: Path, tokens: jax.Array) -> None:
     values = np.ascontiguousarray(tokens)
     about = json.dumps({"dtype": str(values.dtype), "shape": values.shape}).encode()
     data = about + b"\n" + values.tobytes()
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    partial = path.with_name(f".{uuid.uuid4().hex}{ENDING}")  # what a killed process leaves is trimmed too
     try:
         partial.write_bytes(hashlib.blake2b(data, digest_size=DIGEST).digest() + data)
         partial.replace(path)
@@ -112,7 +118,7 @@ def _write(path: Path, tokens: jax.Array) -> None:
 def _trim(directory: Path) -> None:
     """Other processes may remove files meanwhile."""
     found = []
-    for path in directory.iterdir():
+    for path in directory.glob(f"*{ENDING}"):
         with contextlib.suppress(FileNotFoundError):
             status = path.stat()
             found.append((status.st_mtime, status.st_size, path))

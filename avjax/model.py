@@ -194,7 +194,7 @@ class Model:
         # Models made from this one share the cache, but not what other parameters computed.
         if key not in cache or not all(a is b for a, b in zip(cache[key][0], parameters, strict=True)):
             name = "vision" if isinstance(clip, VisionFeatures) else "audio"
-            cache[key] = (parameters, kept(self.host, name, tower, key, lambda: self._encode_clip(clip)))
+            cache[key] = (parameters, kept(self.host, name, tower, self.dtype, key, lambda: self._encode_clip(clip)))
             while len(cache) > CACHED_CLIPS:
                 cache.popitem(last=False)
         cache.move_to_end(key)

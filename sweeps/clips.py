@@ -4,7 +4,8 @@ Command: `python -m sweeps.clips clips [--count 32] [--condition counterfactual]
 Cost: about a second per clip on two cores.
 
 The table has a row per clip: its file, what is seen, the sound that is heard, and the one that the picture suggests.
-Then `avjax run clips/knockout.yaml`; `model=` and `clips=` take yours.
+Then `avjax run clips/knockout.yaml`; `model=` and `clips=` take yours. Factual clips suggest the sound that is heard,
+and nothing tells the two apart: for them `factual.yaml`, `captions.yaml` and `attention.yaml`.
 """
 
 import argparse

@@ -14,13 +14,17 @@ from sweeps import clips as script
 SPECS = sorted((Path(script.__file__).parent / "specs").glob("*.yaml"))
 
 
-@pytest.fixture(scope="module")
-def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("specs")
+def written(directory: Path, *options: str) -> Path:
+    """The table of two clips."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["clips", str(directory / "clips"), "--count", "2"])
+        patch.setattr(sys, "argv", ["clips", str(directory / "clips"), "--count", "2", *options])
         script.main()
     return directory / "clips" / "clips.csv"
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("specs"))
 
 
 def run(*arguments: object):
@@ -45,3 +49,14 @@ def test_a_specification_runs(spec: Path, clips: Path, tmp_path: Path):
     assert cells["sample"].nunique() == 2 and len(cells) > 4
     edited = cells[cells.cell != "clean"]
     assert (edited[["edges", "positions"]].sum(axis=1) > 0).any()
+
+
+def test_factual_clips_have_specifications(tmp_path: Path):
+    clips = written(tmp_path, "--condition", "factual")
+    table = pd.read_csv(clips)
+    assert (table.sound == table.suggested).all()
+    done = run(clips.parent / "factual.yaml")
+    assert done.exit_code == 0, done.output
+    cells = pd.read_parquet(clips.parent / "factual" / "cells")
+    assert cells["sample"].nunique() == 2 and cells.log_prob.notna().all()
+    assert (cells[cells.cell != "clean"].kl > 0).any()
