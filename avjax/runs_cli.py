@@ -299,8 +299,12 @@ def merge(
     stores: Annotated[list[str], typer.Argument(help="Stores of one run.")],
     into: Annotated[str, typer.Option(help="The store that is written, or goes on.")],
 ) -> None:
-    """Put the cells of several stores of one run, such as shares of several machines, into one."""
-    with friendly():
+    """Put the cells of several stores of one run, such as shares of several machines, into one.
+
+    Exit status: 0; 2, the stores are not of one run; 74, the one store cannot be written (a full disk). Merging again
+    goes on.
+    """
+    with friendly(), _writable():
         from avjax.runs.export import merge as write
         from avjax.runs.store import Store
 

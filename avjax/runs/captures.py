@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from etils import epath
 
 from avjax.api import run
 from avjax.interventions import Edit
@@ -62,7 +63,7 @@ class Captured:
 
 def keep(store: Store, block: str, found: xr.Dataset) -> None:
     """Writes a claimed block's captures, all of them at once."""
-    place = store.path / "captures" / f"{block}.zarr"
+    place = _place(store, block)
     if not store.local:
         found.to_zarr(str(place), mode="w", zarr_format=2)
         return
@@ -76,3 +77,14 @@ def keep(store: Store, block: str, found: xr.Dataset) -> None:
             partial.rename(whole)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # it is there where something failed
+
+
+def copy(block: str, source: Store, into: Store) -> None:
+    """A block's captures, where it has any, for a store that has claimed it."""
+    if (place := _place(source, block)).exists():
+        with xr.open_zarr(str(place)) as found:
+            keep(into, block, found.load())
+
+
+def _place(store: Store, block: str) -> epath.Path:
+    return store.path / "captures" / f"{block}.zarr"

@@ -70,15 +70,15 @@ def compare(before: Store, after: Store, *, among: Collection[tuple[Any, int]] |
     Raises:
       ValueError: one is no run, or a part is damaged.
     """
-    tables = [_table(store) for store in (before, after)]
+    tables: list[Any] = [_table(store) for store in (before, after)]
     first_has, second_has = (table.attrs["metrics"] for table in tables)
     metrics = [name for name in first_has if name in second_has]
     unshared = sorted({*first_has} ^ {*second_has})
-    joined: Any = tables[0].merge(tables[1], "outer", on=PLACE, suffixes=("", " after"), indicator=True)
     if among is not None:
-        joined = joined[[place in among for place in joined[PLACE].itertuples(index=False, name=None)]]
-    both = joined[joined["_merge"] == "both"].to_dict("records")
-    found = [one for row in both for metric in metrics if (one := _difference(row, metric)) is not None]
+        tables = [table[[place in among for place in _places(table)]] for table in tables]
+    first_places, second_places = (set(_places(table)) for table in tables)
+    both: Any = tables[0].merge(tables[1], on=PLACE, suffixes=("", " after"))
+    found = [_difference(both, row, metric) for metric in metrics for row in _unequal(both, metric)]
     unequal = {(one.sample, one.index) for one in found}
     first, second = (store.read() for store in (before, after))
     about = [said for key in ("identity", "provenance") for said in differences(second[key], first[key])]
@@ -88,21 +88,33 @@ def compare(before: Store, after: Store, *, among: Collection[tuple[Any, int]] |
         cells=len(both),
         equal=len(both) - len(unequal),
         differing=tuple(sorted(found, key=lambda d: -d.relative)),
-        missing=int((joined["_merge"] == "left_only").sum()),
-        added=int((joined["_merge"] == "right_only").sum()),
+        missing=len(first_places - second_places),
+        added=len(second_places - first_places),
         unshared=tuple(unshared),
         about=tuple(about),
     )
 
 
-def _difference(row: dict[Any, Any], metric: str) -> Difference | None:
-    before, after = row[metric], row[f"{metric} after"]
+def _places(table: pd.DataFrame) -> list[tuple[Any, ...]]:
+    return list(zip(*(table[name] for name in PLACE), strict=True))
+
+
+def _unequal(both: pd.DataFrame, metric: str) -> np.ndarray:
+    """The rows in which a metric is not the same to the bit."""
+    before, after = both[metric].to_numpy(), both[f"{metric} after"].to_numpy()
+    if before.dtype.kind == "O" or after.dtype.kind == "O":  # texts, and metrics of several values
+        apart = (type(a) is not str or a != b for a, b in zip(before, after, strict=True))  # most are equal texts
+        rows = np.flatnonzero(np.fromiter(apart, bool, len(both)))
+        return rows[[_apart(before[row], after[row]) is not None for row in rows]]
+    return np.flatnonzero(~_same_bits(before, after))
+
+
+def _difference(both: pd.DataFrame, row: int, metric: str) -> Difference:
+    before, after, sample, index, cell = (both[name].iat[row] for name in (metric, f"{metric} after", *PLACE, "cell"))
     apart = _apart(before, after)
-    if apart is None:
-        return None
-    absolute, relative = apart
-    where = {"sample": row["sample"], "index": row["cell_index"], "cell": row["cell"], "metric": metric}
-    return Difference(**where, before=before, after=after, absolute=absolute, relative=relative)
+    assert apart is not None
+    where = {"sample": sample, "index": int(index), "cell": cell, "metric": metric}
+    return Difference(**where, before=before, after=after, absolute=apart[0], relative=apart[1])
 
 
 def _table(store: Store) -> pd.DataFrame:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import xarray as xr
 
+from avjax.runs import captures
 from avjax.runs.rows import decoded
 from avjax.runs.store import Store, differences
 from avjax.runs.stored import read
@@ -56,7 +57,7 @@ def _zarr(found: xr.Dataset, out: Path) -> None:
 
 
 def merge(stores: Sequence[Store], into: Store) -> int:
-    """Copies the parts of stores of one run into one; how many were new.
+    """Copies the parts of stores of one run into one, with what was captured; how many were new.
 
     Raises:
       ValueError: they are not of one run, or a part is damaged.
@@ -72,6 +73,7 @@ def merge(stores: Sequence[Store], into: Store) -> int:
             data = store.load(part)
             with into.claimed(block) as claim:
                 if claim is not None:
+                    captures.copy(block, store, into)
                     into.write(claim, data)
                     added += 1
         for sample, failure in store.failures().items():

@@ -10,7 +10,8 @@ store: run
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -107,7 +108,7 @@ class Spec(Strict):
             names = [clip.sample for clip in clips]
             if not names:
                 raise ValueError("expected at least one clip, got none")
-            if twice := [name for name in names if names.count(name) > 1]:
+            if twice := _twice(names):
                 raise ValueError(f"expected each clip once, got {twice[0]!r} twice; give one of them another name")
         return clips
 
@@ -192,12 +193,16 @@ def _loader() -> Any:
     class Loader(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-            if twice := [key for key in keys if keys.count(key) > 1]:
+            if twice := _twice(keys):
                 line = node.start_mark.line + 1
                 raise yaml.YAMLError(f"the key {twice[0]!r} twice, in what begins at line {line}; keep one of them")
             return super().construct_mapping(node, deep)
 
     return Loader
+
+
+def _twice(names: Iterable[Any]) -> list[Any]:
+    return [name for name, count in Counter(names).items() if count > 1]
 
 
 def _assignment(text: str) -> tuple[str, str]:
@@ -231,7 +236,10 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"clips: expected a table, got no file {path}")
     if path.suffix == ".csv":
         with path.open(newline="", encoding="utf-8-sig") as file:
-            rows: list[Any] = [{k: v for k, v in row.items() if v not in ("", None)} for row in csv.DictReader(file)]
+            reader = csv.DictReader(file)
+            if twice := _twice(reader.fieldnames or ()):
+                raise ValueError(f"{path}: expected columns of different names, got {twice[0]!r} twice; rename one")
+            rows: list[Any] = [{k: v for k, v in row.items() if v not in ("", None)} for row in reader]
     elif path.suffix == ".json":
         rows = json.loads(path.read_text())
     elif path.suffix == ".jsonl":

@@ -19,6 +19,19 @@ def run(*arguments: object):
     return CliRunner().invoke(app, ["run", *map(str, arguments)])
 
 
+def test_shares_are_merged_with_what_they_captured(spec: Path, tmp_path: Path):
+    shares = [tmp_path / f"share-{i}" for i in range(2)]
+    for i, share in enumerate(shares):
+        assert run(spec, CAPTURE, "grid.layers.stride=8", "--shard", f"{i}/2", "--store", share).exit_code == 0
+    words = ["runs", "merge", *map(str, shares), "--into", str(tmp_path / "all")]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    apart = {path.name: path for share in shares for path in (share / "captures").iterdir()}
+    merged = {path.name: path for path in (tmp_path / "all" / "captures").iterdir()}
+    assert len(merged) == 3 and merged.keys() == apart.keys()
+    for name, path in merged.items():
+        xr.testing.assert_identical(xr.load_dataset(path, engine="zarr"), xr.load_dataset(apart[name], engine="zarr"))
+
+
 def test_they_are_those_of_each_edit(spec: Path):
     done = run(spec, CAPTURE, "grid.layers.stride=4")
     assert done.exit_code == 0, done.output

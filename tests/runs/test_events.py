@@ -129,6 +129,22 @@ def test_a_disk_that_is_full_in_the_middle_of_a_part(spec: Path):
     assert len(files(store)) == 7
 
 
+def test_merging_onto_a_disk_that_fails_goes_on_later(spec: Path, monkeypatch: pytest.MonkeyPatch):
+    shares, into = [spec.parent / f"share-{i}" for i in range(2)], spec.parent / "all"
+    for i, share in enumerate(shares):
+        assert run("run", spec, "--shard", f"{i}/2", "--store", share).exit_code == 0
+
+    def refuse(number: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stores.os, "fsync", refuse)
+        stopped = run("runs", "merge", *shares, "--into", into)
+    assert stopped.exit_code == UNWRITTEN and "it cannot be written" in " ".join(stopped.output.split())
+    assert files(into) == ["run.json"]
+    assert "12 parts added" in run("runs", "merge", *shares, "--into", into).stdout
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_a_log_that_cannot_be_written_ends_the_run(spec: Path):
     stopped = run("run", spec, "--log-json", "/dev/full")

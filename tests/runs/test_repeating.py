@@ -142,6 +142,20 @@ def test_how_far_values_are_apart(before: Any, after: Any, absolute: float, rela
     assert _apart(before, before) is None and _apart(after, after) is None
 
 
+def test_large_integers_are_compared_as_they_are_though_cells_are_missing(store: Path, tmp_path: Path):
+    """As floats, which a table with gaps would make of them, the two would be one."""
+    for part in (store / "cells").iterdir():
+        table = decoded(part.read_bytes())
+        place = table.schema.get_field_index("logit_diff")
+        field = table.schema.field(place).with_type(pa.int64())
+        keep(part, table.set_column(place, field, pa.array([2**60] * len(table), pa.int64())))
+    shutil.copytree(store, tmp_path / "other")
+    change(tmp_path / "other", "logit_diff", 2, 2**60 + 1)
+    sorted((tmp_path / "other" / "cells").iterdir())[-1].unlink()
+    found = compare(Store(store), Store(tmp_path / "other"))
+    assert found.missing and [one.absolute for one in found.differing] == [1.0]
+
+
 def test_a_metric_that_one_run_has_alone_is_named(store: Path, tmp_path: Path):
     other = tmp_path / "other"
     shutil.copytree(store, other)

@@ -188,11 +188,13 @@ def test_tables_of_clips(clips: Path, given: dict[str, Any], tmp_path: Path):
     for name in ("t.json", "t.jsonl", "t.parquet"):
         assert Spec.of({**given, "clips": name}, tmp_path).all_clips() == expected
     (tmp_path / "t.csv").write_text("vidoe,sound\nx.mp4,siren\n")
+    (tmp_path / "twice.csv").write_text("video,sound,sound\nx.mp4,siren,rain\n")
     for name, message in (
         (
             "t.csv",
             r"t\.csv: not a spec.*\n  clips\.0: expected video, audio or image, got none \(labels: vidoe, sound\)",
         ),
+        ("twice.csv", r"twice\.csv: expected columns of different names, got 'sound' twice; rename one"),
         ("t.xlsx", "expected a table, got no file"),
     ):
         with pytest.raises(ValueError, match=message):
