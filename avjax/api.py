@@ -10,7 +10,7 @@ import numpy as np
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.reference import bucket, logits_at, pad_inputs, prefill
-from avjax.engine.touched import Touched
+from avjax.engine.touched import Touched, count_touched
 from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model
 from avjax.models.attention import Compat
@@ -108,7 +108,7 @@ def run(
         at=positions,
         captures={name: seen[site] if layer is None else seen[site][layer] for name, (site, layer) in sites.items()},
         masses={name: lowered.members[mask.tobytes()] for name, mask in masks.items()},
-        touched=lowered.touched(0, 0),
+        touched=count_touched(lowered, 0, 0),
         prompt=prompt,
     )
 

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax import numerics
+
 log = logging.getLogger(__name__)
 MAX_BYTES = 20 * 10**9
 DIGEST = 16  # bytes
@@ -60,14 +62,13 @@ def kept(
     leaves = jax.tree.leaves(parameters)
     if _directory is None or parameters is None or not all(leaf.is_fully_addressable for leaf in leaves):
         return encode()
-    from avjax.runs.identity import NUMERICS  # which imports models, and they this file
 
     known = _towers.setdefault(host, {})
     # A model that is made from another one has its host, but may have other parameters.
     if tower not in known or not all(a is b for a, b in zip(known[tower][0], leaves, strict=True)):
         known[tower] = (leaves, _of_parameters(leaves))
     state = hashlib.blake2b(clip, digest_size=DIGEST)
-    state.update(f"{NUMERICS} {tower} {parameters.cfg} {dtype} {known[tower][1]}".encode())
+    state.update(f"{numerics.VERSION} {tower} {parameters.cfg} {dtype} {known[tower][1]}".encode())
     path = _directory / f"{state.hexdigest()}{ENDING}"
     if (found := _read(path)) is not None:
         return found

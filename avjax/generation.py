@@ -12,7 +12,7 @@ from avjax.api import checked_compat
 from avjax.engine.decoding import decode
 from avjax.engine.reference import OwnPrompt, reference_prompt
 from avjax.engine.session import Session
-from avjax.engine.touched import Touched
+from avjax.engine.touched import Touched, count_touched
 from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model
 from avjax.models.attention import Compat
@@ -167,7 +167,7 @@ def _generations(
             text=session.model.decode_text(tokens[i, :n]),
             tokens=tokens[i, :n],
             logits=None if rows is None else rows[i, :n],
-            touched=session.lowered.touched(variant, int(n) - 1),
+            touched=count_touched(session.lowered, variant, int(n) - 1),
         )
         for i, (variant, n) in enumerate(zip(variants, lengths.tolist(), strict=False))
     }

@@ -21,7 +21,7 @@ from avjax.metrics import Caption, Metric
 from avjax.model import Model
 from avjax.models.attention import Compat
 from avjax.prompt import Prompt
-from avjax.sweeping import Sweep, prepare
+from avjax.sweeping.plan import Sweep, prepare
 
 CALIBRATION_SECONDS = 0.2
 DISPATCH_SECONDS = 2e-3  # of the host, per batch

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 
 import avjax
-from avjax import encoder_cache
+from avjax import encoder_cache, numerics
 from avjax import model as models
 from avjax.organism import world
-from avjax.runs import identity
 
 SCRIPT = """
 import sys
@@ -104,7 +103,7 @@ def test_other_numerics_are_another_encoder(
     directory: Path, clip: Path, calls: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     embeddings(avjax.load("tiny-av"), clip)
-    monkeypatch.setattr(identity, "NUMERICS", identity.NUMERICS + 1)
+    monkeypatch.setattr(numerics, "VERSION", numerics.VERSION + 1)
     embeddings(avjax.load("tiny-av"), clip)
     assert len(calls) == 4
 

@@ -6,21 +6,20 @@ Axes: L layer of the band, P audio position, A event.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
-from avjax.analysis.lens import checked_lens, forms, places_of
+from avjax.analysis.lens import checked_lens, forms
+from avjax.analysis.places import places_of
+from avjax.analysis.tuned_lens import TunedLens
 from avjax.metrics import answer_tokens
 from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts
 from avjax.report.progress import Progress
 from avjax.statistics import bootstrap
 from avjax.tokens import Selector
-
-if TYPE_CHECKING:
-    from avjax.analysis.tuned_lens import TunedLens
 
 DEFINITION = (
     "avjax's own: the share of a clip's reference events of which any surface form is among the lens's top k at any "
@@ -41,7 +40,7 @@ def latent_audio_understanding(
     layers: Sequence[int] | None = None,
     k: int = 5,
     norm: bool = True,
-    lens: "TunedLens | None" = None,
+    lens: TunedLens | None = None,
     level: float = 0.95,
     seed: int = 0,
     progress: bool = True,

@@ -7,48 +7,27 @@ Axes: L layer, P position of the token group, V vocab, A answer, F surface form,
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from avjax.analysis.captions import Captions, captioned
+from avjax.analysis.captions import Captions
+from avjax.analysis.places import Places, checked_site, places_of, refuse_unreadable
 from avjax.analysis.projection import CHUNK_BYTES, NO_FORM, Projected, chunk_rows, lens_pass, padded_rows
+from avjax.analysis.tuned_lens import TunedLens
 from avjax.engine.reference import bucket, pad_inputs
-from avjax.engine.session import MAX_ACTIVATION
 from avjax.metrics import Answer, answer_tokens
 from avjax.model import Model
-from avjax.models.sites import Site, parse_site
+from avjax.models.sites import Site
 from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
-from avjax.tokens import KINDS, Selector, as_indices, select
+from avjax.tokens import Selector, as_indices
 
-if TYPE_CHECKING:
-    from avjax.analysis.tuned_lens import TunedLens
-
-RESIDUAL = (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST, Site.ATTN_OUT, Site.MLP_OUT)
 Answers = Answer | Sequence[Answer] | Mapping[str, Answer | Mapping[Any, Answer]]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where a lens looks in one sample.
-
-    Attributes:
-      prompt: what is run; the caption's tokens included, where the group has any of them.
-      rows: int [P], positions of `prompt`.
-    """
-
-    prompt: Prompt
-    rows: np.ndarray
-
-    @property
-    def modality(self) -> np.ndarray:
-        """str [P]"""
-        return np.array(KINDS, object)[self.prompt.kinds[self.rows]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +39,7 @@ class Lens:
     layers: tuple[int, ...]
     norm: bool
     k: int
-    tuned: "TunedLens | None"
+    tuned: TunedLens | None
     chunk_bytes: int
 
     def read(self, sample: Any, places: Places, answers: np.ndarray) -> Projected:
@@ -109,7 +88,7 @@ def logit_lens(
     answers: Answers | None = None,
     captions: Captions = None,
     max_new_tokens: int = 50,
-    lens: "TunedLens | None" = None,
+    lens: TunedLens | None = None,
     chunk_bytes: int = CHUNK_BYTES,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -167,7 +146,7 @@ def checked_lens(
     *,
     norm: bool = True,
     k: int = 1,
-    tuned: "TunedLens | None" = None,
+    tuned: TunedLens | None = None,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> Lens:
     """A lens of parts that fit together.
@@ -191,70 +170,11 @@ def checked_lens(
     return Lens(model=model, site=place, layers=chosen, norm=norm, k=int(k), tuned=tuned, chunk_bytes=chunk_bytes)
 
 
-def checked_site(site: str) -> tuple[Site, int | None]:
-    """A site as wide as the residual, and the layer where its name has one."""
-    place, layer = parse_site(site)
-    if place not in RESIDUAL:
-        why = "it has no layers; take resid_pre of layer 0" if place is Site.EMBED else "it is not as wide as these are"
-        raise ValueError(
-            f"site: expected one of {', '.join(RESIDUAL)}, which the unembedding reads; got {site!r}: {why}"
-        )
-    return place, layer
-
-
 def checked_layers(layers: Sequence[int] | int | None, num_layers: int) -> tuple[int, ...]:
     chosen = range(num_layers) if layers is None else as_indices(layers, "layers")
     if not chosen or len(set(chosen)) < len(chosen) or not all(0 <= i < num_layers for i in chosen):
         raise ValueError(f"layers: expected different layers within 0:{num_layers}, got {layers!r}")
     return tuple(sorted(chosen))
-
-
-def places_of(
-    model: Model, prompts: Mapping[Any, Prompt], where: Selector, captions: Captions = None, max_new_tokens: int = 50
-) -> dict[Any, Places]:
-    """The positions of a token group in each sample; captions are fed if it names generated tokens.
-
-    Raises:
-      ValueError: a sample has no such position.
-    """
-    masks = {}
-    for name, prompt in prompts.items():
-        model.check(prompt)
-        masks[name] = select(prompt, where)
-        if not masks[name].any():
-            has = ", ".join(f"{n} {kind}" for kind, n in prompt.counts().items())
-            raise ValueError(f"where={where!r}: the prompt of sample {name!r} has no such token; it has {has}")
-    if not any(mask[-1] for mask in masks.values()):
-        return {n: Places(prompt=p, rows=np.flatnonzero(masks[n][:-1])) for n, p in prompts.items()}
-    looked = {}
-    for name, one in captioned(model, prompts, captions, max_new_tokens).items():
-        rows = np.flatnonzero(one.select(where))
-        if not len(rows):
-            raise ValueError(
-                f"where={where!r}: the caption of sample {name!r} has one token, which is predicted and not fed, so "
-                "there is no generated position; give a longer caption, or take 'answer'"
-            )
-        looked[name] = Places(prompt=one.fed, rows=rows)
-    return looked
-
-
-def refuse_unreadable(
-    largest: np.ndarray, sample: Any, site: Site, layers: Sequence[int], rows: Sequence[int] | np.ndarray
-) -> None:
-    """Refuses activations [L, P] that are NaN, infinite, or beyond what a norm can square.
-
-    Raises:
-      ValueError: the first such place is named.
-    """
-    bad = np.argwhere(~(largest <= MAX_ACTIVATION))
-    if len(bad):
-        layer, row = bad[0]
-        value = largest[layer, row]
-        raise ValueError(
-            f"sample {sample!r}: expected finite activations below {MAX_ACTIVATION:g}, got {value:g} at {site} of "
-            f"layer {layers[layer]}, position {rows[row]} ({len(bad)} of {largest.size} places); look for an "
-            "overflow in the checkpoint or in the prompt's embeddings"
-        )
 
 
 def forms(model: Model, answers: Sequence[Answer]) -> np.ndarray:

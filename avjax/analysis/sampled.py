@@ -11,7 +11,8 @@ from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts, of_each_sample
 from avjax.report.progress import Progress
-from avjax.sweeping import prepare, sweep
+from avjax.sweeping import sweep
+from avjax.sweeping.plan import prepare
 
 Prompts = Prompt | Sequence[Prompt] | Mapping[Any, Prompt]
 Metrics = Metric | Sequence[Metric]

@@ -20,7 +20,7 @@ import xarray as xr
 from jaxtyping import Array, Float, Int
 
 from avjax.analysis.captions import Captions
-from avjax.analysis.lens import Places, checked_site, places_of, refuse_unreadable
+from avjax.analysis.places import Places, checked_site, places_of, refuse_unreadable
 from avjax.analysis.projection import CHUNK_BYTES, Translators, chunk_rows, padded_rows, rows_pass
 from avjax.engine.reference import bucket, pad_inputs
 from avjax.model import Model

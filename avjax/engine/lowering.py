@@ -15,7 +15,6 @@ import numpy as np
 from avjax.config import DecoderConfig
 from avjax.engine.activations import CleanRuns
 from avjax.engine.operations import EdgeOp, Op, SiteOp, operations
-from avjax.engine.touched import Touched, count_touched
 from avjax.interventions import Edit, name_of
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site, SiteEdit, SiteSources, num_site_heads, site_shape
@@ -78,10 +77,6 @@ class Lowered:
             query, key = (np.flatnonzero(self.members[m.tobytes()]).tolist() for m in (op.query, op.key))
             factor[np.ix_(query, key)] *= np.float32(op.factor)
         return factor
-
-    def touched(self, variant: int, num_decoded: int) -> Touched:
-        """What one variant reaches when `num_decoded` generated tokens were fed back as queries."""
-        return count_touched(self, variant, num_decoded)
 
     def _site_edits(self, site: Site, variants: Sequence[int]) -> SiteEdit:
         bank = self.bank.entries[site]

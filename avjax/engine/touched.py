@@ -4,15 +4,12 @@ import collections
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from avjax.engine.lowering import Lowered
 from avjax.engine.operations import EdgeOp, SiteOp, count_edges
 from avjax.tokens import TokenGroups
-
-if TYPE_CHECKING:
-    from avjax.engine.lowering import Lowered
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +28,7 @@ class Touched:
     positions: int = 0
 
 
-def count_touched(lowered: "Lowered", variant: int, num_decoded: int) -> Touched:
+def count_touched(lowered: Lowered, variant: int, num_decoded: int) -> Touched:
     """What one variant reaches when `num_decoded` generated tokens were fed back as queries."""
     ops = lowered.ops[variant]
     positions = sum(

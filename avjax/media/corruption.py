@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from avjax.media.decode import SAMPLE_RATE, MediaError, read_audio, read_frames, video_info
-from avjax.media.features import evenly_spaced
+from avjax.media.frames import evenly_spaced
 
 MAX_SNR_DB = 120.0  # the 24 bits of a float32 sample hold 144 dB
 

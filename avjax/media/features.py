@@ -1,24 +1,21 @@
-"""Media to tower inputs: frame sampling, resizing, patches, log-mel; as Qwen's own preprocessing does it."""
+"""Media to tower inputs: resizing, patches, log-mel; as Qwen's own preprocessing does it."""
 
 import dataclasses
 import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from avjax.config import VisionConfig
+from avjax.media.corruption import Corruption
 from avjax.media.decode import SAMPLE_RATE, MediaError, read_audio, read_frames, read_image, video_info
+from avjax.media.frames import sample_frames
 from avjax.media.options import MediaOptions
 from avjax.models.audio import num_audio_tokens
 from avjax.prompt import AudioFeatures, VisionFeatures
-
-if TYPE_CHECKING:
-    from avjax.media.corruption import Corruption
-
-FRAME_FACTOR = 2  # sampled frames come in pairs
 
 
 def smart_resize(
@@ -44,38 +41,8 @@ def smart_resize(
     return new_height, new_width
 
 
-def sample_frames(num_frames: int, frames_per_second: float, options: MediaOptions) -> list[int]:
-    """Indices of the frames that the model looks at: evenly spaced, first and last included.
-
-    Source: `smart_nframes` and `fetch_video` of `qwen-omni-utils`. A video of one frame, which those refuse, gives
-    that frame.
-    """
-    if num_frames == 1:
-        return [0]
-    low = math.ceil(options.min_frames / FRAME_FACTOR) * FRAME_FACTOR
-    high = math.floor(min(options.max_frames, num_frames) / FRAME_FACTOR) * FRAME_FACTOR
-    count = min(max(num_frames / frames_per_second * options.fps, low), high, num_frames)
-    count = max(FRAME_FACTOR, math.floor(count / FRAME_FACTOR) * FRAME_FACTOR)
-    return evenly_spaced(num_frames, count)
-
-
-def evenly_spaced(num_frames: int, count: int) -> list[int]:
-    """Indices of `count` frames of a clip, first and last included; of a single one, the first."""
-    return [0] if count == 1 else _linspace(num_frames - 1, count).round().astype(int).tolist()
-
-
-def _linspace(last: int, count: int) -> np.ndarray:
-    """float32 [count] from 0 to `last` as torch has it: from both ends to the middle, product and sum rounded once.
-
-    In a video of half an hour, another rounding picks a neighbouring frame here and there.
-    """
-    step = np.float64(np.float32(last) / np.float32(count - 1))
-    i = np.arange(count)
-    return np.where(i < count // 2, step * i, last - step * (count - 1 - i)).astype(np.float32)
-
-
 def video_features(
-    path: str | Path, config: VisionConfig, options: MediaOptions, corrupt: Sequence["Corruption"] = ()
+    path: str | Path, config: VisionConfig, options: MediaOptions, corrupt: Sequence[Corruption] = ()
 ) -> tuple[VisionFeatures, float]:
     """Patches of the sampled frames of a clip, and the rate in frames per second at which they were sampled.
 
@@ -161,7 +128,7 @@ def _normalized(image: np.ndarray, height: int, width: int, options: MediaOption
     return (scaled - np.asarray(options.image_mean, np.float32)) / np.asarray(options.image_std, np.float32)
 
 
-def audio_features(path: str | Path, options: MediaOptions, corrupt: Sequence["Corruption"] = ()) -> AudioFeatures:
+def audio_features(path: str | Path, options: MediaOptions, corrupt: Sequence[Corruption] = ()) -> AudioFeatures:
     """Log-mel frames of a sound file or of a video's sound, by HF's Whisper feature extractor.
 
     Args:

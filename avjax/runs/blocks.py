@@ -23,7 +23,7 @@ from avjax.runs.identity import block_digest, cell_key, digest, edits_digest
 from avjax.runs.rows import Layout, encoded
 from avjax.runs.store import Store
 from avjax.slices import Slice, Team, at_once, slices_here
-from avjax.sweeping import sweep
+from avjax.sweeping.computing import computed
 from avjax.tokens import BySample
 
 CELLS_PER_BLOCK = 512  # with each block the unedited run is computed anew
@@ -322,7 +322,7 @@ def _made(prompt: Callable[[], Prompt], team: Team) -> Prompt:
 def _computed(model: Model, run: Run, block: Block, prompt: Prompt) -> xr.Dataset:
     sample = run.samples[block.sample]
     variants = [list(edits) for edits in run.edits(block)]
-    return sweep(model, {sample.name: prompt}, variants, list(sample.metrics), progress=False, **run.settings)
+    return computed(model, {sample.name: prompt}, variants, list(sample.metrics), progress=False, **run.settings)
 
 
 def _seen(model: Model, run: Run, block: Block, prompt: Prompt) -> xr.Dataset | None:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from avjax import numerics
 from avjax.config import read_json
 from avjax.interventions import Edit
 from avjax.mesh import whole
@@ -19,7 +20,6 @@ from avjax.model import Model
 from avjax.prompt import Prompt
 from avjax.serialization import to_json
 
-NUMERICS = 1  # one more whenever avjax computes other numbers than before, beyond rounding
 SAMPLED = 64  # values of each parameter array
 READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # of a Hugging Face directory
 
@@ -89,7 +89,7 @@ def model_identity(model: Model) -> dict[str, Any]:
         "parameters": digest([_array(_some(leaf)) for leaf in jax.tree.leaves(model.network)]),
         "family": read_json(directory / "config.json").get("model_type", model.config.family),
         "dtype": str(model.dtype),
-        "numerics": NUMERICS,
+        "numerics": numerics.VERSION,
     }
 
 

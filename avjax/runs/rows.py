@@ -18,7 +18,7 @@ import xarray as xr
 
 from avjax.grids import Cells
 from avjax.serialization import to_json
-from avjax.sweeping import CELL, COUNTS
+from avjax.sweeping.names import CELL, COUNTS
 
 ABOUT = b"avjax"  # in a field's metadata: units, dimensions and the rest of its attributes
 OWN = ("cell_key", "cell_index")  # columns that are no part of the dataset

@@ -21,7 +21,7 @@ from avjax.runs.identity import digest, metric_json, model_identity, prompt_dige
 from avjax.runs.rows import Layout, dataset, decoded
 from avjax.runs.store import Store, differences
 from avjax.serialization import to_json
-from avjax.sweeping import prepare
+from avjax.sweeping.plan import prepare
 
 DECIDING = ("executor", "compat", "allow_noop")  # settings that decide numbers; memory changes their rounding
 

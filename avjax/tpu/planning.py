@@ -17,7 +17,7 @@ from avjax.mesh import AXES, slices
 from avjax.metrics import Metric
 from avjax.model import CACHED_CLIPS
 from avjax.parameters import abstract_network
-from avjax.sweeping import prepare
+from avjax.sweeping.plan import prepare
 from avjax.tokens import KINDS
 from avjax.tpu.chips import GIB, Chip, Topology
 from avjax.tpu.programs import Program, TooLarge, held_bytes, programs

@@ -25,7 +25,7 @@ from avjax.generation import num_slots
 from avjax.metrics import Caption
 from avjax.model import Model
 from avjax.prompt import Inputs
-from avjax.sweeping import Pass, Sweep
+from avjax.sweeping.plan import Pass, Sweep
 from avjax.tpu.counting import work
 from avjax.tpu.synthetic import Layout
 

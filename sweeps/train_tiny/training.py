@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from avjax.media.features import evenly_spaced, frame_features, waveform_features
+from avjax.media.features import frame_features, waveform_features
+from avjax.media.frames import evenly_spaced
 from avjax.model import Model
 from avjax.models.audio import AudioTower
 from avjax.models.decoder import Block, Decoder

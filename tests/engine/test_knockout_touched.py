@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 import avjax
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
+from avjax.engine.touched import count_touched
 
 NUM_LAYERS, NUM_HEADS = 8, 4
 SELECTORS = ("text", "audio", "video", "image", "generated", "last", "answer", "all", "all - audio", "text | video")
@@ -74,7 +75,7 @@ def test_touched_equals_a_count_of_pairs(
     # A second variant makes the partition finer than the first one needs.
     variants = [edits, [avjax.Knockout(query="answer", key="text")]]
     lowered = lower(prompt, config, variants, num_decoded=decoded, allow_noop=True, clean=CleanRuns(omni_model))
-    got = lowered.touched(0, decoded)
+    got = count_touched(lowered, 0, decoded)
     assert (got.edges, got.blocked_queries) == count(edits, types, decoded)
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import avjax
-from avjax import generation, sweeping
+from avjax import generation
 from avjax.engine import session as sessions
 from avjax.engine.reference import pad_inputs, prefill
 from avjax.interventions import Edit
 from avjax.metrics import AttentionMass, Caption, Logits, Metric
+from avjax.sweeping.plan import prepare
 from tests.engine.test_knockout_compiles import prompt_of
 
 SIZE = 2048
@@ -92,7 +93,7 @@ SWEEPS = ("one row", "few rows", "masses", "many rows", "sources", "captions", "
 def test_a_batch_holds_no_more_than_the_budget_says(omni_model: avjax.Model, programs, name: str):
     edit, metric = sweep_of(name, 500)
     prompt, grid = prompt_of(omni_model, 500), avjax.grid(edit)
-    planned = sweeping.prepare(omni_model, prompt, grid, metric)
+    planned = prepare(omni_model, prompt, grid, metric)
     avjax.sweep(omni_model, prompt, grid, metric, progress=False)
     (session,) = planned.sessions.values()
     budget = session.budget

@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import avjax
-from avjax import sweeping
 from avjax.engine import activations
 from avjax.engine import session as sessions
 from avjax.metrics import AttentionMass, Logits, LogLikelihood
+from avjax.sweeping.plan import prepare
 from tests.engine.test_knockout_compiles import count_compilations
 
 RELATIVE = 1e-5
@@ -243,7 +243,7 @@ def test_a_small_budget_changes_nothing(omni_model: avjax.Model, pool):
         avjax.sweep(omni_model, prompt, LAST, metric, memory_bytes=1000, progress=False)
     assert seen == []
     least = int(str(error.value).split("at least ")[1].split(" ")[0].replace(",", ""))
-    planned = sweeping.prepare(omni_model, prompt, LAST, metric, memory_bytes=least)
+    planned = prepare(omni_model, prompt, LAST, metric, memory_bytes=least)
     assert {batch.size for session in planned.sessions.values() for batch in session.planned} == {1}
     compare(avjax.sweep(omni_model, prompt, LAST, metric, memory_bytes=least, progress=False), roomy)
     with pytest.raises(ValueError, match="expected at least"):
@@ -273,14 +273,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list:
 def test_a_region_ends_where_its_edit_begins(omni_model: avjax.Model, size: int, first: int, rows: int):
     """In steps that prompts of one padded length share: few executables, and little computed in vain."""
     prompt = made_prompt(omni_model, size)
-    planned = sweeping.prepare(omni_model, prompt, avjax.Scale(f"[{first}:]", 0.5), Logits([1]))
+    planned = prepare(omni_model, prompt, avjax.Scale(f"[{first}:]", 0.5), Logits([1]))
     assert [b.num_rows for session in planned.sessions.values() for b in session.planned] == [rows]
 
 
 def test_clean_activations_are_computed_once_and_not_before_the_sweep(omni_model: avjax.Model, pool, asked):
     prompt = pool(40).prompt
     grid = avjax.grid(avjax.Ablate("audio", "mean", site="z", layers=avjax.each_layer(), heads=avjax.each_head()))
-    sweeping.prepare(omni_model, prompt, grid, Logits([1]))
+    prepare(omni_model, prompt, grid, Logits([1]))
     assert asked == []
     avjax.sweep(omni_model, prompt, grid, Logits([1]), progress=False)
     assert asked == [(prompt, ["z"])]
@@ -293,7 +293,7 @@ def test_every_sample_has_its_own_source_and_few_are_held(omni_model: avjax.Mode
     sources |= {f"s{i}": pool(40).prompt for i in (1, 3)}
     edits = [avjax.Patch("audio", sources, site="resid_post", layers=[2]), avjax.Ablate("video", "noise", site="value")]
     metric = Logits(range(omni_model.config.decoder.vocab_size))
-    planned = sweeping.prepare(omni_model, prompts, edits, metric)
+    planned = prepare(omni_model, prompts, edits, metric)
     assert asked == []
     for session in planned.sessions.values():
         jax.block_until_ready(session.sources)
@@ -311,7 +311,7 @@ def test_noise_differs_between_prompts_and_places(omni_model: avjax.Model):
 
     def noise(prompt: avjax.Prompt, where: str, site: str, seed: int = 0) -> np.ndarray:
         edit = avjax.Ablate(where, "noise", site=site, seed=seed)
-        session = next(iter(sweeping.prepare(omni_model, prompt, edit, Logits([1])).sessions.values()))
+        session = next(iter(prepare(omni_model, prompt, edit, Logits([1])).sessions.values()))
         drawn = np.asarray(next(iter(session.sources.values())).dense)[:, 0]
         return drawn[drawn != 0][:64]
 
@@ -388,7 +388,7 @@ def test_a_grid_is_traced_once(omni_model: avjax.Model, pool, monkeypatch: pytes
     monkeypatch.setattr(sessions, "replay", jax.jit(traced, static_argnames=static))
     key = avjax.axis("key", ["audio", "video", "text"])
     grid = avjax.grid(avjax.Knockout(query="last", key=key, layers=avjax.each_layer(), heads=avjax.each_head()))
-    planned = sweeping.prepare(omni_model, pool(40).prompt, grid, Logits([1]))
+    planned = prepare(omni_model, pool(40).prompt, grid, Logits([1]))
     assert len({b.start_layer for session in planned.sessions.values() for b in session.planned}) > 1
     found = avjax.sweep(omni_model, pool(40).prompt, grid, Logits([1]), progress=False)
     assert found["logits"].shape == (3, L, N, 1, 1)

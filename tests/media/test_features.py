@@ -20,11 +20,11 @@ from avjax.media.features import (
     frame_features,
     image_features,
     patchify,
-    sample_frames,
     smart_resize,
     video_features,
     waveform_features,
 )
+from avjax.media.frames import sample_frames
 from avjax.media.options import CLIP_MEAN, CLIP_STD, MediaOptions
 
 RATE = 16_000

@@ -8,7 +8,8 @@ import pytest
 
 import avjax
 from avjax.media.decode import SAMPLE_RATE, read_audio, read_frames, video_info
-from avjax.media.features import evenly_spaced, waveform_features
+from avjax.media.features import waveform_features
+from avjax.media.frames import evenly_spaced
 from avjax.organism import pictures, sounds, world
 
 COUNT = len(world.KINDS)

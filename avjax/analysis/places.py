@@ -1,0 +1,93 @@
+"""Where lenses look: sites as wide as the residual, at the positions of a token group."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from avjax.analysis.captions import Captions, captioned
+from avjax.engine.session import MAX_ACTIVATION
+from avjax.model import Model
+from avjax.models.sites import Site, parse_site
+from avjax.prompt import Prompt
+from avjax.tokens import KINDS, Selector, select
+
+RESIDUAL = (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST, Site.ATTN_OUT, Site.MLP_OUT)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where a lens looks in one sample.
+
+    Attributes:
+      prompt: what is run; the caption's tokens included, where the group has any of them.
+      rows: int [P], positions of `prompt`.
+    """
+
+    prompt: Prompt
+    rows: np.ndarray
+
+    @property
+    def modality(self) -> np.ndarray:
+        """str [P]"""
+        return np.array(KINDS, object)[self.prompt.kinds[self.rows]]
+
+
+def checked_site(site: str) -> tuple[Site, int | None]:
+    """A site as wide as the residual, and the layer where its name has one."""
+    place, layer = parse_site(site)
+    if place not in RESIDUAL:
+        why = "it has no layers; take resid_pre of layer 0" if place is Site.EMBED else "it is not as wide as these are"
+        raise ValueError(
+            f"site: expected one of {', '.join(RESIDUAL)}, which the unembedding reads; got {site!r}: {why}"
+        )
+    return place, layer
+
+
+def places_of(
+    model: Model, prompts: Mapping[Any, Prompt], where: Selector, captions: Captions = None, max_new_tokens: int = 50
+) -> dict[Any, Places]:
+    """The positions of a token group in each sample; captions are fed if it names generated tokens.
+
+    Raises:
+      ValueError: a sample has no such position.
+    """
+    masks = {}
+    for name, prompt in prompts.items():
+        model.check(prompt)
+        masks[name] = select(prompt, where)
+        if not masks[name].any():
+            has = ", ".join(f"{n} {kind}" for kind, n in prompt.counts().items())
+            raise ValueError(f"where={where!r}: the prompt of sample {name!r} has no such token; it has {has}")
+    if not any(mask[-1] for mask in masks.values()):
+        return {n: Places(prompt=p, rows=np.flatnonzero(masks[n][:-1])) for n, p in prompts.items()}
+    looked = {}
+    for name, one in captioned(model, prompts, captions, max_new_tokens).items():
+        rows = np.flatnonzero(one.select(where))
+        if not len(rows):
+            raise ValueError(
+                f"where={where!r}: the caption of sample {name!r} has one token, which is predicted and not fed, so "
+                "there is no generated position; give a longer caption, or take 'answer'"
+            )
+        looked[name] = Places(prompt=one.fed, rows=rows)
+    return looked
+
+
+def refuse_unreadable(
+    largest: np.ndarray, sample: Any, site: Site, layers: Sequence[int], rows: Sequence[int] | np.ndarray
+) -> None:
+    """Refuses activations [L, P] that are NaN, infinite, or beyond what a norm can square.
+
+    Raises:
+      ValueError: the first such place is named.
+    """
+    bad = np.argwhere(~(largest <= MAX_ACTIVATION))
+    if len(bad):
+        layer, row = bad[0]
+        value = largest[layer, row]
+        raise ValueError(
+            f"sample {sample!r}: expected finite activations below {MAX_ACTIVATION:g}, got {value:g} at {site} of "
+            f"layer {layers[layer]}, position {rows[row]} ({len(bad)} of {largest.size} places); look for an "
+            "overflow in the checkpoint or in the prompt's embeddings"
+        )

@@ -1,0 +1,62 @@
+"""`sweep`: every cell of a grid on every prompt, reduced to metrics, as one labelled dataset."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xarray as xr
+
+from avjax.generation import Executor, checked_executor
+from avjax.grids import Grid
+from avjax.interventions import Edit
+from avjax.metrics import Metric
+from avjax.model import Model
+from avjax.models.attention import Compat
+from avjax.prompt import Prompt
+
+
+def sweep(
+    model: Model,
+    prompts: Prompt | Sequence[Prompt] | Mapping[Any, Prompt],
+    grid: Grid | Edit | str | Sequence[Any],
+    metrics: Metric | Sequence[Metric],
+    *,
+    store: str | os.PathLike[str] | None = None,
+    executor: Executor = "replay",
+    memory_bytes: int | None = None,
+    compat: Compat | None = None,
+    allow_noop: bool = False,
+    progress: bool = True,
+) -> xr.Dataset:
+    """Every cell of a grid on every prompt.
+
+    Args:
+      prompts: one, several, or several by name.
+      grid: `avjax.grid(...)`; or an edit, a rule string, or a list of variants, whose dimension is then `variant`.
+      metrics: of `avjax.metrics`, or your own.
+      store: a directory, local or of an object store (gs://...), that keeps cells as they are done: a sweep that was
+        stopped goes on where it was, and several processes share it. See `avjax.runs`.
+      executor: "replay" computes only what each cell changes; "reference" runs a full forward pass per cell. Both
+        give the same to rounding.
+      memory_bytes: what the sweep may use beside the parameters; by default half of what the device has free.
+      compat, allow_noop: see `avjax.run`.
+      progress: show a bar with rate and time left when it takes long.
+
+    Returns:
+      A dataset whose dimensions are the grid's axes and `sample`, with a variable per metric; beside each the unedited
+      run's as `NAME_clean`. `edges`, `positions` and `blocked_queries` say what each cell touched, `cell` what it does.
+
+    Raises:
+      ValueError: something does not fit, such as a store that holds another sweep; all of it is found before anything
+        is compiled.
+      OverflowError: a cell's activations grew beyond float32; the cell is named.
+    """
+    settings = {"executor": checked_executor(executor), "memory_bytes": memory_bytes, "compat": compat}
+    settings |= {"allow_noop": allow_noop, "progress": progress}
+    if store is None:
+        from avjax.sweeping.computing import computed
+
+        return computed(model, prompts, grid, metrics, **settings)
+    from avjax.runs.stored import stored_sweep
+
+    return stored_sweep(model, prompts, grid, metrics, store, **settings)

@@ -1,0 +1,141 @@
+"""A sweep in this process: sessions one after the other, their readings scored in blocks of variants."""
+
+import collections
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import xarray as xr
+
+from avjax.engine.scoring import (
+    Attended,
+    block_size,
+    blocks,
+    first_of_block,
+    places_of,
+    read_block,
+    score,
+)
+from avjax.engine.session import Session
+from avjax.generation import Executor, decoded, generation_penalty
+from avjax.grids import Grid
+from avjax.interventions import Edit
+from avjax.metrics import Caption, Metric
+from avjax.model import Model
+from avjax.models.attention import Compat
+from avjax.prompt import Prompt, named_prompts
+from avjax.provenance import provenance
+from avjax.report.progress import Progress
+from avjax.slices import Slice, Team, at_once, slices_here
+from avjax.sweeping.columns import Columns
+from avjax.sweeping.plan import Pass, Sweep, prepare
+
+
+def computed(
+    model: Model,
+    prompts: Prompt | Sequence[Prompt] | Mapping[Any, Prompt],
+    grid: Grid | Edit | str | Sequence[Any],
+    metrics: Metric | Sequence[Metric],
+    *,
+    executor: Executor = "replay",
+    memory_bytes: int | None = None,
+    compat: Compat | None = None,
+    allow_noop: bool = False,
+    progress: bool = True,
+) -> xr.Dataset:
+    """`avjax.sweep` without a store, each slice of the model's mesh at work on its share of the prompts."""
+    settings = {"memory_bytes": memory_bytes, "compat": compat, "allow_noop": allow_noop}
+    named = named_prompts(prompts)
+    parts, team = [part for part in slices_here(model) if part.deal(named)], Team(model.mesh)
+    attributes = provenance(model, executor=executor, compat=compat)
+
+    def checked(part: Slice) -> Sweep:
+        return prepare(part.model, part.deal(named), grid, metrics, **settings)
+
+    def swept(part: Slice) -> xr.Dataset:
+        return _swept(planned[part.index], executor, attributes, progress and part is parts[0])
+
+    planned = at_once(checked, parts, team, in_turn=True)
+    return _in_order(team.gathered(at_once(swept, parts, team)), [*named])
+
+
+def _swept(planned: Sweep, executor: Executor, attributes: Mapping[str, Any], progress: bool) -> xr.Dataset:
+    model, columns = planned.model, Columns(planned)
+    steps = len(planned.prompts) * len(planned.parts) * (len(planned.cells.cells) + 1)  # and the clean cell
+    with Progress("sweep", steps, "cells", enabled=progress) as bar:
+        for sample, name in enumerate(planned.prompts):
+            for place, one in enumerate(planned.parts):
+                session = planned.sessions.pop((name, place))  # and with it, what it keeps on the device
+                if isinstance(one, Caption):
+                    penalty = generation_penalty(model, session.prompt, None)
+                    columns.add_captions(sample, one, decoded(session, one.max_new_tokens, penalty, executor))
+                    bar.advance(len(planned.cells.cells) + 1)
+                    continue
+                session.begin()
+                columns.add_touched(sample, session, planned.num_decoded())  # while the device is busy
+                for variants, values in _ahead(_scored(session, one, executor), 1):
+                    columns.add(sample, one, variants, values)
+                    bar.advance(len(variants))
+    return columns.dataset(attributes)
+
+
+def _in_order(found: Mapping[int, xr.Dataset], samples: Sequence[Any]) -> xr.Dataset:
+    """The slices' datasets as one, samples as they were given."""
+    if len(found) == 1:
+        return next(iter(found.values()))
+    one = xr.concat(
+        [*found.values()], "sample", data_vars="minimal", coords="minimal", compat="override", join="override"
+    )
+    dealt = [name for index in found for name in samples[index :: len(found)]]
+    return one.isel(sample=[dealt.index(name) for name in samples])
+
+
+def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[tuple[int, ...], list[Any]]]:
+    """Blocks of variants with the metrics' values; the clean run is variant -1."""
+    model, prompt = session.model, session.prompt
+    decoder = model.network.decoder
+    continuation = jnp.asarray(one.continuation, jnp.int32)
+    prepared = [metric.prepare(model, prompt) for metric in one.metrics]
+    attended = _attended(session, one)
+    tokens = one.unembedded(model)
+    places = places_of([metric.read_tokens(model) for metric in one.metrics], tokens)
+    num_tokens = decoder.cfg.vocab_size if tokens is None else len(tokens)
+    computed = tuple(metric.computed() for metric in one.metrics)
+    size = block_size(len(session.lowered) + 1, session.num_reads, num_tokens, session.budget.memory_bytes)
+    readings = session.replayed() if executor == "replay" else session.referenced()
+    clean = None
+    for variants, residual, mass in blocks(session, _ahead(itertools.chain([session.clean_reading()], readings)), size):
+        logits, logprobs = read_block(decoder, residual, continuation, tokens)
+        if clean is None:
+            clean = first_of_block(logits, logprobs, mass)
+        yield variants, score(logits, logprobs, mass, clean, prepared, attended, places, metrics=computed)
+
+
+def _ahead(results: Iterator[Any], count: int = 2) -> Iterator[Any]:
+    """The same, begun `count` results ahead: the host prepares a batch while the device computes the one before."""
+    waiting: collections.deque[Any] = collections.deque()
+    for result in results:
+        waiting.append(result)
+        if len(waiting) > count:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _attended(session: Session, one: Pass) -> list[Attended | None]:
+    """Where each metric's mass lies among query sets and key classes, and its keys' share of what is visible."""
+    places: list[Attended | None] = []
+    index = 0
+    for metric in one.metrics:
+        if metric.attention() is None:
+            places.append(None)
+            continue
+        key = session.reads.keys[index]
+        members = session.lowered.members[key.tobytes()]
+        classes = members[session.layout.class_group].astype(np.float32)
+        rows = np.flatnonzero(session.fed_too(session.reads.queries[index]))
+        share = np.mean(np.cumsum(session.fed_too(key))[rows] / (rows + 1))
+        places.append(Attended(query_set=jnp.int32(index), classes=jnp.asarray(classes), key_share=jnp.float32(share)))
+        index += 1
+    return places
