@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -21,7 +21,7 @@ from avjax.options import (
     prompt_of,
 )
 
-SPECS = (".yaml", ".yml")
+YAML = (".yaml", ".yml")
 
 
 def plan(
@@ -33,15 +33,14 @@ def plan(
     rule: Rules = None,
     grid: Annotated[
         Path | None,
-        typer.Option(
-            help="Instead of rules: a run's specification (.yaml), whose grid and metrics are taken, or a grid as JSON."
-        ),
+        typer.Option(help="Instead of rules: a run's specification, or a grid as JSON."),
     ] = None,
     answer: Annotated[list[str] | None, typer.Option(help="Score the next token against this; repeatable.")] = None,
     continuation: Annotated[list[str] | None, typer.Option(help="Score this text, teacher-forced; repeatable.")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Caption each cell with so many tokens.")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="float32 or bfloat16; by default float32, and bfloat16 on a topology.")
+        str | None,
+        typer.Option(help="float32 or bfloat16; by default the specification's, else float32, on a topology bfloat16."),
     ] = None,
     fps: Fps = None,
     min_pixels: MinPixels = None,
@@ -65,29 +64,53 @@ def plan(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Say what a sweep will cost: passes, operations, bytes, memory, executables and time."""
+    """Say what a sweep will cost: passes, operations, bytes, memory, executables and time.
+
+    Of a specification its grid, metrics, dtype, compat, allow_noop and memory_bytes count; options come before them.
+    """
     with friendly():
-        cells, metrics = _sweep(grid, rule, answer, continuation, max_new_tokens)
+        asked = _asked(grid, rule, answer, continuation, max_new_tokens)
+        here = {"--model": model, "--prompt": prompt, "--video": video, "--audio": audio, "--image": image or None}
+        here |= {"--fps": fps, "--min-pixels": min_pixels, "--max-pixels": max_pixels, "--memory-bytes": memory_bytes}
+        there = {"--config": config, "--prompt-tokens": prompt_tokens, "--mesh": mesh, "--quick": quick or None}
         if topology is not None:
-            given = {"--model": model, "--prompt": prompt, "--video": video, "--audio": audio, "--image": image}
-            if strange := [name for name, value in given.items() if value is not None]:
-                raise ValueError(f"plan --topology: expected --config and --prompt-tokens, got {', '.join(strange)}")
+            _refuse(here, "plan --topology: expected --config and --prompt-tokens")
             if config is None or prompt_tokens is None:
                 raise ValueError("plan --topology: expected --config and --prompt-tokens; give both")
-            _on_topology(config, topology, cells, metrics, prompt_tokens, dtype or "bfloat16", mesh, quick, as_json)
+            _on_topology(config, topology, asked, prompt_tokens, dtype, mesh, quick, as_json)
             return
+        _refuse(there, "plan: expected --topology beside them")
         if model is None or prompt is None:
             raise ValueError("plan: expected --model and --prompt, or --topology and --config; give one pair")
         import avjax
         from avjax.report.terminal import print_plan
 
-        loaded = avjax.load(model, dtype=dtype or "float32")
+        loaded = avjax.load(model, dtype=dtype or asked.dtype or "float32")
         made = prompt_of(loaded, prompt, video, audio, image, None, fps, min_pixels, max_pixels)
-        planned = avjax.plan(loaded, made, cells, metrics, memory_bytes=memory_bytes)
+        settings: dict[str, Any] = {"compat": asked.compat, "allow_noop": asked.allow_noop}
+        settings["memory_bytes"] = asked.memory_bytes if memory_bytes is None else memory_bytes
+        planned = avjax.plan(loaded, made, asked.cells, asked.metrics, **settings)
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(planned) | {"speedup": planned.speedup}, indent=2))
         else:
             print_plan(planned)
+
+
+def _refuse(options: dict[str, Any], expected: str) -> None:
+    if strange := [name for name, value in options.items() if value is not None]:
+        raise ValueError(f"{expected}, got {', '.join(strange)}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What is planned, from a specification or from options."""
+
+    cells: Any
+    metrics: list[Any]
+    dtype: str | None = None
+    compat: Literal["published"] | None = None
+    allow_noop: bool = False
+    memory_bytes: int | None = None
 
 
 class _AnyLabel(dict):
@@ -97,14 +120,13 @@ class _AnyLabel(dict):
         return name
 
 
-def _sweep(
+def _asked(
     grid: Path | None,
     rule: list[str] | None,
     answer: list[str] | None,
     continuation: list[str] | None,
     max_new_tokens: int | None,
-) -> tuple[Any, list[Any]]:
-    """Cells and metrics, from a specification or from options."""
+) -> _Asked:
     import avjax
     from avjax.interventions import parse_rules
 
@@ -114,24 +136,31 @@ def _sweep(
     metrics += [avjax.metrics.LogLikelihood(c, name=f"log_likelihood_{i}") for i, c in enumerate(continuation or [])]
     if max_new_tokens is not None:
         metrics.append(avjax.metrics.Caption(max_new_tokens))
-    if grid is not None and grid.suffix in SPECS:
-        from avjax.runs.spec import Spec
+    if grid is None:
+        return _Asked(cells=[parse_rules(text) for text in rule or []], metrics=metrics or [avjax.metrics.Caption(50)])
+    if grid.suffix not in YAML and "metrics" not in (given := json.loads(grid.read_text())):
+        return _Asked(cells=avjax.from_json(given), metrics=metrics or [avjax.metrics.Caption(50)])
+    from avjax.runs.spec import Spec
 
-        spec = Spec.read(grid)
-        return spec.build_grid(), metrics or [metric.build(_AnyLabel()) for metric in spec.metrics]
-    cells = (
-        [parse_rules(text) for text in rule or []] if grid is None else avjax.from_json(json.loads(grid.read_text()))
+    spec = Spec.read(grid)
+    if spec.executor != "replay":
+        raise ValueError(f"{grid}: expected executor replay, which is what is planned, got {spec.executor}")
+    return _Asked(
+        cells=spec.build_grid(),
+        metrics=metrics or [metric.build(_AnyLabel()) for metric in spec.metrics],
+        dtype=spec.dtype if "dtype" in spec.model_fields_set else None,
+        compat=spec.compat,
+        allow_noop=spec.allow_noop,
+        memory_bytes=spec.memory_bytes,
     )
-    return cells, metrics or [avjax.metrics.Caption(50)]
 
 
 def _on_topology(
     config: str,
     topology: str,
-    cells: Any,
-    metrics: list[Any],
+    asked: _Asked,
     prompt_tokens: int,
-    dtype: str,
+    dtype: str | None,
     mesh: str | None,
     quick: bool,
     as_json: bool,
@@ -139,9 +168,16 @@ def _on_topology(
     from avjax.report.topology import print_topology_plan
     from avjax.tpu.planning import plan_topology
 
-    sizes = None if mesh is None else _sizes(mesh)
     found = plan_topology(
-        config, topology, cells, metrics, prompt_tokens=prompt_tokens, dtype=dtype, mesh=sizes, quick=quick
+        config,
+        topology,
+        asked.cells,
+        asked.metrics,
+        prompt_tokens=prompt_tokens,
+        dtype=dtype or asked.dtype or "bfloat16",
+        mesh=None if mesh is None else _sizes(mesh),
+        compat=asked.compat,
+        quick=quick,
     )
     if as_json:
         more = {name: getattr(found, name) for name in ("peak_bytes", "temporary_bytes", "flops", "seconds")}

@@ -16,6 +16,7 @@ from avjax.interventions import Edit
 from avjax.mesh import AXES, slices
 from avjax.metrics import Metric
 from avjax.model import CACHED_CLIPS
+from avjax.models.attention import Compat
 from avjax.parameters import abstract_network
 from avjax.sweeping.plan import prepare
 from avjax.tokens import KINDS
@@ -83,6 +84,7 @@ def plan_topology(
     prompt_tokens: int,
     dtype: str = "bfloat16",
     mesh: Sizes | None = None,
+    compat: Compat | None = None,
     quick: bool = False,
 ) -> TopologyPlan:
     """Compiles a sweep for TPU chips that need not be there.
@@ -92,6 +94,7 @@ def plan_topology(
       topology: such as "v5e:2x4".
       prompt_tokens: of the prompt, most of them a clip's.
       mesh: sizes of data, variant and model; by default the smallest `model` that fits, the rest for `data`.
+      compat: see `avjax.run`.
       quick: let the compiler try less hard: a fraction of the time, and a tenth more temporary memory or so.
 
     Raises:
@@ -102,7 +105,7 @@ def plan_topology(
     place = Topology.of(topology)
     if mesh is not None and math.prod(mesh) != place.size:
         raise ValueError(f"mesh: expected sizes whose product is {place.size}, the chips of {place}, got {list(mesh)}")
-    case = _Case(config, named_config(config), grid, metrics, prompt_tokens, dtype, quick)
+    case = _Case(config, named_config(config), grid, metrics, prompt_tokens, dtype, compat, quick)
     wanted = [(place.size // model, 1, model) for model in _divisors(place.size)] if mesh is None else [mesh]
     reason = ""
     for sizes in wanted:
@@ -134,6 +137,7 @@ class _Case:
     metrics: Any
     prompt_tokens: int
     dtype: str
+    compat: Compat | None
     quick: bool
     tried: dict[Any, TopologyPlan | TooLarge] = dataclasses.field(default_factory=dict)
 
@@ -192,6 +196,7 @@ class _Case:
             self.grid,
             self.metrics,
             memory_bytes=int(MEMORY_SHARE * free),
+            compat=self.compat,
             allow_noop=True,
             clean_runs=NoRuns(model),
         )

@@ -77,6 +77,7 @@ def test_too_short_a_prompt_is_refused():
     [
         (["--config", "qwen2.5-vl-3b"], "expected --config and --prompt-tokens; give both"),
         (["--config", "qwen2.5-vl-3b", "--prompt-tokens", "300", "-m", "tiny-av"], "got --model"),
+        (["--config", "qwen2.5-vl-3b", "--prompt-tokens", "300", "--memory-bytes", "9"], "got --memory-bytes"),
         (["--config", "qwen2.5-vl-3b", "--prompt-tokens", "300", "--mesh", "2,2"], "expected three sizes"),
         (["--config", "qwen2.5-vl-3b", "--prompt-tokens", "300", "--mesh", "2,2,2"], "whose product is 4"),
     ],
@@ -84,6 +85,12 @@ def test_too_short_a_prompt_is_refused():
 def test_what_is_wrong_with_a_plan_is_said(words: list[str], said: str):
     refused = CliRunner().invoke(app, ["plan", "--topology", "v5e:2x2", "-r", "answer->video@4:8", *words])
     assert refused.exit_code == 2 and said in " ".join(refused.output.split())
+
+
+def test_options_of_a_topology_want_one():
+    words = ["-m", "tiny-av", "-p", "What?", "-r", "answer->video", "--mesh", "1,1,1", "--quick"]
+    refused = CliRunner().invoke(app, ["plan", *words])
+    assert refused.exit_code == 2 and "expected --topology beside them, got --mesh, --quick" in refused.output
 
 
 def test_loops_count_as_often_as_they_run():

@@ -1,0 +1,76 @@
+"""`avjax plan` of a run's specification, without compiling."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import avjax
+from avjax.cli import app
+from avjax.tpu import planning
+
+SPEC = {
+    "model": "tiny-av",
+    "prompt": "What?",
+    "clips": [{"video": "clip.mp4"}],
+    "grid": {"edit": "knockout", "query": "answer", "key": "video"},
+    "metrics": [{"metric": "log_prob", "answer": "{sound}"}],
+}
+HERE = ["-m", "tiny-av", "-p", "What?"]
+THERE = ["--topology", "v5e:2x2", "--config", "qwen2.5-omni-3b", "--prompt-tokens", "300"]
+
+
+class Seen(Exception):
+    """What a plan was asked for."""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """The settings that `avjax plan` passes on, for a specification with some keys more."""
+
+    def seen(*_: object, **settings: Any) -> None:
+        raise Seen(settings)
+
+    def ask(words: list[str], name: str = "spec.yaml", **more: Any) -> dict[str, Any]:
+        written = (json.dumps if name.endswith("json") else yaml.safe_dump)({**SPEC, **more})
+        (tmp_path / name).write_text(written)
+        found = CliRunner().invoke(app, ["plan", "--grid", str(tmp_path / name), *words])
+        assert isinstance(found.exception, Seen), found.output
+        return found.exception.args[0]
+
+    monkeypatch.setattr(
+        avjax, "load", lambda path, *, dtype: SimpleNamespace(dtype=dtype, prompt=lambda *_, **__: None)
+    )
+    monkeypatch.setattr(avjax, "plan", lambda model, *_, **settings: seen(dtype=model.dtype, **settings))
+    monkeypatch.setattr(planning, "plan_topology", seen)
+    return ask
+
+
+@pytest.mark.parametrize("name", ["spec.yaml", "spec.json"])
+def test_it_is_planned_as_it_would_run(asked: Any, name: str):
+    assert asked(HERE, name) == {"dtype": "float32", "compat": None, "allow_noop": False, "memory_bytes": None}
+    more = {"dtype": "bfloat16", "compat": "published", "allow_noop": True, "memory_bytes": 10**9}
+    assert asked(HERE, name, **more) == more
+    assert asked([*HERE, "--dtype", "float32", "--memory-bytes", "5"], name, **more) == {
+        **more,
+        "dtype": "float32",
+        "memory_bytes": 5,
+    }
+
+
+def test_on_a_topology_too(asked: Any):
+    assert asked(THERE)["dtype"] == "bfloat16"
+    there = asked(THERE, dtype="float32", compat="published")
+    assert there["dtype"] == "float32" and there["compat"] == "published"
+    assert asked([*THERE, "--dtype", "bfloat16"], dtype="float32")["dtype"] == "bfloat16"
+
+
+def test_another_executor_is_not_planned(tmp_path: Path):
+    path = tmp_path / "spec.yaml"
+    path.write_text(yaml.safe_dump({**SPEC, "executor": "reference"}))
+    refused = CliRunner().invoke(app, ["plan", "--grid", str(path), *HERE])
+    assert refused.exit_code == 2 and "expected executor replay" in refused.output
