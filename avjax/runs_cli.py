@@ -4,6 +4,7 @@ import contextlib
 import json
 import signal
 import tempfile
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,7 +17,8 @@ from avjax.options import Cache, friendly
 # Exit statuses; 74 and 75 are EX_IOERR and EX_TEMPFAIL of sysexits.h.
 FAILED, DIFFERENT, UNWRITTEN, RESUME = 3, 4, 74, 75
 SPECS = (".yaml", ".yml", ".json")
-SHOWN = 20  # values that differ
+ELSEWHERE = ("mesh=", "mesh.", "memory_bytes=")  # what a run on another machine may change
+SHOWN, WIDTH = 20, 60  # values that differ, and how much of each
 runs = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help="What runs on disk hold.")
 StorePath = Annotated[str, typer.Argument(help="A run's directory, or gs://...")]
 
@@ -75,9 +77,11 @@ def run_spec(
         from avjax.runs.specified import prepare_run
         from avjax.runs.store import Store
 
+        words = overrides or []
+        if repeat is not None and spec is not None and "=" in str(spec):
+            spec, words = None, [str(spec), *words]
         if (spec is None) == (repeat is None):
             raise ValueError("run: expected a specification or --repeat; give one of them")
-        words = overrides or []
         read, place = _read(spec, words, store) if spec is not None else _repeated(str(repeat), words, store)
         share = _share(shard)
         if distributed:
@@ -134,8 +138,11 @@ def _repeated(repeat: str, overrides: list[str], store: str | None) -> tuple[Any
     from avjax.runs.spec import Spec
     from avjax.runs.store import Store
 
-    if overrides:
-        raise ValueError(f"--repeat: expected no overrides, got {', '.join(overrides)}; a changed run is another run")
+    if strange := [text for text in overrides if not text.startswith(ELSEWHERE)]:
+        raise ValueError(
+            f"--repeat: expected overrides of mesh or memory_bytes alone, got {', '.join(strange)}; a changed run is "
+            "another run"
+        )
     if store is not None and Path(store).resolve() == Path(_run_of(repeat)).resolve():
         raise ValueError(f"--store {store}: expected another store than that of the run, got the same; choose another")
     run = Store(_run_of(repeat))
@@ -146,7 +153,7 @@ def _repeated(repeat: str, overrides: list[str], store: str | None) -> tuple[Any
             "another store, and compare them with avjax.runs.compare"
         )
     _check_comparable(run, found["directory"])
-    return Spec.of(found["spec"], found["directory"], repeat), None
+    return Spec.of(found["spec"], found["directory"], repeat, overrides), None
 
 
 def _check_comparable(run: Any, directory: str) -> None:
@@ -226,7 +233,7 @@ def _report_differences(before: Any, after: Any, among: Any, tolerance: float) -
         if count:
             typer.echo(f"{count:,} cells only {where}")
     if found.differing:
-        rows = [{k: str(v) for k, v in vars(one).items()} for one in found.differing[:SHOWN]]
+        rows = [{k: textwrap.shorten(str(v), WIDTH) for k, v in vars(one).items()} for one in found.differing[:SHOWN]]
         print_rows(rows, ("sample", "cell", "metric", "before", "after", "absolute", "relative"))
         typer.echo(f"{len(found.differing):,} values differ, the {len(rows)} largest are shown")
     if not found.within(tolerance):

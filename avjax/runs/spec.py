@@ -8,6 +8,7 @@ metrics: [{metric: log_prob, answer: "{sound}"}]
 store: run
 """
 
+import copy
 import csv
 import json
 from collections import Counter
@@ -146,14 +147,29 @@ class Spec(Strict):
             raise ValueError(_explained(error, str(path))) from error
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], directory: str | Path = ".", source: str = "spec") -> Self:
+    def of(
+        cls, given: Mapping[str, Any], directory: str | Path = ".", source: str = "spec", overrides: Sequence[str] = ()
+    ) -> Self:
         """From plain values.
 
+        Args:
+          overrides: such as "grid.layers.width=8"; values are YAML.
+
         Raises:
-          ValueError: a key is unknown or missing, or a value is not as it must be; all of them are named.
+          ValueError: a key is unknown or missing, or a value is not as it must be; all of them are named. Or an
+            override names nothing.
         """
+        import yaml
+
+        values = copy.deepcopy(dict(given))
+        for text in overrides:
+            key, value = _assignment(text)
+            try:
+                _override(values, key, yaml.load(value, _loader()))
+            except yaml.YAMLError as error:
+                raise ValueError(f"override {text!r}: expected a value as in YAML, got {error}") from error
         try:
-            made = cls.model_validate(dict(given))
+            made = cls.model_validate(values)
         except ValidationError as error:
             raise ValueError(_explained(error, source)) from error
         made._directory = Path(directory)
@@ -165,7 +181,7 @@ class Spec(Strict):
         """From a YAML or JSON file.
 
         Args:
-          overrides: such as "grid.layers.width=8"; values are YAML.
+          overrides: see `of`.
 
         Raises:
           ValueError: the file is no specification, has a key twice, or an override names nothing.
@@ -176,14 +192,11 @@ class Spec(Strict):
         path = Path(path)
         try:
             given = yaml.load(path.read_text(), _loader())
-            values = [(key, yaml.load(text, _loader())) for key, text in map(_assignment, overrides)]
         except yaml.YAMLError as error:
             raise ValueError(f"{path}: expected YAML or JSON, got {error}") from error
         if not isinstance(given, dict):
             raise ValueError(f"{path}: expected keys and values, got {type(given).__name__}")
-        for key, value in values:
-            _override(given, key, value)
-        return cls.of(given, path.parent, str(path))
+        return cls.of(given, path.parent, str(path), overrides)
 
 
 def _loader() -> Any:

@@ -224,6 +224,19 @@ def test_what_cannot_be_repeated_is_refused(store: Path, omni_model: avjax.Model
     assert itself.exit_code == 2 and "expected another store than that of the run" in " ".join(itself.output.split())
 
 
+def test_a_run_is_repeated_on_another_mesh(store: Path, spec: Path):
+    placed = spec.parent / "placed"
+    assert run("run", spec, "mesh.model=1", "--store", placed).exit_code == 0
+    for words in (["mesh=null"], ["mesh.data=-1", "memory_bytes=1000000000"]):
+        again = run("run", "--repeat", placed, *words)
+        assert again.exit_code == 0 and "51 cells of both runs" in again.stdout, again.output
+    refused = run("run", "--repeat", placed, "mesh=null", "grid.layers.width=2")
+    assert refused.exit_code == 2 and "of mesh or memory_bytes alone, got grid.layers.width=2" in " ".join(
+        refused.output.split()
+    )
+    assert "whose product is 1" in " ".join(run("run", "--repeat", store, "mesh.model=2").output.split())
+
+
 def test_what_is_compared_in_vain_is_not_computed(store: Path, tmp_path: Path):
     def refused() -> str:
         again = run("run", "--repeat", store, "--store", tmp_path / "second")
