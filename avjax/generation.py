@@ -10,12 +10,15 @@ import numpy as np
 
 from avjax.api import checked_compat
 from avjax.engine.decoding import decode
+from avjax.engine.planning import Batch
 from avjax.engine.reference import OwnPrompt, reference_prompt
 from avjax.engine.session import Session
+from avjax.engine.shared import SharedPrompt
 from avjax.engine.touched import Touched, count_touched
 from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model
 from avjax.models.attention import Compat
+from avjax.models.intervention import Intervention
 from avjax.prompt import Prompt
 from avjax.slices import memory_of
 
@@ -129,15 +132,7 @@ def decoded(session: Session, max_new_tokens: int, penalty: float, executor: Exe
     model, prompt = session.model, session.prompt
     results: dict[int, Generation] = {}
     for batch in session.planned:
-        if executor == "replay":
-            found = session.replay_batch(batch, keep_cache=True)
-            own = OwnPrompt(keys=found.keys, values=found.values, last=found.residual[:, 0])
-            shared, variants = session.shared, session.stacked(batch.padded())
-        else:
-            shared, variants = session.alone(), session.unfolded(batch.padded())
-            own = reference_prompt(
-                model.network.decoder, session.inputs, variants, num_variants=batch.size, compat=session.compat
-            )
+        shared, own, variants = _prompts(session, batch, executor)
         session.refuse_overflow(batch.variants, np.asarray(own.last)[: len(batch.variants)])
         tokens, lengths, logits, largest = decode(
             model.network.decoder,
@@ -155,7 +150,20 @@ def decoded(session: Session, max_new_tokens: int, penalty: float, executor: Exe
         )
         session.refuse_overflow(batch.variants, np.asarray(largest)[: len(batch.variants)])
         results |= _generations(session, batch.variants, np.asarray(tokens), np.asarray(lengths), logits)
+        del own, logits  # the next batch has the device to itself
     return [results[i] for i in range(len(session.lowered))]
+
+
+def _prompts(session: Session, batch: Batch, executor: Executor) -> tuple[SharedPrompt, OwnPrompt, Intervention]:
+    """The prompt that a batch's variants share, what each has of its own, and their edits."""
+    if executor == "replay":
+        found = session.replay_batch(batch, keep_cache=True)
+        own = OwnPrompt(keys=found.keys, values=found.values, last=found.residual[:, 0])
+        return session.shared, own, session.stacked(batch.padded())
+    variants = session.unfolded(batch.padded())
+    decoder = session.model.network.decoder
+    own = reference_prompt(decoder, session.inputs, variants, num_variants=batch.size, compat=session.compat)
+    return session.alone(), own, variants
 
 
 def _generations(

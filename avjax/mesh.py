@@ -118,6 +118,13 @@ def by_variant(tree: Tree) -> Tree:
     return jax.tree.map(cut, tree)
 
 
+def by_vocabulary(logits: jax.Array) -> jax.Array:
+    """Under `jit`: logits whose last axis is cut over `model`, so that no device fetches all of the unembedding."""
+    size = dict(_abstract_mesh(logits).shape).get(MODEL, 1)
+    cut = logits.shape[-1] % size == 0
+    return _constrained(logits, P(*[P.UNCONSTRAINED] * (logits.ndim - 1), MODEL)) if cut else logits
+
+
 def _constrained(x: jax.Array, spec: P) -> jax.Array:
     mesh = _abstract_mesh(x)
     return x if mesh.empty else jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
@@ -137,14 +144,26 @@ def mesh_of_sizes(data: int = 1, variant: int = 1, model: int = 1) -> Mesh:
     Raises:
       ValueError: the sizes do not make up the number of devices.
     """
-    sizes, count = [data, variant, model], jax.device_count()
+    return jax.make_mesh(
+        sizes_of(jax.device_count(), data, variant, model), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
+
+
+def sizes_of(count: int, data: int = 1, variant: int = 1, model: int = 1) -> tuple[int, int, int]:
+    """Sizes of a mesh of `count` devices; see `mesh_of_sizes`.
+
+    Raises:
+      ValueError: the sizes do not make up the number of devices.
+    """
+    sizes = [data, variant, model]
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) == 1 and known > 0 and count % known == 0:
         sizes = [count // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != count or min(sizes) < 1:
         said = ", ".join(f"{name} {size}" for name, size in zip(AXES, (data, variant, model), strict=True))
         raise ValueError(f"mesh: expected sizes whose product is {count}, the number of devices, got {said}")
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    data, variant, model = sizes
+    return data, variant, model
 
 
 def slices(mesh: Mesh) -> list[Mesh]:

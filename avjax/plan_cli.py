@@ -66,12 +66,14 @@ def plan(
 ) -> None:
     """Say what a sweep will cost: passes, operations, bytes, memory, executables and time.
 
-    Of a specification its grid, metrics, dtype, compat, allow_noop and memory_bytes count; options come before them.
+    Of a specification its grid, metrics, settings and words are planned; options come before them.
     """
     with friendly():
-        asked = _asked(grid, rule, answer, continuation, max_new_tokens)
+        asked = _asked(grid, rule, answer, continuation, max_new_tokens, labelled=topology is None)
+        if memory_bytes is not None:
+            asked = dataclasses.replace(asked, memory_bytes=memory_bytes)
         here = {"--model": model, "--prompt": prompt, "--video": video, "--audio": audio, "--image": image or None}
-        here |= {"--fps": fps, "--min-pixels": min_pixels, "--max-pixels": max_pixels, "--memory-bytes": memory_bytes}
+        here |= {"--fps": fps, "--min-pixels": min_pixels, "--max-pixels": max_pixels}
         there = {"--config": config, "--prompt-tokens": prompt_tokens, "--mesh": mesh, "--quick": quick or None}
         if topology is not None:
             _refuse(here, "plan --topology: expected --config and --prompt-tokens")
@@ -80,15 +82,17 @@ def plan(
             _on_topology(config, topology, asked, prompt_tokens, dtype, mesh, quick, as_json)
             return
         _refuse(there, "plan: expected --topology beside them")
-        if model is None or prompt is None:
+        text = asked.prompt if prompt is None else prompt
+        if model is None or text is None:
             raise ValueError("plan: expected --model and --prompt, or --topology and --config; give one pair")
         import avjax
         from avjax.report.terminal import print_plan
 
         loaded = avjax.load(model, dtype=dtype or asked.dtype or "float32")
-        made = prompt_of(loaded, prompt, video, audio, image, None, fps, min_pixels, max_pixels)
-        settings: dict[str, Any] = {"compat": asked.compat, "allow_noop": asked.allow_noop}
-        settings["memory_bytes"] = asked.memory_bytes if memory_bytes is None else memory_bytes
+        made = prompt_of(
+            loaded, text, video, audio, image, asked.system, fps, min_pixels, max_pixels, opening=asked.opening
+        )
+        settings = {name: getattr(asked, name) for name in ("compat", "allow_noop", "memory_bytes")}
         planned = avjax.plan(loaded, made, asked.cells, asked.metrics, **settings)
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(planned) | {"speedup": planned.speedup}, indent=2))
@@ -103,14 +107,26 @@ def _refuse(options: dict[str, Any], expected: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """What is planned, from a specification or from options."""
+    """What is planned, from a specification or from options.
+
+    Attributes:
+      prompt, opening, system: of the specification's first clip.
+      dtype: None where nothing names one.
+    """
 
     cells: Any
     metrics: list[Any]
+    prompt: str | None = None
+    opening: str = ""
+    system: str | None = None
     dtype: str | None = None
     compat: Literal["published"] | None = None
     allow_noop: bool = False
     memory_bytes: int | None = None
+    block_cells: int | None = None
+    mesh: dict[str, int] | None = None
+    specification: Path | None = None
+    captures: bool = False
 
 
 class _AnyLabel(dict):
@@ -126,7 +142,14 @@ def _asked(
     answer: list[str] | None,
     continuation: list[str] | None,
     max_new_tokens: int | None,
+    *,
+    labelled: bool,
 ) -> _Asked:
+    """What is planned.
+
+    Args:
+      labelled: a specification's clips are there, and their labels are words of the model's.
+    """
     import avjax
     from avjax.interventions import parse_rules
 
@@ -140,18 +163,31 @@ def _asked(
         return _Asked(cells=[parse_rules(text) for text in rule or []], metrics=metrics or [avjax.metrics.Caption(50)])
     if grid.suffix not in YAML and "metrics" not in (given := json.loads(grid.read_text())):
         return _Asked(cells=avjax.from_json(given), metrics=metrics or [avjax.metrics.Caption(50)])
-    from avjax.runs.spec import Spec
+    return _specified(grid, metrics, labelled)
 
-    spec = Spec.read(grid)
+
+def _specified(file: Path, metrics: list[Any], labelled: bool) -> _Asked:
+    from avjax.runs.spec import Spec
+    from avjax.runs.spec_metrics import filled
+
+    spec = Spec.read(file)
     if spec.executor != "replay":
-        raise ValueError(f"{grid}: expected executor replay, which is what is planned, got {spec.executor}")
+        raise ValueError(f"{file}: expected executor replay, which is what is planned, got {spec.executor}")
+    labels = spec.all_clips()[0].labels if labelled else _AnyLabel()
     return _Asked(
         cells=spec.build_grid(),
-        metrics=metrics or [metric.build(_AnyLabel()) for metric in spec.metrics],
+        metrics=metrics or [metric.build(labels) for metric in spec.metrics],
+        prompt=str(filled(spec.prompt, labels, "prompt")),
+        opening=str(filled(spec.opening, labels, "opening")),
+        system=spec.system,
         dtype=spec.dtype if "dtype" in spec.model_fields_set else None,
         compat=spec.compat,
         allow_noop=spec.allow_noop,
         memory_bytes=spec.memory_bytes,
+        block_cells=spec.block_cells,
+        mesh=None if spec.mesh is None else spec.mesh.model_dump(),
+        specification=file,
+        captures=spec.capture is not None,
     )
 
 
@@ -165,9 +201,18 @@ def _on_topology(
     quick: bool,
     as_json: bool,
 ) -> None:
+    from avjax.mesh import sizes_of
     from avjax.report.topology import print_topology_plan
+    from avjax.tpu.chips import Topology
     from avjax.tpu.planning import plan_topology
 
+    sizes = None if mesh is None else _sizes(mesh)
+    if sizes is None and asked.mesh is not None:
+        sizes = sizes_of(Topology.of(topology).size, **asked.mesh)
+    if asked.specification is not None and dtype is None and asked.dtype is None:
+        _note(f"{asked.specification} names no dtype, so that a run of it is in float32; this plan is in bfloat16")
+    if asked.captures:
+        _note(f"{asked.specification} keeps activations: a forward pass more for each cell, which is not planned here")
     found = plan_topology(
         config,
         topology,
@@ -175,8 +220,12 @@ def _on_topology(
         asked.metrics,
         prompt_tokens=prompt_tokens,
         dtype=dtype or asked.dtype or "bfloat16",
-        mesh=None if mesh is None else _sizes(mesh),
+        mesh=sizes,
         compat=asked.compat,
+        allow_noop=asked.allow_noop,
+        memory_bytes=asked.memory_bytes,
+        opening=asked.opening,
+        block_cells=asked.block_cells,
         quick=quick,
     )
     if as_json:
@@ -186,9 +235,13 @@ def _on_topology(
         print_topology_plan(found)
 
 
+def _note(text: str) -> None:
+    typer.secho(f"note: {text}", fg=typer.colors.YELLOW, err=True)
+
+
 def _sizes(text: str) -> tuple[int, int, int]:
     parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() and int(part) for part in parts):
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) for part in parts):
         raise ValueError(f"--mesh: expected three sizes, of data, variant and model, such as 2,1,4, got {text!r}")
     data, variant, model = map(int, parts)
     return data, variant, model

@@ -38,7 +38,7 @@ class Plan:
       naive_flops, flops: of one forward pass per cell, and of the replay.
       naive_bytes, bytes: parameters and keys and values read from memory.
       peak_bytes: parameters, and the most that a batch holds beside them.
-      executables: programs that are compiled, at most.
+      executables: programs of the decoder that are compiled, at most; the encoders' and the metrics' come on top.
       seconds: from a short calibration of this device; compilation and the encoders come on top. None without one.
     """
 
@@ -110,6 +110,25 @@ def together(plans: Iterable[Plan]) -> Plan:
     if timed:
         seconds = found["flops"] * sum(p.seconds or 0.0 for p in timed) / sum(p.flops for p in timed)
     return Plan(cells=several[0].cells, seconds=seconds, **found)
+
+
+def with_passes(plan: Plan, more: int, *, replayed: bool = True) -> Plan:
+    """The cost with full passes on top, each as much as one of the naive way.
+
+    Args:
+      more: such as those that captures take.
+      replayed: else the cells are computed by full passes too, as the executor "reference" does.
+    """
+    flops, read = (total / plan.naive_forwards for total in (plan.naive_flops, plan.naive_bytes))
+    whole = more + (0 if replayed else plan.forwards + plan.naive_forwards)
+    found = dataclasses.replace(
+        plan,
+        forwards=more + plan.forwards + (0 if replayed else plan.naive_forwards),
+        flops=whole * flops + (plan.flops if replayed else 0.0),
+        bytes=whole * read + (plan.bytes if replayed else 0.0),
+    )
+    seconds = None if plan.seconds is None else plan.seconds * found.flops / plan.flops
+    return dataclasses.replace(found, seconds=seconds)
 
 
 def cost(planned: Sweep, *, calibrate: bool) -> Plan:

@@ -198,13 +198,16 @@ class _Parser:
                 raise self.error("a parenthesis is not closed")
             return mask
         if kind == "span":
-            return _positions(self.layout, [self.bounds(part) for part in text[1:-1].split(",")], self.text)
+            return self.positions([self.bounds(part) for part in text[1:-1].split(",")])
         if kind != "name":
             raise self.error(f"expected a name, got {text!r}")
         mask = self.named(ALIASES.get(text, text))
         if self.tokens and self.tokens[0][0] == "span":
             mask = self.within(mask, self.tokens.pop(0)[1][1:-1].strip())
         return mask
+
+    def positions(self, spans: Sequence[tuple[int | None, int | None]]) -> np.ndarray:
+        return _positions(self.layout, spans, self.text)
 
     def bounds(self, part: str) -> tuple[int | None, int | None]:
         match = re.fullmatch(r"\s*(\d*)\s*(:?)\s*(\d*)\s*", part)
@@ -260,3 +263,30 @@ class _Parser:
             order = np.cumsum(mask) - 1
             keep = (order >= low) & (order < high)
         return mask & keep
+
+
+@dataclasses.dataclass(frozen=True)
+class _AnyLayout:
+    """Of one position: names and spans can be read, whatever a prompt has of them."""
+
+    kinds: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(1, np.int8))
+    roles: np.ndarray = dataclasses.field(default_factory=lambda: np.array(["user"]))
+    special: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(1, bool))
+    seconds: np.ndarray = dataclasses.field(default_factory=lambda: np.full(1, np.nan))
+    frames: np.ndarray = dataclasses.field(default_factory=lambda: np.full(1, -1))
+
+
+class _Syntax(_Parser):
+    """Positions may lie anywhere."""
+
+    def positions(self, spans: Sequence[tuple[int | None, int | None]]) -> np.ndarray:
+        return np.zeros(len(self.layout.kinds) + 1, bool)
+
+
+def check_syntax(selector: str) -> None:
+    """Refuses text that is no selector of any prompt.
+
+    Raises:
+      ValueError: a name is unknown, or the text does not parse.
+    """
+    _Syntax(_AnyLayout(), selector).parse()

@@ -1,10 +1,13 @@
 """Plans count what sweeps do: against sums written out by hand for the tiny model."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import avjax
 from avjax.metrics import Caption, Logits, LogProb
+from avjax.planning import with_passes
 from tests.engine.test_knockout_compiles import prompt_of
 
 L, N, K, D, F, V = 8, 4, 2, 64, 128, 467
@@ -48,3 +51,15 @@ def test_decoding_is_counted(omni_model: avjax.Model, prompt: avjax.Prompt):
 def test_seconds_come_from_a_calibration(omni_model: avjax.Model, prompt: avjax.Prompt):
     with_, without = (avjax.plan(omni_model, prompt, "last->video", Logits((1,)), calibrate=c) for c in (True, False))
     assert without.seconds is None and with_.seconds is not None and np.isfinite(with_.seconds) and with_.seconds > 0
+
+
+def test_full_passes_cost_as_much_as_the_naive_way(omni_model: avjax.Model, prompt: avjax.Prompt):
+    plan = dataclasses.replace(planned(omni_model, prompt, "last->video@3", metric=Logits((1, 2))), seconds=2.0)
+    each = plan.naive_flops / plan.naive_forwards
+    more = with_passes(plan, 3)
+    assert more.forwards == plan.forwards + 3 and more.flops == pytest.approx(plan.flops + 3 * each)
+    whole = with_passes(plan, 0, replayed=False)
+    assert whole.forwards == plan.forwards + plan.naive_forwards
+    assert whole.flops == pytest.approx((plan.forwards + plan.naive_forwards) * each)
+    assert whole.seconds == pytest.approx(2.0 * whole.flops / plan.flops)
+    assert with_passes(plan, 0) == plan

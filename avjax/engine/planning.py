@@ -93,6 +93,14 @@ def batches(regions: Sequence[Region], budget: "Budget") -> list[Batch]:
     return planned
 
 
+class NoRoom(ValueError):
+    """The memory does not suffice for the clean pass and one variant, which take `need` bytes."""
+
+    def __init__(self, message: str, need: int):
+        super().__init__(message)
+        self.need = need
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Budget:
     """What a batch may take.
@@ -110,6 +118,7 @@ class Budget:
       num_sources: arrays of a site in every layer and position: sources, and the clean runs they are made of.
       on_cpu: whether the devices are CPUs.
       variant_devices: devices that the variants of a batch are cut over; the memory is that of each.
+      model_devices: devices that heads and features are cut over, as far as they can be.
     """
 
     cfg: DecoderConfig
@@ -127,18 +136,23 @@ class Budget:
     masses: int = 0
     site_weights: int = 0
     variant_devices: int = 1
+    model_devices: int = 1
     on_cpu: bool = dataclasses.field(default_factory=lambda: jax.default_backend() == "cpu")
+
+    def _cut(self, count: int) -> int:
+        """What a device has of so many heads, features or tokens."""
+        return count // self.model_devices if count % self.model_devices == 0 else count
 
     def shared_bytes(self) -> int:
         """The clean pass and what is kept of it."""
         cfg, size = self.cfg, self.num_keys
-        per_key = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * self.itemsize
+        per_key = 2 * cfg.num_layers * self._cut(cfg.num_kv_heads) * cfg.head_dim * self.itemsize
         residual = (cfg.num_layers + 1) * self.clean_rows * cfg.embed_dim * self.itemsize
         kept = (size + max(size, self.key_slots)) * per_key + residual
         sources = self.num_sources * cfg.num_layers * size * cfg.embed_dim * self.itemsize
         block = min(size, BLOCK_BOUNDS[1])
-        heads = 1 if self.on_cpu else cfg.num_heads
-        work = size * (6 * cfg.embed_dim + 3 * cfg.mlp_dim) * 4 + 4 * heads * block * size * 4
+        heads = 1 if self.on_cpu else self._cut(cfg.num_heads)
+        work = size * (6 * cfg.embed_dim + 3 * self._cut(cfg.mlp_dim)) * 4 + 4 * heads * block * size * 4
         return kept + sources + work
 
     def variant_bytes(self, num_rows: int) -> int:
@@ -147,11 +161,12 @@ class Budget:
         edit = cfg.num_layers * cfg.num_heads * self.num_groups**2 * 4 if self.edges else 0
         edit += 4 * self.site_weights + 2 * 4 * cfg.num_layers * cfg.num_heads * self.masses
         keys = min(self.num_keys, BLOCK_BOUNDS[1]) if num_rows > ROW_BUCKETS[-1] else num_rows
-        heads = cfg.num_heads if num_rows <= ROW_BUCKETS[-1] or not self.on_cpu else 1
+        heads = self._cut(cfg.num_heads) if num_rows <= ROW_BUCKETS[-1] or not self.on_cpu else 1
         scores = 4 * 4 * heads * keys * (max(self.num_keys, self.key_slots) + num_rows)
-        activations = num_rows * (8 * cfg.embed_dim + 3 * cfg.mlp_dim + 4 * cfg.num_heads * cfg.head_dim) * 4
+        own = 3 * self._cut(cfg.mlp_dim) + 4 * self._cut(cfg.num_heads) * cfg.head_dim
+        activations = num_rows * (8 * cfg.embed_dim + own) * 4
         logits = (2 * self.num_reads + self.kept_logits + (3 if self.num_slots else 0)) * cfg.vocab_size * 4
-        per_key = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * self.itemsize
+        per_key = 2 * cfg.num_layers * self._cut(cfg.num_kv_heads) * cfg.head_dim * self.itemsize
         cache = 2 * per_key * (num_rows + self.num_slots) if self.num_slots else 0
         return edit + scores + activations + logits + cache
 
@@ -159,16 +174,17 @@ class Budget:
         """How many variants of so many rows a batch holds.
 
         Raises:
-          ValueError: not even one fits the budget.
+          NoRoom: not even one fits the budget.
         """
         left = self.memory_bytes - self.shared_bytes()
         fit = left // self.variant_bytes(num_rows)
         if fit < 1:
             need = self.shared_bytes() + self.variant_bytes(num_rows)
-            raise ValueError(
+            raise NoRoom(
                 f"memory_bytes: expected at least {need:,} for the clean pass and one variant of {num_rows} rows, got "
                 f"{self.memory_bytes:,} ({self.num_groups} token groups); raise it, shorten the prompt, or sweep over "
-                "fewer different selectors at a time"
+                "fewer different selectors at a time",
+                need,
             )
         if self.num_slots:
             return self._on_each(fit, count_bucket(count))

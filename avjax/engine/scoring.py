@@ -14,7 +14,7 @@ import numpy as np
 
 from avjax.engine.planning import count_bucket
 from avjax.engine.session import Reading, Session
-from avjax.mesh import whole
+from avjax.mesh import by_vocabulary, whole
 from avjax.metrics import Metric, View
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
@@ -123,10 +123,15 @@ def read_block(
       tokens: int32 [U], see `unembedded`; None is the whole vocabulary.
     """
     if not continuation.shape[0]:
-        return whole(decoder.logits(residual[:, 0], tokens)), jnp.zeros((residual.shape[0], 0), jnp.float32)
-    logits = decoder.logits(residual)
+        return whole(_logits(decoder, residual[:, 0], tokens)), jnp.zeros((residual.shape[0], 0), jnp.float32)
+    logits = _logits(decoder, residual, None)
     logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), continuation[None, :, None], axis=-1)
     return whole((logits[:, 0], logprobs[..., 0]))
+
+
+def _logits(decoder: Decoder, residual: jax.Array, tokens: jax.Array | None) -> jax.Array:
+    logits = decoder.logits(residual, tokens)
+    return by_vocabulary(logits) if tokens is None else logits
 
 
 @functools.partial(jax.jit, static_argnames=("metrics",))

@@ -28,7 +28,7 @@ from avjax.engine.shared import (
     shared_keys,
 )
 from avjax.interventions import Edit, name_of
-from avjax.mesh import VARIANT
+from avjax.mesh import MODEL, VARIANT
 from avjax.model import Model
 from avjax.models.attention import Compat, SharedKeys
 from avjax.models.intervention import Intervention
@@ -116,6 +116,7 @@ class Session:
             site_weights=self.folded.bank.weights_per_group * self.groups.num_groups,
             num_sources=self.folded.bank.num_dense + len(self.folded.bank.needs),
             variant_devices=1 if mesh is None else mesh.shape[VARIANT],
+            model_devices=1 if mesh is None else mesh.shape[MODEL],
             on_cpu=(jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]).platform == "cpu",
         )
         self.planned = batches(regions, self.budget)

@@ -74,6 +74,13 @@ class MeshSizes(Strict):
     variant: int = Field(1, description="Variants of one prompt are cut over it.")
     model: int = Field(1, description="Heads, features and the vocabulary are cut over it.")
 
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        sizes = [self.data, self.variant, self.model]
+        if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+            raise ValueError("expected sizes of at least 1, or -1 once for what the others leave")
+        return self
+
 
 class Spec(Strict):
     """A run: a grid of edits on clips, and what is read of each cell."""

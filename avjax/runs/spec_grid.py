@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, WrapValidator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, WrapValidator
 
 from avjax import grids, interventions
 from avjax.interventions import Edit, as_edits
+from avjax.tokens import check_syntax
 
 Text = Annotated[str, Field(min_length=1)]
 
@@ -23,6 +24,13 @@ def told(expected: str) -> WrapValidator:
             raise ValueError(f"expected {expected}") from None
 
     return WrapValidator(check)
+
+
+def readable(selector: Any) -> Any:
+    """The same, if it is text that some prompt could have such tokens of."""
+    if isinstance(selector, str):
+        check_syntax(selector)
+    return selector
 
 
 class Strict(BaseModel):
@@ -69,7 +77,11 @@ _AXIS = Discriminator(_axis_or_value)
 Indices = Annotated[
     int | list[int] | str, told("12, [0, 3], '18:36' (0-based, end exclusive) or 'each', one at a time")
 ]
-Tokens = Annotated[Text | list[int], told("tokens, such as 'audio' or 'video[2s:4s]', or a list of positions")]
+Tokens = Annotated[
+    Text | list[int],
+    told("tokens, such as 'audio' or 'video[2s:4s]', or a list of positions"),
+    AfterValidator(readable),
+]
 Layers = Annotated[
     Annotated[Indices, Tag("<value>")] | Annotated[Values, Tag("<axis>")] | Annotated[Windows, Tag("<windows>")],
     Discriminator(_kind),
@@ -203,10 +215,21 @@ def build_grid(given: list[Any], directory: Path, seed: int) -> grids.Grid:
     edits: list[Edit] = []
     for i, one in enumerate(given):
         try:
-            edits += as_edits([one]) if isinstance(one, str) else [one.build(directory, seed)]
+            made = as_edits([one]) if isinstance(one, str) else [one.build(directory, seed)]
+            for edit in made:
+                _check_selectors(edit)
+            edits += made
         except (ValueError, TypeError, OSError) as error:
             raise ValueError(f"grid.{i}: {error}") from error
     return grids.grid(*edits)
+
+
+def _check_selectors(edit: Edit) -> None:
+    """Before any clip is looked at; those of an axis and of rules too."""
+    for field in edit.selectors:
+        value = getattr(edit, field)
+        for selector in value.values if isinstance(value, grids.Values) else [value]:
+            readable(selector)
 
 
 def _built(field: str, value: Any) -> Any:

@@ -12,7 +12,7 @@ from avjax.loading import load
 from avjax.mesh import mesh_of_sizes
 from avjax.model import Model
 from avjax.options import audio_of
-from avjax.planning import Plan, plan, together
+from avjax.planning import Plan, plan, together, with_passes
 from avjax.prompt import Prompt
 from avjax.runs.blocks import Outcome, Run, Sample, execute
 from avjax.runs.captures import Captured
@@ -86,7 +86,9 @@ class Prepared:
             prompts, metrics = {sample.name: sample.prompt()}, list(sample.metrics)
             return plan(self.model, prompts, cells, metrics, calibrate=calibrate, **settings)
 
-        return together(one(number, not i) for i, number in enumerate(variants))
+        found = together(one(number, not i) for i, number in enumerate(variants))
+        captures = 0 if self.run.captured is None else sum(block.num_rows for block in self.run.blocks(shard))
+        return with_passes(found, captures, replayed=self.spec.executor == "replay")
 
 
 def prepare_run(spec: Spec, model: Model | None = None) -> Prepared:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 GIB = 2**30
+PASSES = {"bfloat16": 1, "float32": 6}  # of bfloat16 products that one at `Precision.HIGHEST` takes, as XLA has it
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class Chip:
 
     Attributes:
       hbm_bytes: that a program may use.
-      flops: of bfloat16 products, per second.
+      flops: of bfloat16 products, per second; see `rate`.
       bandwidth: bytes of that memory per second.
       host: chips of one host, by axis.
       shapes: topologies from the smallest on, by axis.
@@ -33,6 +34,10 @@ class Chip:
     bandwidth: float
     host: tuple[int, ...]
     shapes: tuple[tuple[int, ...], ...]
+
+    def rate(self, dtype: str) -> float:
+        """Operations per second of products in a dtype, at the precision that the models ask for."""
+        return self.flops / PASSES[dtype]
 
 
 _FLAT = ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8))
@@ -97,6 +102,7 @@ class Topology:
         # Nothing is run: neither the chip's lock nor the cloud's metadata matter.
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
         bounds = [min(host, size) for host, size in zip(self.chip.host, self.shape, strict=True)]
         bounds += [1] * (3 - len(bounds))
         try:

@@ -10,8 +10,8 @@ import numpy as np
 from jax.sharding import AxisType
 
 from avjax.config import ModelConfig
-from avjax.engine.planning import MEMORY_SHARE
-from avjax.grids import Grid
+from avjax.engine.planning import MEMORY_SHARE, NoRoom
+from avjax.grids import Grid, as_cells
 from avjax.interventions import Edit
 from avjax.mesh import AXES, slices
 from avjax.metrics import Metric
@@ -20,7 +20,7 @@ from avjax.models.attention import Compat
 from avjax.parameters import abstract_network
 from avjax.sweeping.plan import prepare
 from avjax.tokens import KINDS
-from avjax.tpu.chips import GIB, Chip, Topology
+from avjax.tpu.chips import GIB, PASSES, Chip, Topology
 from avjax.tpu.programs import Program, TooLarge, held_bytes, programs
 from avjax.tpu.synthetic import Layout, NoRuns, abstract_model, named_config
 
@@ -85,6 +85,10 @@ def plan_topology(
     dtype: str = "bfloat16",
     mesh: Sizes | None = None,
     compat: Compat | None = None,
+    allow_noop: bool = False,
+    memory_bytes: int | None = None,
+    opening: str = "",
+    block_cells: int | None = None,
     quick: bool = False,
 ) -> TopologyPlan:
     """Compiles a sweep for TPU chips that need not be there.
@@ -92,20 +96,31 @@ def plan_topology(
     Args:
       config: a published model, such as "qwen2.5-omni-7b"; a config.json, or a checkpoint's directory.
       topology: such as "v5e:2x4".
-      prompt_tokens: of the prompt, most of them a clip's.
+      prompt_tokens: of the prompt, most of them a clip's, the last ones its opening's.
+      dtype: "bfloat16" or "float32".
       mesh: sizes of data, variant and model; by default the smallest `model` that fits, the rest for `data`.
-      compat: see `avjax.run`.
+      compat, allow_noop: see `avjax.run`.
+      memory_bytes: what a sweep may use beside the parameters; by default half of what they leave.
+      opening: what the answer begins with.
+      block_cells: cells that are swept together, as a run's blocks are; by default all.
       quick: let the compiler try less hard: a fraction of the time, and a tenth more temporary memory or so.
 
     Raises:
       DoesNotFit: the chips have too little memory; the smallest topology that has enough is named.
-      ValueError: a name is unknown, or an edit does not fit.
+      ValueError: a name is unknown, or an edit does not fit or touches nothing.
       ImportError: libtpu is not installed (the extra `tpu`).
     """
+    if dtype not in PASSES:
+        raise ValueError(f"dtype: expected {' or '.join(PASSES)}, got {dtype!r}")
     place = Topology.of(topology)
     if mesh is not None and math.prod(mesh) != place.size:
         raise ValueError(f"mesh: expected sizes whose product is {place.size}, the chips of {place}, got {list(mesh)}")
-    case = _Case(config, named_config(config), grid, metrics, prompt_tokens, dtype, compat, quick)
+    settings = {"compat": compat, "allow_noop": allow_noop, "memory_bytes": memory_bytes}
+    architecture = named_config(config)
+    cells = [[*cell.edits] for cell in as_cells(grid, architecture.decoder).cells]
+    size = block_cells or len(cells)
+    blocks = [cells[start : start + size] for start in range(0, len(cells), size)]
+    case = _Case(config, architecture, blocks, metrics, prompt_tokens, opening, dtype, settings, quick)
     wanted = [(place.size // model, 1, model) for model in _divisors(place.size)] if mesh is None else [mesh]
     reason = ""
     for sizes in wanted:
@@ -133,11 +148,12 @@ class _Case:
 
     config: str
     architecture: ModelConfig
-    grid: Any
+    blocks: list[list[Any]]
     metrics: Any
     prompt_tokens: int
+    opening: str
     dtype: str
-    compat: Compat | None
+    settings: dict[str, Any]
     quick: bool
     tried: dict[Any, TopologyPlan | TooLarge] = dataclasses.field(default_factory=dict)
 
@@ -147,14 +163,19 @@ class _Case:
         Raises:
           DoesNotFit: there is none.
         """
+        reason = ""
         for place in Topology(chip, chip.shapes[0]).of_this_chip():
             for model in _divisors(place.size):
                 try:
                     found = self.attempt(place, (place.size // model, 1, model))
-                except TooLarge:
+                except TooLarge as error:
+                    reason = f"{place}: {error}"
                     continue
                 return found.topology, found.mesh
-        raise DoesNotFit(f"{self.config} in {self.dtype} with {self.prompt_tokens:,} tokens fits no {chip.name} here")
+        raise DoesNotFit(
+            f"{self.config} in {self.dtype} with {self.prompt_tokens:,} tokens fits no {chip.name} that is known here; "
+            f"on {reason}"
+        )
 
     def attempt(self, place: Topology, mesh: Sizes) -> TopologyPlan:
         """The plan on some chips.
@@ -183,36 +204,39 @@ class _Case:
         part = slices(jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=place.devices()))[0]
         model = abstract_model(self.architecture, self.dtype, part, self.config)
         held = held_bytes(model.network)
-        layout = Layout.of(self.prompt_tokens, self.architecture)
-        prompt = layout.prompt(self.architecture)
-        media = int(np.sum(prompt.kinds != KINDS.index("text")))
-        encoded = CACHED_CLIPS * media * self.architecture.decoder.embed_dim * model.dtype.itemsize
+        opening = [0] * len(model.encode_text(self.opening)) if self.opening else []
+        layout = Layout.of(self.prompt_tokens - len(opening), self.architecture)
+        prompt = layout.prompt(self.architecture).continued(opening)
+        media = int(np.isin(prompt.kinds, [KINDS.index("video"), KINDS.index("audio")]).sum())
+        samples = CACHED_CLIPS // (2 if layout.hears else 1)  # a clip's picture and its sound are two outputs
+        encoded = samples * media * self.architecture.decoder.embed_dim * model.dtype.itemsize
         free = chip.hbm_bytes - held - encoded
         if free <= 0:
             raise TooLarge(f"its parameters and encoded clips take {(held + encoded) / GIB:.1f} GiB of a chip")
-        planned = prepare(
-            model,
-            {"prompt": prompt},
-            self.grid,
-            self.metrics,
-            memory_bytes=int(MEMORY_SHARE * free),
-            compat=self.compat,
-            allow_noop=True,
-            clean_runs=NoRuns(model),
-        )
+        settings = {**self.settings, "clean_runs": NoRuns(model)}
+        if settings["memory_bytes"] is None:
+            settings["memory_bytes"] = int(MEMORY_SHARE * free)
+        try:
+            planned = [prepare(model, {"prompt": prompt}, block, self.metrics, **settings) for block in self.blocks]
+        except NoRoom as error:
+            raise TooLarge(
+                f"the clean pass and one variant are taken to need {error.need / GIB:.1f} GiB, of {free / GIB:.1f} GiB "
+                f"beside the parameters a sweep plans with {settings['memory_bytes'] / GIB:.1f}"
+            ) from error
         found = tuple(programs(planned, layout, quick=self.quick))
+        rate = chip.rate(self.dtype)
         plan = TopologyPlan(
             config=self.config,
             dtype=self.dtype,
             topology=str(place),
             mesh=sizes,
             prompt_tokens=self.prompt_tokens,
-            cells=len(planned.cells.cells),
+            cells=sum(map(len, self.blocks)),
             hbm_bytes=chip.hbm_bytes,
             parameter_bytes=held,
             encoded_bytes=encoded,
             programs=found,
-            seconds_of=tuple(p.calls * max(p.flops / chip.flops, p.bytes / chip.bandwidth) for p in found),
+            seconds_of=tuple(p.calls * max(p.flops / rate, p.bytes / chip.bandwidth) for p in found),
             smallest=(str(place), sizes),
         )
         if plan.peak_bytes > chip.hbm_bytes:

@@ -6,6 +6,7 @@ They are the functions that a sweep calls, traced with shapes in place of arrays
 import collections
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from avjax.engine.decoding import decode
 from avjax.engine.encoding import audio_chunks, audio_program, vision_calls, vision_program
-from avjax.engine.reference import OwnPrompt
+from avjax.engine.reference import OwnPrompt, bucket, logits_at
 from avjax.engine.replay import replay
 from avjax.engine.scoring import block_size, read_block
 from avjax.engine.session import Session
@@ -24,7 +25,8 @@ from avjax.engine.shared import SharedPrompt, clean_pass, shared_keys
 from avjax.generation import num_slots
 from avjax.metrics import Caption
 from avjax.model import Model
-from avjax.prompt import Inputs
+from avjax.models.sites import Site
+from avjax.prompt import Inputs, Prompt
 from avjax.sweeping.plan import Pass, Sweep
 from avjax.tpu.counting import work
 from avjax.tpu.synthetic import Layout
@@ -38,6 +40,7 @@ class Program:
       name: what it computes, and on which shape.
       calls: for one prompt.
       argument_bytes: of what it is given beside parameters.
+      resident_bytes: of what else a chip holds while it runs, such as what the prompt's other programs read.
       output_bytes, temporary_bytes: of its results, and of what it needs meanwhile; code counts as temporary.
       flops, bytes: as XLA counts them in the compiled program, loops as often as they run.
     """
@@ -45,6 +48,7 @@ class Program:
     name: str
     calls: int
     argument_bytes: int
+    resident_bytes: int
     output_bytes: int
     temporary_bytes: int
     flops: float
@@ -53,26 +57,30 @@ class Program:
     @property
     def working_bytes(self) -> int:
         """All but parameters."""
-        return self.argument_bytes + self.output_bytes + self.temporary_bytes
+        return self.argument_bytes + self.resident_bytes + self.output_bytes + self.temporary_bytes
 
 
 class TooLarge(ValueError):
     """The compiler found no room for a program on a chip."""
 
 
-def programs(planned: Sweep, layout: Layout, *, quick: bool = False) -> list[Program]:
-    """The programs of a sweep over one prompt, equal ones once.
+def programs(planned: Sequence[Sweep], layout: Layout, *, quick: bool = False) -> list[Program]:
+    """The programs of sweeps over one prompt, equal ones once.
 
     Args:
+      planned: one after the other, such as the blocks of a run.
       quick: let the compiler try less hard, which takes a fraction of the time.
 
     Raises:
       TooLarge: the compiler finds no room for one on a chip.
     """
-    bench = Bench(planned.model.mesh, {"exec_time_optimization_effort": -1.0} if quick else {})
-    _encoders(bench, planned.model, layout)
-    for session, one in zip(planned.sessions.values(), planned.parts, strict=True):
-        _session(bench, session, one)
+    model = planned[0].model
+    bench = Bench(model.mesh, {"exec_time_optimization_effort": -1.0} if quick else {})
+    _encoders(bench, model, layout)
+    for sweep in planned:
+        kept = _sources(bench, sweep)
+        for session, one in zip(sweep.sessions.values(), sweep.parts, strict=True):
+            _session(bench, session, one, kept)
     return list(bench.found.values())
 
 
@@ -86,7 +94,15 @@ class Bench:
         self.results: dict[str, Any] = {}
 
     def add(
-        self, name: str, function: Any, *arguments: Any, calls: int, trips: int = 1, parameters: int = 1, **static: Any
+        self,
+        name: str,
+        function: Any,
+        *arguments: Any,
+        calls: int,
+        trips: int = 1,
+        parameters: int = 1,
+        resident: int = 0,
+        **static: Any,
     ) -> Any:
         """The shapes of a program's results, on their places.
 
@@ -95,9 +111,12 @@ class Bench:
           calls: how often it runs; those of equal programs add up.
           trips: how often loops of unknown length run in it.
           parameters: how many arguments, the first ones, are the model's.
+          resident: bytes that a chip holds meanwhile, beside parameters, arguments and results.
         """
         if name in self.found:
-            self.found[name] = dataclasses.replace(self.found[name], calls=self.found[name].calls + calls)
+            had = self.found[name]
+            most = max(resident, had.resident_bytes)
+            self.found[name] = dataclasses.replace(had, calls=had.calls + calls, resident_bytes=most)
             return self.results[name]
         arguments = jax.tree.map(self._placed, arguments)
         traced = function.trace(*arguments, **static)
@@ -109,14 +128,18 @@ class Bench:
             raise TooLarge(f"{name}: the compiler finds no room for it ({str(error).splitlines()[0]})") from error
         memory, cost = program.memory_analysis(), program.cost_analysis()
         once, repeated = work(traced.jaxpr, None), work(traced.jaxpr, trips)
+        flops = cost.get("flops", 0.0)  # a program without operations has none
+        share = flops / once.flops if once.flops else 0.0  # of all chips' work
         self.found[name] = Program(
             name=name,
             calls=calls,
             argument_bytes=held_bytes(arguments[parameters:]),
+            resident_bytes=resident,
             output_bytes=memory.output_size_in_bytes,
             temporary_bytes=memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
-            flops=cost["flops"] * repeated.flops / once.flops if once.flops else cost["flops"],
-            bytes=cost["bytes accessed"] * repeated.bytes / once.bytes if once.bytes else cost["bytes accessed"],
+            flops=flops + share * (repeated.flops - once.flops),
+            # What is moved outside of loops, such as copies into another layout, is moved once.
+            bytes=cost.get("bytes accessed", 0.0) + share * (repeated.bytes - once.bytes),
         )
         self.results[name] = jax.tree.map(
             lambda shape, place: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place),
@@ -124,6 +147,10 @@ class Bench:
             program.output_shardings,
         )
         return self.results[name]
+
+    def held(self, tree: Any) -> int:
+        """Bytes of arrays on one chip."""
+        return held_bytes(jax.tree.map(self._placed, tree))
 
     def _placed(self, leaf: Any) -> Any:
         """A shape on its place; whole on every chip where none is given."""
@@ -147,11 +174,32 @@ def _encoders(bench: Bench, model: Model, layout: Layout) -> None:
         bench.add(f"audio encoder, {layout.seconds} s", audio_program, model.network.audio, mel, lengths, calls=1)
 
 
-def _session(bench: Bench, session: Session, one: Pass | Caption) -> None:
-    """The clean pass over a prompt, its replays, and what is read or decoded of them."""
+def _sources(bench: Bench, sweep: Sweep) -> int:
+    """The clean passes that find what is patched in; the bytes that a chip keeps of them."""
+    model, kept = sweep.model, 0
+    wanted: dict[int, tuple[Prompt, set[Site]]] = {}
+    for session in sweep.sessions.values():
+        for prompt, site in session.folded.bank.needs:
+            wanted.setdefault(id(prompt), (prompt, set()))[1].add(site)
+    for prompt, sites in wanted.values():
+        size = bucket(len(prompt))
+        name = f"clean pass with {', '.join(sorted(sites))}, {size} positions"
+        inputs = _inputs(model, size, num_groups=1)
+        at, capture = jax.ShapeDtypeStruct((1,), jnp.int32), tuple(sorted(sites))
+        bench.add(name, logits_at, model.network.decoder, inputs, None, at, calls=1, capture=capture)
+        kept += bench.found[name].output_bytes
+    return kept
+
+
+def _session(bench: Bench, session: Session, one: Pass | Caption, sources: int) -> None:
+    """The clean pass over a prompt, its replays, and what is read or decoded of them.
+
+    Args:
+      sources: bytes that a chip keeps of what is patched in.
+    """
     model, cfg = session.model, session.model.config.decoder
     decoder, caption = model.network.decoder, isinstance(one, Caption)
-    prompt = _shared(bench, session)
+    prompt = _shared(bench, session, sources)
     kinds = collections.Counter((batch.size, batch.num_rows) for batch in session.planned)
     for batch in session.planned:
         shape = (batch.size, batch.num_rows)
@@ -168,6 +216,7 @@ def _session(bench: Bench, session: Session, one: Pass | Caption) -> None:
             jax.ShapeDtypeStruct((), jnp.int32),
             session.query_weights(batch.num_rows),
             calls=calls,
+            resident=sources,
             trips=max(0, cfg.num_layers - 1 - round(float(np.mean(starts)))),
             num_variants=batch.size,
             num_rows=batch.num_rows,
@@ -175,7 +224,7 @@ def _session(bench: Bench, session: Session, one: Pass | Caption) -> None:
             compat=session.compat,
         )
         if isinstance(one, Caption):
-            _decoding(bench, session, one, batch.size, calls, (prompt, found, variants))
+            _decoding(bench, session, one, batch.size, calls, (prompt, found, variants), sources)
     if isinstance(one, Pass):
         tokens = one.unembedded(model)
         used = cfg.vocab_size if tokens is None else len(tokens)
@@ -184,7 +233,8 @@ def _session(bench: Bench, session: Session, one: Pass | Caption) -> None:
         continued = jax.ShapeDtypeStruct((len(one.continuation),), jnp.int32)
         blocks = -(-(len(session.lowered) + 1) // size)
         name = f"read-out, {size} variants x {used} tokens, {len(one.continuation)} continued"
-        bench.add(name, read_block, decoder, residual, continued, tokens, calls=blocks)
+        resident = sources + bench.held(prompt)
+        bench.add(name, read_block, decoder, residual, continued, tokens, calls=blocks, resident=resident)
 
 
 def _read(session: Session) -> str:
@@ -193,51 +243,59 @@ def _read(session: Session) -> str:
     return reads + (f", attention of {queries}" if queries else "")
 
 
-def _shared(bench: Bench, session: Session) -> SharedPrompt:
-    """What all variants share, as shapes."""
-    model, cfg, layout = session.model, session.model.config.decoder, session.layout
+def _integers(*shape: int) -> Any:
+    return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    def of(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.int32)
 
-    inputs = Inputs(
-        embeddings=jax.ShapeDtypeStruct((session.size, cfg.embed_dim), model.dtype),  # pyright: ignore[reportArgumentType]
-        positions=of(3, session.size),  # pyright: ignore[reportArgumentType]
-        groups=of(session.size),  # pyright: ignore[reportArgumentType]
-        generated_group=of(),  # pyright: ignore[reportArgumentType]
-        length=of(),  # pyright: ignore[reportArgumentType]
-        num_groups=session.groups.num_groups,
+def _inputs(model: Model, size: int, num_groups: int) -> Inputs:
+    embeddings: Any = jax.ShapeDtypeStruct((size, model.config.decoder.embed_dim), model.dtype)
+    return Inputs(
+        embeddings=embeddings,
+        positions=_integers(3, size),
+        groups=_integers(size),
+        generated_group=_integers(),
+        length=_integers(),
+        num_groups=num_groups,
     )
+
+
+def _shared(bench: Bench, session: Session, sources: int) -> SharedPrompt:
+    """What all variants share, as shapes."""
+    model, layout = session.model, session.layout
+    inputs = _inputs(model, session.size, session.groups.num_groups)
     about = f"{session.size} positions{_read(session)}, {session.clean_rows} kept"
     clean = bench.add(
         f"clean pass, {about}",
         clean_pass,
         model.network.decoder,
         inputs,
-        of(),
+        _integers(),
         calls=1,
+        resident=sources,
         num_rows=session.clean_rows,
         num_reads=session.num_reads,
         want_mass=bool(session.reads.queries),
     )
     name = f"key layout, {len(layout.slots)} slots of {about}"
-    shared = bench.add(name, shared_keys, clean, layout.slots, layout.block_class, calls=1, parameters=0)
+    arguments = (clean, layout.slots, layout.block_class)
+    shared = bench.add(name, shared_keys, *arguments, calls=1, parameters=0, resident=sources)
     return SharedPrompt(
         inputs=inputs,
         clean=clean,
         shared=shared,
-        group_class=of(*layout.group_class.shape),  # pyright: ignore[reportArgumentType]
-        class_group=of(*layout.class_group.shape),  # pyright: ignore[reportArgumentType]
-        first_read=of(),  # pyright: ignore[reportArgumentType]
+        group_class=_integers(*layout.group_class.shape),
+        class_group=_integers(*layout.class_group.shape),
+        first_read=_integers(),
     )
 
 
-def _decoding(bench: Bench, session: Session, one: Caption, size: int, calls: int, made: tuple[Any, Any, Any]) -> None:
+def _decoding(
+    bench: Bench, session: Session, one: Caption, size: int, calls: int, made: tuple[Any, Any, Any], sources: int
+) -> None:
     prompt, found, variants = made
     cfg = session.model.config.decoder
     last = jax.ShapeDtypeStruct((size, cfg.embed_dim), session.model.dtype)
     own = OwnPrompt(keys=found.keys, values=found.values, last=last)  # pyright: ignore[reportArgumentType]
-    whole = jax.ShapeDtypeStruct((), jnp.int32)
     bench.add(
         f"decoding, {size} variants x {one.max_new_tokens} tokens, {found.keys.shape[2]} own rows",
         decode,
@@ -246,11 +304,12 @@ def _decoding(bench: Bench, session: Session, one: Caption, size: int, calls: in
         own,
         variants,
         jax.ShapeDtypeStruct((cfg.vocab_size,), jnp.bool_),
-        whole,
-        whole,
-        jax.ShapeDtypeStruct((1,), jnp.int32),
+        _integers(),
+        _integers(),
+        _integers(1),
         jax.ShapeDtypeStruct((), jnp.float32),
         calls=calls,
+        resident=sources,
         trips=one.max_new_tokens - 1,
         num_slots=num_slots(one.max_new_tokens),
         keep_logits=session.budget.kept_logits > 0,

@@ -216,3 +216,12 @@ def test_a_share_is_planned_alone(spec: Path):
         assert planned.exit_code == 0, planned.output
         counts.append(planned.stdout.splitlines()[0])
     assert "x 3 samples" in counts[0] and "x 1 samples" in counts[1]
+
+
+def test_other_executors_and_captures_are_planned(spec: Path):
+    plans = [
+        prepare_run(Spec.read(spec, words)).plan() for words in ([], ["executor=reference"], ["capture={sites: [z]}"])
+    ]
+    replay, reference, captured = plans
+    assert reference.forwards == replay.forwards + replay.naive_forwards and reference.flops > replay.naive_flops
+    assert captured.forwards == replay.forwards + 51, "a pass for each cell and the unedited run"

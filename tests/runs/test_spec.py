@@ -46,6 +46,10 @@ def changed(given: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("grid.edit", "knokout", "grid: expected 'edit' among 'knockout', 'scale_attention'"),
         ("grid.key", {"axis": []}, "grid.key.axis: List should have at least 1 item after validation, not 0, got []"),
         ("grid.heads", {"axis": [0], "width": 2}, "grid.heads.width: expected no such key, got 2"),
+        ("grid.key", "vidio", "grid.key: selector 'vidio': unknown token type 'vidio'; expected names (text, audio,"),
+        ("grid.query", "audio[2s", "grid.query: selector 'audio[2s': cannot read '[2s'"),
+        ("mesh", {"data": 0}, "mesh: expected sizes of at least 1, or -1 once for what the others leave, got"),
+        ("mesh", {"data": -1, "model": -1}, "mesh: expected sizes of at least 1, or -1 once"),
         ("metrics", [], "metrics: List should have at least 1 item"),
         ("metrics.0.metric", "logprob", "metrics.0: expected 'metric' among 'log_prob', 'prob'"),
         ("metrics.0.c", "x", "metrics.0.c: expected no such key, got 'x'"),
@@ -154,6 +158,24 @@ def test_yaml_json_and_python_are_one_run(spec: Path, given: dict[str, Any], tmp
     assert (
         [b.name for b in runs[0].blocks()] == [b.name for b in runs[1].blocks()] == [b.name for b in runs[2].blocks()]
     )
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        ("answer->vidio@4:8", "grid.0: selector 'vidio': unknown token type"),
+        ({"edit": "knockout", "query": "answer", "key": {"axis": ["audio", "vidio"]}}, "grid.0: selector 'vidio'"),
+        (["answer->audio", {"edit": "patch", "where": {"axis": ["audio[5:2]"]}}], "grid.1: selector 'audio[5:2]'"),
+    ],
+)
+def test_selectors_are_read_before_any_clip(grid: Any, message: str, given: dict[str, Any]):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Spec.of({**given, "grid": grid})
+
+
+def test_selectors_that_only_a_prompt_can_refuse_are_taken(given: dict[str, Any]):
+    for key in ("video[2s:4s] - special", "[400, 500:900]", "audio[f3:f9] | last", [7, 1000], "query_text"):
+        Spec.of({**given, "grid": {"edit": "knockout", "query": "answer", "key": key}})
 
 
 def test_overrides(spec: Path):

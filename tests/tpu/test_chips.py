@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from avjax.cli import app
 from avjax.config import read_config
 from avjax.parameters import abstract_network, parameter_paths
-from avjax.tpu.chips import CHIPS, Topology
+from avjax.tpu.chips import CHIPS, GIB, Topology
 from avjax.tpu.counting import work
 from avjax.tpu.synthetic import Layout, named_config
 from tests.hub_configs import HUB_OMNI
@@ -29,6 +29,11 @@ def test_topologies_of_a_chip_grow():
         sizes = [place.size for place in Topology(chip, chip.shapes[0]).of_this_chip()]
         assert sizes == sorted(set(sizes)) and sizes[0] == 1
     assert str(Topology.of("v5e:2x4")) == "v5e:2x4" and Topology.of("v5p:2x2x1").size == 4
+
+
+@pytest.mark.parametrize(("chip", "gib"), [("v5e", 16), ("v6e", 32), ("v5p", 96)])
+def test_a_program_has_nearly_all_of_a_chip_s_memory(chip: str, gib: int):
+    assert 0.97 < CHIPS[chip].hbm_bytes / (gib * GIB) < 1
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is installed")
@@ -77,9 +82,11 @@ def test_too_short_a_prompt_is_refused():
     [
         (["--config", "qwen2.5-vl-3b"], "expected --config and --prompt-tokens; give both"),
         (["--config", "qwen2.5-vl-3b", "--prompt-tokens", "300", "-m", "tiny-av"], "got --model"),
-        (["--config", "qwen2.5-vl-3b", "--prompt-tokens", "300", "--memory-bytes", "9"], "got --memory-bytes"),
+        (["--config", "qwen2.5-vl-3b", "--prompt-tokens", "300", "--fps", "3"], "got --fps"),
         (["--config", "qwen2.5-vl-3b", "--prompt-tokens", "300", "--mesh", "2,2"], "expected three sizes"),
+        (["--config", "qwen2.5-vl-3b", "--prompt-tokens", "300", "--mesh", "1,4,²"], "expected three sizes"),
         (["--config", "qwen2.5-vl-3b", "--prompt-tokens", "300", "--mesh", "2,2,2"], "whose product is 4"),
+        (["--config", "qwen2.5-vl-3b", "--prompt-tokens", "300", "--dtype", "int8"], "dtype: expected bfloat16 or"),
     ],
 )
 def test_what_is_wrong_with_a_plan_is_said(words: list[str], said: str):

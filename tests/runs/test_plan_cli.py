@@ -16,7 +16,7 @@ from avjax.tpu import planning
 SPEC = {
     "model": "tiny-av",
     "prompt": "What?",
-    "clips": [{"video": "clip.mp4"}],
+    "clips": [{"video": "clip.mp4", "labels": {"sound": "ticking"}}],
     "grid": {"edit": "knockout", "query": "answer", "key": "video"},
     "metrics": [{"metric": "log_prob", "answer": "{sound}"}],
 }
@@ -67,6 +67,20 @@ def test_on_a_topology_too(asked: Any):
     there = asked(THERE, dtype="float32", compat="published")
     assert there["dtype"] == "float32" and there["compat"] == "published"
     assert asked([*THERE, "--dtype", "bfloat16"], dtype="float32")["dtype"] == "bfloat16"
+    more = {"allow_noop": True, "memory_bytes": 10**9, "opening": "I hear", "block_cells": 7}
+    there = asked(THERE, **more, mesh={"data": -1, "model": 2})
+    assert there["mesh"] == (2, 1, 2) and more.items() <= there.items()
+    assert asked([*THERE, "--mesh", "1,1,4"], mesh={"model": 2})["mesh"] == (1, 1, 4)
+
+
+def test_what_a_plan_leaves_out_is_said(asked: Any, tmp_path: Path):
+    def said(**more: Any) -> str:
+        (tmp_path / "spec.yaml").write_text(yaml.safe_dump({**SPEC, **more}))
+        return CliRunner().invoke(app, ["plan", "--grid", str(tmp_path / "spec.yaml"), *THERE]).stderr
+
+    assert "names no dtype, so that a run of it is in float32; this plan is in bfloat16" in said()
+    assert said(dtype="float32") == ""
+    assert "a forward pass more for each cell" in said(dtype="float32", capture={"sites": ["z"]})
 
 
 def test_another_executor_is_not_planned(tmp_path: Path):
@@ -74,3 +88,11 @@ def test_another_executor_is_not_planned(tmp_path: Path):
     path.write_text(yaml.safe_dump({**SPEC, "executor": "reference"}))
     refused = CliRunner().invoke(app, ["plan", "--grid", str(path), *HERE])
     assert refused.exit_code == 2 and "expected executor replay" in refused.output
+
+
+def test_a_specification_is_planned_with_its_words(spec: Path):
+    """Labels of its first clip, its opening and prompt."""
+    words = ["plan", "-m", "tiny-av", "--video", str(spec.parent / "clip-0.mp4"), "--grid", str(spec), "--json"]
+    made = CliRunner().invoke(app, words)
+    assert made.exit_code == 0, made.output
+    assert json.loads(made.stdout)["cells"] == 16
