@@ -76,6 +76,7 @@ def run_spec(
         from avjax.report.terminal import print_plan
         from avjax.runs.specified import prepare_run
         from avjax.runs.store import Store
+        from avjax.slices import everyone
 
         words = overrides or []
         if repeat is not None and spec is not None and "=" in str(spec):
@@ -102,7 +103,7 @@ def run_spec(
                 raise ValueError(f"{spec}: expected a store, got none; add 'store: DIRECTORY' or pass --store")
             kept = Store(place)
             with _writable():
-                _check_parts(kept, repair)
+                everyone().agreed(lambda: _check_parts(kept, repair))
             outcome = _executed(prepared, kept, share, log_json, profile)
             if repeat is not None and not outcome.stopped and kept.parts():
                 _report_differences(Store(_run_of(repeat)), kept, prepared.run.places(share), tolerance)
@@ -120,7 +121,9 @@ def _read(file: Path, overrides: list[str], store: str | None) -> tuple[Any, str
     from avjax.runs.spec import Spec
 
     read = Spec.read(file, overrides)
-    beside = read.store if read.store is None or "://" in read.store else str(read.directory / read.store)
+    beside = read.store
+    if beside is not None and "://" not in beside:
+        beside = str(read.directory / Path(beside).expanduser())
     return read, store or beside
 
 
@@ -158,6 +161,8 @@ def _repeated(repeat: str, overrides: list[str], store: str | None) -> tuple[Any
 
 def _check_comparable(run: Any, directory: str) -> None:
     """Refuses before anything is computed what could only be compared in vain."""
+    from avjax.runs.stored import unusable
+
     if not Path(directory).is_dir():
         raise ValueError(
             f"{run.path}: expected the directory that its files are relative to, got no {directory}; put it back, or "
@@ -165,8 +170,8 @@ def _check_comparable(run: Any, directory: str) -> None:
         )
     if not run.parts():
         raise ValueError(f"{run.path}: expected cells to compare with, got none yet; finish that run first")
-    if damaged := run.damaged():
-        listed = "\n".join(map(str, damaged))
+    if strange := unusable(run):
+        listed = "\n".join(map(str, strange))
         raise ValueError(
             f"{run.path}: expected parts as they were written, got others; `avjax run SPEC --store {run.path} "
             f"--repair` computes their cells again:\n{listed}"
@@ -174,17 +179,20 @@ def _check_comparable(run: Any, directory: str) -> None:
 
 
 def _check_parts(store: Any, repair: bool) -> None:
-    """Refuses damaged parts, or puts them aside."""
+    """Refuses parts that cannot be used, or puts them aside."""
+    from avjax.runs.stored import unusable
+
+    found = unusable(store)
     if repair:
-        for part in store.repair():
+        for part in store.put_aside(found):
             typer.echo(f"put aside: {part}", err=True)
-    elif damaged := store.damaged():
+    elif found:
         raise ValueError(
             "\n".join(
                 [
-                    f"{store.path}: expected parts as they were written, got others; --repair puts them aside and "
-                    "computes their cells again:",
-                    *map(str, damaged),
+                    f"{store.path}: expected parts of this run as they were written, got others; --repair puts them "
+                    "aside and computes their cells again:",
+                    *map(str, found),
                 ]
             )
         )
@@ -192,11 +200,11 @@ def _check_parts(store: Any, repair: bool) -> None:
 
 def _executed(prepared: Any, store: Any, share: tuple[int, int], log_json: str | None, profile: Path | None) -> Any:
     from avjax.runs.events import silent, to_lines
+    from avjax.slices import everyone
 
     with contextlib.ExitStack() as stack:
-        tell = silent
-        if log_json is not None:
-            tell = stack.enter_context(to_lines(log_json))
+        with _writable():  # in all processes, or in none
+            tell = everyone().agreed(lambda: silent if log_json is None else stack.enter_context(to_lines(log_json)))
         if profile is not None:
             import jax
 

@@ -64,11 +64,31 @@ class Team:
 
     def told(self, value: int) -> int:
         """The leader's value. Every process of the team calls it."""
-        return value if self.alone else self._values(value)[0]
+        return self.said(value)[0]
+
+    def said(self, value: int) -> list[int]:
+        """What each process says, the leader first. Every process of the team calls it."""
+        return [value] if self.alone else self._values(value)
 
     def least(self, value: int) -> int:
         """The least of the processes' values. Every process of the team calls it."""
-        return value if self.alone else min(self._values(value))
+        return min(self.said(value))
+
+    def agreed(self, work: Callable[[], Result]) -> Result:
+        """What `work` gives, when it has succeeded in every process of the team. Every process calls it.
+
+        Raises:
+          Exception: the first error of any process, in all of them.
+        """
+        here, found = jax.process_index(), None
+        errors: dict[int, Exception] = {}
+        try:
+            found = work()
+        except Exception as error:  # noqa: BLE001 - raised below
+            errors[here] = error
+        for error in self.gathered(_told(errors)).values():
+            raise errors.get(here, error)
+        return found  # pyright: ignore[reportReturnType]
 
     def gathered(self, found: Mapping[int, Result]) -> dict[int, Result]:
         """What all processes found, by slice; of a slice of several, what its leader did. Every process calls it."""
@@ -94,14 +114,38 @@ class Team:
         return np.asarray(jax.jit(lambda x: x, out_shardings=everywhere)(told))
 
 
+def everyone() -> Team:
+    """All processes."""
+    return Team(Mesh(np.array(jax.devices()), ("device",), axis_types=(AxisType.Auto,)))
+
+
+def _told(errors: Mapping[int, Exception]) -> dict[int, Exception]:
+    """Errors as other processes can read them."""
+
+    def one(error: Exception) -> Exception:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # noqa: BLE001 - of any class, by anyone
+            return RuntimeError(f"{type(error).__name__}: {error}")
+        return error
+
+    return {index: one(error) for index, error in errors.items()}
+
+
 def at_once(
-    work: Callable[[Slice], Result], parts: Sequence[Slice], team: Team, *, in_turn: bool = False
+    work: Callable[[Slice], Result],
+    parts: Sequence[Slice],
+    team: Team,
+    *,
+    in_turn: bool = False,
+    halt: Callable[[], None] = lambda: None,
 ) -> dict[int, Result]:
-    """`work` of every slice here, by its index, each in a thread of its own.
+    """`work` of every slice here, by its index: of one in this thread, of several each in a thread of its own.
 
     Args:
       team: of all slices.
       in_turn: one after the other.
+      halt: is called when a slice has failed or this thread is interrupted, so that the others end soon.
 
     Raises:
       Exception: the first error of any slice, on every process of the team, when all are done.
@@ -114,12 +158,21 @@ def at_once(
             results[part.index] = work(part)
         except Exception as error:  # noqa: BLE001 - raised below, also where it did not happen
             errors[part.index] = error
+            halt()
 
-    with ThreadPoolExecutor(1 if in_turn else max(1, len(parts))) as pool:
-        for done in [pool.submit(one, part) for part in parts]:
-            done.result()
-    for error in team.gathered(errors).values():
-        raise error
+    if in_turn or len(parts) <= 1:
+        for part in parts:
+            one(part)
+    else:
+        with ThreadPoolExecutor(len(parts)) as pool:
+            try:
+                for done in [pool.submit(one, part) for part in parts]:
+                    done.result()
+            except BaseException:
+                halt()
+                raise
+    for index, error in team.gathered(_told(errors)).items():
+        raise errors.get(index, error)
     return dict(sorted(results.items()))
 
 

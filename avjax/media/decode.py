@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 EARLY_END_SECONDS = 0.5  # a file may end this much before its header says
+BLOCK = 2**20  # samples that are read at a time
 SAMPLE_RATE = 16_000  # Hz; what the audio towers were trained on
 
 
@@ -128,11 +129,11 @@ def _decode_frames(path: str | Path, wanted: set[int]) -> tuple[dict[int, np.nda
 
 def media_kind(path: str | Path) -> Literal["image", "video", "audio"]:
     """What a file holds, by its contents."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if not Path(path).is_file():
         raise MediaError(f"{path}: no such file; check the path")
-    with contextlib.suppress(UnidentifiedImageError, OSError), Image.open(path) as image:
+    with contextlib.suppress(Exception), Image.open(path) as image:  # damaged ones raise whatever their parser does
         if getattr(image, "n_frames", 1) == 1:
             return "image"
     with _opened(path) as container:
@@ -141,7 +142,7 @@ def media_kind(path: str | Path) -> Literal["image", "video", "audio"]:
 
 def read_image(path: str | Path) -> np.ndarray:
     """uint8 [height, width, 3], upright; transparency becomes white."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     if not Path(path).is_file():
         raise MediaError(f"{path}: no such file; check the path")
@@ -153,7 +154,7 @@ def read_image(path: str | Path) -> np.ndarray:
                 white = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(white, image)
             return np.asarray(image.convert("RGB"))
-    except (UnidentifiedImageError, OSError) as error:
+    except Exception as error:  # damaged ones raise whatever their parser does
         raise MediaError(f"{path}: expected an image, got {error}; convert it to PNG or JPEG") from error
 
 
@@ -194,7 +195,12 @@ def _read_sound_file(path: str | Path) -> tuple[np.ndarray, int] | None:
 
     try:
         with soundfile.SoundFile(str(path)) as sound:
-            samples, announced, rate = sound.read(dtype="float32", always_2d=True), sound.frames, sound.samplerate
+            blocks: list[Any] = [np.zeros((0, sound.channels), np.float32)]
+            announced, rate = sound.frames, sound.samplerate
+            # A damaged header may announce more than there is memory for.
+            while len(block := sound.read(BLOCK, dtype="float32", always_2d=True)):
+                blocks.append(block)
+            samples = np.concatenate(blocks)
     except soundfile.LibsndfileError:
         return None
     if len(samples) < announced or _wav_is_cut(Path(path)):

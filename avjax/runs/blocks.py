@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from avjax.prompt import Prompt
 from avjax.report.progress import Progress
 from avjax.runs.captures import Captured, keep
 from avjax.runs.events import Tell, silent
-from avjax.runs.identity import block_digest, cell_key, digest, edits_digest
+from avjax.runs.identity import block_digest, cell_key, digest, edits_digest, owner
 from avjax.runs.rows import Layout, encoded
 from avjax.runs.store import Store
 from avjax.slices import Slice, Team, at_once, slices_here
@@ -28,6 +29,7 @@ from avjax.tokens import BySample
 
 CELLS_PER_BLOCK = 512  # with each block the unedited run is computed anew
 DONE, WAIT = -1, -2  # said by a leader in place of a block
+GO, STOP = -3, -4  # said by who follows
 PATIENCE_SECONDS = 0.5  # between two looks at what other processes compute
 
 
@@ -100,7 +102,7 @@ class Run:
             for start in range(0, len(digests), self.block_cells):
                 cells = range(start, min(start + self.block_cells, len(digests)))
                 own = digests[cells.start : cells.stop]
-                name = block_digest(self.digest, self._whole(sample), own, clean=not start)
+                name = block_digest(self.digest, self._whole(sample), start, own, clean=not start)
                 found.append(Block(name=name, sample=number, cells=cells, clean=not start))
         i, n = shard
         return found[len(found) * i // n : len(found) * (i + 1) // n]
@@ -193,24 +195,31 @@ def execute(
     Raises:
       StoreError: the store or the log cannot be written; what is finished stays.
     """
-    store.tidy()
     blocks, parts, everyone = run.blocks(shard), slices_here(model), Team(model.mesh)
+    halted = threading.Event()
+
+    def ends() -> bool:
+        return halted.is_set() or stop()
 
     def work(part: Slice) -> Outcome:
         team, shown = Team(part.model.mesh), progress and part is parts[0]
         if not team.leads:
-            return _follow(part.model, run, blocks, team, keep_going)
+            return _follow(part.model, run, blocks, team, keep_going, ends)
         try:
-            return _lead(part, run, blocks, team, store, keep_going, stop, shown, tell)
+            return _lead(part, run, blocks, team, store, keep_going, ends, shown, tell)
         finally:
             team.told(DONE)
 
-    done = store.parts()
-    missing = sum(block.num_rows for block in blocks if block.name not in done)
-    tell("started", cells=sum(block.num_rows for block in blocks), missing=missing)
+    def begin() -> None:
+        store.tidy()
+        done = store.parts()
+        missing = sum(block.num_rows for block in blocks if block.name not in done)
+        tell("started", cells=sum(block.num_rows for block in blocks), missing=missing)
+
+    everyone.agreed(begin)
     outcome = Outcome()
     try:
-        for found in everyone.gathered(at_once(work, parts, everyone)).values():
+        for found in everyone.gathered(at_once(work, parts, everyone, halt=halted.set)).values():
             outcome.computed += found.computed
             outcome.failed |= found.failed
             outcome.stopped |= found.stopped
@@ -231,7 +240,7 @@ def _lead(
     progress: bool,
     tell: Tell,
 ) -> Outcome:
-    outcome, layout = Outcome(), run.layout
+    outcome, layout, about = Outcome(), run.layout, store.read()
     places = {block.name: place for place, block in enumerate(mine)}
     with Progress("run", sum(b.num_rows for b in mine), "cells", enabled=progress) as bar:
         counted: set[str] = set()
@@ -241,17 +250,26 @@ def _lead(
             counted.update(b.name for b in new)
             bar.advance(sum(b.num_rows for b in new))
 
+        asked: list[bool] = []  # by a process that follows
+
+        def ends() -> bool:
+            return bool(asked) or stop()
+
+        def say(value: int) -> None:
+            if STOP in team.said(value):
+                asked.append(True)
+
         while True:
             done = store.parts()
             count([b for b in mine if b.name in done])
             missing = [b for b in mine if b.name not in done and run.samples[b.sample].name not in outcome.failed]
-            if not missing or stop():
+            if not missing or ends():
                 outcome.stopped = bool(missing)
                 break
             before = outcome.computed
             missing.sort(key=lambda block: block.sample % part.count != part.index)  # each slice begins with its own
             for block, prompt in _prepared(run, missing):
-                if stop():
+                if ends():
                     break
                 sample = run.samples[block.sample]
                 if sample.name in outcome.failed:
@@ -260,7 +278,7 @@ def _lead(
                 with store.claimed(block.name) as claim:
                     if claim is None:
                         continue
-                    team.told(places[block.name])
+                    say(places[block.name])
                     began = time.perf_counter()
                     try:
                         made = _made(prompt, team)
@@ -276,7 +294,8 @@ def _lead(
                     if seen is not None:
                         keep(store, block.name, seen)
                     keys, cells = run.keys(block), np.array(block.cells)
-                    store.write(claim, encoded(found, layout, sample.name, cells, keys, block.clean))
+                    of_run = owner(about, sample.name)
+                    store.write(claim, encoded(found, layout, sample.name, cells, keys, block.clean, of_run))
                 store.forget_failure(place)
                 outcome.computed += block.num_rows
                 seconds = time.perf_counter() - began
@@ -284,15 +303,17 @@ def _lead(
                 tell("block", sample=sample.name, cells=block.num_rows, seconds=seconds, cells_per_second=rate)
                 count([block])
             if outcome.computed == before:  # others have the rest
-                team.told(WAIT)  # who hears nothing for minutes gives up
+                say(WAIT)  # who hears nothing for minutes gives up
                 time.sleep(PATIENCE_SECONDS)
     return outcome
 
 
-def _follow(model: Model, run: Run, mine: Sequence[Block], team: Team, keep_going: bool) -> Outcome:
+def _follow(
+    model: Model, run: Run, mine: Sequence[Block], team: Team, keep_going: bool, stop: Callable[[], bool]
+) -> Outcome:
     """Computes what the leader names, in step with it; the leader keeps it."""
     outcome = Outcome()
-    while (place := team.told(DONE)) != DONE:
+    while (place := team.said(STOP if stop() else GO)[0]) != DONE:
         if place == WAIT:
             continue
         sample = run.samples[mine[place].sample]
@@ -311,9 +332,11 @@ def _made(prompt: Callable[[], Prompt], team: Team) -> Prompt:
     """A sample's prompt, or an error on all processes of a team when one of them cannot use the clip."""
     try:
         made = prompt()
-    except (ValueError, OSError):
+    except Exception as error:
         team.least(0)
-        raise
+        if isinstance(error, ValueError | OSError):
+            raise
+        raise OSError(f"the clip cannot be read ({type(error).__name__}: {error})") from error
     if not team.least(1):
         raise OSError("another process of the mesh cannot use the clip; its own message says why")
     return made

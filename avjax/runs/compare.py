@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from avjax.runs.rows import ABOUT, decoded
+from avjax.runs.rows import ABOUT
 from avjax.runs.store import Store, differences
+from avjax.runs.stored import tables as tables_of
 
 PLACE = ["sample", "cell_index"]  # of a cell in both runs, whatever has become of its key
 
@@ -118,7 +119,7 @@ def _difference(both: pd.DataFrame, row: int, metric: str) -> Difference:
 
 
 def _table(store: Store) -> pd.DataFrame:
-    parts = [decoded(store.load(part)) for part in store.parts().values()]
+    parts = [*tables_of(store)]
     if not parts:
         raise ValueError(f"{store.path}: expected cells to compare, got none yet")
     table = pa.concat_tables(parts, promote_options="permissive")

@@ -3,13 +3,17 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import xarray as xr
 
 from avjax.runs import captures
-from avjax.runs.rows import decoded
+from avjax.runs.rows import Layout, dataset
 from avjax.runs.store import Store, differences
-from avjax.runs.stored import read
+from avjax.runs.stored import tables, unusable
 
 ENDINGS = (".csv", ".parquet", ".nc", ".zarr")
 
@@ -25,20 +29,17 @@ def export(store: Store, out: Path) -> str:
         raise ValueError(f"{out}: expected {', '.join(ENDINGS)}, got {out.suffix or 'no ending'}")
     if out.exists():
         raise FileExistsError(f"{out}: it is there already; choose another name")
+    parts = [*tables(store)]
+    if not parts:
+        raise ValueError(f"{store.path}: expected cells to write, got none yet")
     if out.suffix in (".nc", ".zarr"):
-        found = read(store)
+        found = dataset(parts, Layout.from_json(store.read()["layout"]))
         if out.suffix == ".nc":
             found.to_netcdf(out)
         else:
             _zarr(found, out)
         return " x ".join(f"{size:,} {dim}" for dim, size in found.sizes.items())
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    parts = store.parts().values()
-    if not parts:
-        raise ValueError(f"{store.path}: expected cells to write, got none yet")
-    table = pa.concat_tables([decoded(store.load(part)) for part in parts], promote_options="permissive")
+    table = _in_order(pa.concat_tables(parts, promote_options="permissive"), store.read()["layout"]["samples"])
     if out.suffix == ".parquet":
         pq.write_table(table, out)
     else:
@@ -47,6 +48,13 @@ def export(store: Store, out: Path) -> str:
             frame[name] = [json.dumps(value) for value in table[name].to_pylist()]
         frame.to_csv(out, index=False)
     return f"{len(table):,} rows"
+
+
+def _in_order(table: pa.Table, samples: Sequence[Any]) -> pa.Table:
+    """Rows by sample and place in the grid, the unedited run first."""
+    place = {name: i for i, name in enumerate(samples)}
+    first = np.array([place[name] for name in table["sample"].to_pylist()], int)
+    return table.take(pa.array(np.lexsort([table["cell_index"].to_numpy(), first])))
 
 
 def _zarr(found: xr.Dataset, out: Path) -> None:
@@ -69,6 +77,8 @@ def merge(stores: Sequence[Store], into: Store) -> int:
     _same(first, into)
     added = 0
     for store in stores:
+        if strange := unusable(store):
+            raise ValueError(f"{strange[0]}: expected a part of this run as it was written; repair its store first")
         for block, part in store.parts().items():
             data = store.load(part)
             with into.claimed(block) as claim:

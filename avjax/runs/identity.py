@@ -4,11 +4,12 @@ import dataclasses
 import hashlib
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from avjax import numerics
@@ -20,7 +21,6 @@ from avjax.model import Model
 from avjax.prompt import Prompt
 from avjax.serialization import to_json
 
-SAMPLED = 64  # values of each parameter array
 READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # of a Hugging Face directory
 
 
@@ -41,10 +41,8 @@ def checkpoint_digest(directory: Path) -> str:
     Raises:
       ValueError: there is nothing to read.
     """
-    if (directory / "params").is_dir():  # a converted one
-        files = [p for p in directory.rglob("*") if p.is_file()]
-    else:
-        files = [p for pattern in READ for p in directory.glob(pattern)]
+    files = [p for pattern in READ for p in directory.glob(pattern)]
+    files += [p for p in (directory / "params").rglob("*") if p.is_file()]  # of a converted one
     if not files:
         raise ValueError(f"{directory}: expected a checkpoint, got a directory without files")
     names = sorted(p.relative_to(directory).as_posix() for p in files)
@@ -78,29 +76,36 @@ def metric_json(metric: Metric) -> dict[str, Any]:
 
 
 def model_identity(model: Model) -> dict[str, Any]:
-    """Of a loaded checkpoint and how it computes.
-
-    Parameters that differ from the checkpoint's, such as those of a copy that was changed, are told apart by `SAMPLED`
-    values of each array, evenly spaced.
-    """
-    directory = Path(model.host.source)
+    """Of a loaded checkpoint, its parameters and settings as they are now, and how it computes."""
+    directory, generation = Path(model.host.source), model.host.generation
+    leaves = jax.tree.leaves(model.network)
     return {
         "checkpoint": checkpoint_digest(directory),
-        "parameters": digest([_array(_some(leaf)) for leaf in jax.tree.leaves(model.network)]),
+        "parameters": digest([[str(x.dtype), *x.shape, *np.asarray(_checksum(x)).tolist()] for x in leaves]),
+        "settings": digest(repr(model.config), repr(generation)),
         "family": read_json(directory / "config.json").get("model_type", model.config.family),
         "dtype": str(model.dtype),
         "numerics": numerics.VERSION,
     }
 
 
-def _some(leaf: jax.Array) -> np.ndarray:
-    places = np.unravel_index(np.linspace(0, leaf.size - 1, SAMPLED).astype(int), leaf.shape)
-    return np.asarray(_at(leaf, places))
-
-
 @jax.jit
-def _at(leaf: jax.Array, places: tuple[jax.Array, ...]) -> jax.Array:
-    return whole(leaf[places])
+def _checksum(leaf: jax.Array) -> jax.Array:
+    """uint32 [2] of every value and its place; the same wherever the array lies, since integers are summed."""
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    place = jnp.uint32(0)
+    for dim, size in enumerate(leaf.shape):
+        place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim)
+    mixed = [_mixed(bits + _mixed(place + jnp.uint32(seed))) for seed in (0x9E3779B9, 0x7F4A7C15)]
+    return whole(jnp.stack([jnp.sum(one, dtype=jnp.uint32) for one in mixed]))
+
+
+def _mixed(x: jax.Array) -> jax.Array:
+    """Each bit of the result depends on every bit; the last steps of MurmurHash3 (Appleby 2011), which lose nothing."""
+    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    return x ^ (x >> 16)
 
 
 def edits_digest(edits: Sequence[Edit]) -> str:
@@ -129,9 +134,14 @@ def _array(value: Any) -> list[Any]:
     return [str(array.dtype), *array.shape, hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()]
 
 
-def block_digest(run: str, sample: str, cells: Sequence[str], clean: bool) -> str:
-    """The name of a block: of all that decides the values of its cells."""
-    return digest(run, sample, list(cells), clean)[:16]
+def block_digest(run: str, sample: str, place: int, cells: Sequence[str], clean: bool) -> str:
+    """The name of a block: of all that decides the values of its cells, and of its place in the grid."""
+    return digest(run, sample, place, list(cells), clean)[:16]
+
+
+def owner(about: Mapping[str, Any], sample: Any) -> str:
+    """Of a run, by its `run.json`, and one of its samples: what its parts say that they are of."""
+    return digest(about.get("identity"), str(sample), about.get("samples", {}).get(str(sample)))
 
 
 def cell_key(run: str, sample: str, cell: str) -> str:

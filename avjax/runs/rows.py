@@ -21,6 +21,7 @@ from avjax.serialization import to_json
 from avjax.sweeping.names import CELL, COUNTS
 
 ABOUT = b"avjax"  # in a field's metadata: units, dimensions and the rest of its attributes
+SAMPLE, RUN = b"avjax.sample", b"avjax.run"  # in a part's metadata: what it is of
 OWN = ("cell_key", "cell_index")  # columns that are no part of the dataset
 
 
@@ -90,7 +91,13 @@ def _column(listed: Sequence[Any], places: Sequence[int | None]) -> pa.Array:
 
 
 def encoded(
-    found: xr.Dataset, layout: Layout, sample: Any, indices: np.ndarray, keys: Sequence[str], clean: bool
+    found: xr.Dataset,
+    layout: Layout,
+    sample: Any,
+    indices: np.ndarray,
+    keys: Sequence[str],
+    clean: bool,
+    of_run: str = "",
 ) -> bytes:
     """A part: Parquet of the cells of one block.
 
@@ -99,6 +106,7 @@ def encoded(
       indices: int [n], the variants' places in the grid.
       keys: of the rows, the unedited one first where there is one.
       clean: whether the unedited run is a row too.
+      of_run: see `avjax.runs.identity.owner`.
     """
     rows = np.concatenate([[-1], indices]) if clean else np.asarray(indices)
     columns: dict[str, pa.Array] = {
@@ -121,7 +129,8 @@ def encoded(
         about = {"dims": list(variable.dims[1:]), **variable.attrs}
         columns[str(name)] = _nested(values)
         fields.append(pa.field(str(name), columns[str(name)].type, metadata={ABOUT: json.dumps(about)}))
-    table = pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, {ABOUT: json.dumps(found.attrs)}))
+    said = {ABOUT: json.dumps(found.attrs), SAMPLE: str(sample), RUN: of_run}
+    table = pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, said))
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd")
     return out.getvalue()

@@ -11,6 +11,7 @@ store: run
 import copy
 import csv
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -198,8 +199,11 @@ class Spec(Strict):
 
         path = Path(path)
         try:
-            given = yaml.load(path.read_text(), _loader())
-        except yaml.YAMLError as error:
+            if path.suffix == ".json":
+                given = json.loads(path.read_text(), object_pairs_hook=_pairs)
+            else:
+                given = yaml.load(path.read_text(), _loader())
+        except (yaml.YAMLError, json.JSONDecodeError) as error:
             raise ValueError(f"{path}: expected YAML or JSON, got {error}") from error
         if not isinstance(given, dict):
             raise ValueError(f"{path}: expected keys and values, got {type(given).__name__}")
@@ -218,7 +222,16 @@ def _loader() -> Any:
                 raise yaml.YAMLError(f"the key {twice[0]!r} twice, in what begins at line {line}; keep one of them")
             return super().construct_mapping(node, deep)
 
+    numbers = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # of YAML 1.2, such as 1e-3
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", numbers, list("-+.0123456789"))
     return Loader
+
+
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, in which a key that occurs twice is a mistake."""
+    if twice := _twice(key for key, _ in pairs):
+        raise json.JSONDecodeError(f"the key {twice[0]!r} twice; keep one of them", "", 0)
+    return dict(pairs)
 
 
 def _twice(names: Iterable[Any]) -> list[Any]:

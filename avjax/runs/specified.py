@@ -1,7 +1,7 @@
 """A run from its specification: clips become samples, and everything is checked before anything is computed."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from avjax.grids import as_cells
 from avjax.interventions import Edit
 from avjax.loading import load
 from avjax.mesh import mesh_of_sizes
+from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.options import audio_of
 from avjax.planning import Plan, plan, together, with_passes
@@ -22,6 +23,7 @@ from avjax.runs.spec import Clip, Spec
 from avjax.runs.spec_metrics import filled
 from avjax.runs.store import Store
 from avjax.runs.stored import begin
+from avjax.slices import everyone
 
 NEXT = "put them there, or mend their names in the specification or its table"
 
@@ -56,7 +58,8 @@ class Prepared:
         Raises:
           ValueError: the store holds another run.
         """
-        begin(store, self.model, self.run, self.fixed, self._kept_spec(), self.spec.directory)
+        kept = self._kept_spec()
+        everyone().agreed(lambda: begin(store, self.model, self.run, self.fixed, kept, self.spec.directory))
         return execute(
             self.model, self.run, store, shard=shard, keep_going=True, stop=stop, progress=progress, tell=tell
         )
@@ -100,15 +103,18 @@ def prepare_run(spec: Spec, model: Model | None = None) -> Prepared:
     Raises:
       ValueError: a file is missing, a label is unknown, or an edit does not fit the model; all missing files are named.
     """
-    clips = spec.all_clips()
-    _check_files(spec, clips)
+    everyone().agreed(lambda: _check_files(spec, spec.all_clips()))  # who fails alone would be waited for
     mesh = None if spec.mesh is None else mesh_of_sizes(**spec.mesh.model_dump())
-    model = model or load(spec.model, dtype=spec.dtype, mesh=mesh)
+    loaded = model or load(spec.model, dtype=spec.dtype, mesh=mesh)
+    return everyone().agreed(lambda: _prepared(spec, loaded))
+
+
+def _prepared(spec: Spec, model: Model) -> Prepared:
     cells = as_cells(spec.build_grid(), model.config.decoder)
     for edit in (edit for cell in cells.cells for edit in cell.edits):
         edit.layer_indices(model.config.decoder)
         edit.head_indices(model.config.decoder)
-    samples = tuple(_sample(spec, clip, model) for clip in clips)
+    samples = tuple(_sample(spec, clip, model) for clip in spec.all_clips())
     settings = {name: getattr(spec, name) for name in ("executor", "compat", "allow_noop", "memory_bytes")}
     fixed = model_identity(model) | {"executor": spec.executor, "compat": spec.compat, "allow_noop": spec.allow_noop}
     fixed["metrics"] = [metric.model_dump(exclude_none=True) for metric in spec.metrics]
@@ -131,6 +137,7 @@ def prepare_run(spec: Spec, model: Model | None = None) -> Prepared:
 def _sample(spec: Spec, clip: Clip, model: Model) -> Sample:
     try:
         metrics = [metric.build(clip.labels) for metric in spec.metrics]
+        _check_metrics(metrics, model)
         words = {name: filled(getattr(spec, name), clip.labels, name) for name in ("prompt", "opening")}
     except (ValueError, TypeError) as error:
         raise ValueError(f"clip {clip.sample!r}: {error}") from error
@@ -144,12 +151,23 @@ def _sample(spec: Spec, clip: Clip, model: Model) -> Sample:
     media = spec.media.model_dump(exclude_none=True)
     texts = {"text": words["prompt"], "opening": words["opening"], "system": spec.system}
     contents = {kind: _contents(given) for kind, given in found.items()}
-    deciding = [texts, contents, media, [metric_json(metric) for metric in metrics]]
+    settings = [media, repr(model.processor.options)]
+    deciding = [texts, contents, settings, [metric_json(metric) for metric in metrics]]
 
     def prompt() -> Prompt:
         return model.prompt(**texts, **found, **media)
 
     return Sample(name=clip.sample, digest=digest(deciding), prompt=prompt, metrics=metrics)
+
+
+def _check_metrics(metrics: Sequence[Metric], model: Model) -> None:
+    names = [metric.name for metric in metrics]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"metrics: {twice[0]!r} occurs twice; give one of them another name")
+    for metric in metrics:
+        metric.read_tokens(model)
+        metric.continuation(model)
+        metric.attributes(model)
 
 
 def _found(directory: Path, given: Any) -> Any:

@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -129,14 +129,17 @@ class Store:
         """Parts whose bytes are not those that were written. Reads all of them."""
         return [part for part in self.parts().values() if _checksum(part.read_bytes()) != part.name.split(".")[1]]
 
-    def repair(self) -> list[epath.Path]:
-        """Puts parts whose bytes are not those that were written into `damaged/`; where they are now."""
+    def put_aside(self, parts: Iterable[epath.Path]) -> list[epath.Path]:
+        """Moves parts, such as damaged ones, into `damaged/`; where they are now."""
         aside = self.path / "damaged"
         moved = []
-        for part in self.damaged():
-            with self.writing():
+        for part in parts:
+            place = aside / part.name
+            if place.exists():  # a part of this name was damaged before
+                place = aside / f"{part.name}.{uuid.uuid4().hex}"
+            with self.writing(), suppress(FileNotFoundError):  # another process has put it aside
                 aside.mkdir(parents=True, exist_ok=True)
-                moved.append(part.rename(aside / part.name))
+                moved.append(part.rename(place))
         return moved
 
     @contextmanager

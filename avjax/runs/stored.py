@@ -4,11 +4,14 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import xarray as xr
+from etils import epath
 
 from avjax.grids import Grid, as_cells
 from avjax.interventions import Edit
@@ -17,8 +20,8 @@ from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import of_run
 from avjax.runs.blocks import CELLS_PER_BLOCK, Run, Sample, execute
-from avjax.runs.identity import digest, metric_json, model_identity, prompt_digest
-from avjax.runs.rows import Layout, dataset, decoded
+from avjax.runs.identity import digest, metric_json, model_identity, owner, prompt_digest
+from avjax.runs.rows import RUN, SAMPLE, Layout, dataset, decoded
 from avjax.runs.store import Store, differences
 from avjax.serialization import to_json
 from avjax.sweeping.plan import prepare
@@ -111,30 +114,58 @@ def _changed(store: Store, run: Run, before: Mapping[str, str]) -> list[str]:
     return [f"the clip or words of {s.name!r}" for s in old.samples if s in kept and now[str(s.name)] != s.digest]
 
 
+def tables(store: Store) -> Iterator[pa.Table]:
+    """The rows of each part, in the order of blocks' names.
+
+    Raises:
+      ValueError: it is no run, or a part is not as it was written, or of another run.
+    """
+    about = store.read()
+    for part in store.parts().values():
+        table = decoded(store.load(part))
+        if not _is_of(table.schema.metadata, about):
+            raise ValueError(
+                f"{part}: expected cells of this run, got another's; `avjax run SPEC --repair` puts it aside"
+            )
+        yield table
+
+
+def unusable(store: Store) -> list[epath.Path]:
+    """Parts that are not as they were written, or of another run. Reads all of them."""
+    damaged = store.damaged()
+    if not (store.path / "run.json").exists():
+        return damaged
+    about, whole = store.read(), [part for part in store.parts().values() if part not in damaged]
+    return damaged + [p for p in whole if not _is_of(pq.read_schema(io.BytesIO(p.read_bytes())).metadata, about)]
+
+
+def _is_of(metadata: Mapping[bytes, bytes], about: Mapping[str, Any]) -> bool:
+    """Whether a part's metadata say that it is of the run that `about` describes."""
+    sample = metadata.get(SAMPLE, b"").decode()
+    return metadata.get(RUN, b"").decode() == owner(about, sample)
+
+
 def read(store: Store) -> xr.Dataset:
     """All that a store holds.
 
     Raises:
-      ValueError: it is no run, or a part is not as it was written.
+      ValueError: as `tables`.
     """
-    layout = Layout.from_json(store.read()["layout"])
-    return dataset((decoded(store.load(part)) for part in store.parts().values()), layout)
+    return dataset(tables(store), Layout.from_json(store.read()["layout"]))
 
 
 def summary(place: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a store holds; each part's checksum is looked at, its columns are not.
+    """What a store holds; every part is read.
 
     Raises:
-      ValueError: it is no run, or a part is not as it was written.
+      ValueError: as `tables`.
     """
-    import pyarrow.parquet as pq
-
     store = Store(place)
     found = store.read()
+    if missing := [key for key in ("layout", "provenance") if key not in found]:
+        raise ValueError(f"{store.path}: expected a run, got a run.json without {', '.join(missing)}")
     layout = Layout.from_json(found["layout"])
-    done = 0
-    for part in store.parts().values():
-        done += pq.read_metadata(io.BytesIO(store.load(part))).num_rows
+    done = sum(len(table) for table in tables(store))
     return {
         "store": str(store.path),
         "checkpoint": Path(found["provenance"]["checkpoint"]).name,

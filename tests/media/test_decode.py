@@ -11,6 +11,7 @@ import pytest
 import soundfile
 from PIL import Image
 
+from avjax.media import decode
 from avjax.media.decode import MediaError, read_audio, read_frames, read_image, video_info
 
 RATE = 16_000
@@ -277,3 +278,32 @@ def test_truncated_matroska(clip: Path, tmp_path: Path, share: float):
     for read in (video_info, read_audio):
         with pytest.raises(MediaError, match=r"cut\.mkv: .*truncated"):
             read(cut)
+
+
+def test_damaged_images_are_refused_whatever_their_parser_raises(tmp_path: Path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "whole.png")
+    data = bytearray((tmp_path / "whole.png").read_bytes())
+    at = data.index(b"IDAT")
+    data[at - 4 : at + 4] = b"\xff\xff\xff\xff\x00\x01\x02\x03"  # a length and a kind that no chunk has
+    (tmp_path / "broken.png").write_bytes(data)
+    Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
+    for name in ("broken.png", "huge.png"):
+        with pytest.raises(MediaError, match=f"{name}: expected an image"):
+            read_image(tmp_path / name)
+
+
+def test_sounds_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A damaged header may announce more samples than there is memory for."""
+    monkeypatch.setattr(decode, "BLOCK", 1000)
+    asked: list[int] = []
+    read = soundfile.SoundFile.read
+
+    def recorded(self: soundfile.SoundFile, frames: int, **settings: str) -> np.ndarray:
+        asked.append(frames)
+        return read(self, frames, **settings)
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", recorded)
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, (2500, 2)).astype(np.float32)
+    soundfile.write(tmp_path / "sound.wav", samples, RATE, subtype="FLOAT")
+    np.testing.assert_array_equal(read_audio(tmp_path / "sound.wav"), samples.mean(axis=1))
+    assert asked == [1000] * 4

@@ -17,7 +17,7 @@ grid: {edit: knockout, query: answer, key: {axis: [audio, video]}, layers: {widt
 metrics: [{metric: kl}, {metric: caption, max_new_tokens: 4}]
 block_cells: 5
 """
-FAILED = 3
+FAILED, UNWRITTEN = 3, 74
 AVJAX = ("-c", "from avjax.cli import app; app()")
 
 
@@ -41,14 +41,16 @@ def alone(spec: Path) -> pd.DataFrame:
     return cells(spec.parent / "alone")
 
 
-# Each process has two slices' samples to itself; both work on every cell.
-@pytest.mark.parametrize("mesh", ["{data: 2, model: 2}", "{variant: 2, model: 2}"])
-def test_processes_fill_one_store(spec: Path, alone: pd.DataFrame, mesh: str):
-    store = spec.parent / f"store {mesh}"
+def together(*words: object, second: tuple[str, ...] = ()) -> tuple[list[int], list[str]]:
+    """Exit statuses and words of two processes of two devices, as Slurm starts them.
+
+    Args:
+      second: options of the second process alone.
+    """
     job = free_port()
     launched = [
         start(
-            *(*AVJAX, "run", spec, f"mesh={mesh}", "--distributed", "--store", store),
+            *(*AVJAX, "run", *words, "--distributed", *(second if number else ())),
             SLURM_JOB_ID="1",
             SLURM_STEP_NODELIST="localhost",
             SLURM_NTASKS="2",
@@ -61,7 +63,15 @@ def test_processes_fill_one_store(spec: Path, alone: pd.DataFrame, mesh: str):
         for number in range(2)
     ]
     said = [process.communicate(timeout=900)[0] for process in launched]
-    assert [process.returncode for process in launched] == [FAILED, FAILED], said
+    return [process.returncode for process in launched], said
+
+
+# Each process has two slices' samples to itself; both work on every cell.
+@pytest.mark.parametrize("mesh", ["{data: 2, model: 2}", "{variant: 2, model: 2}"])
+def test_processes_fill_one_store(spec: Path, alone: pd.DataFrame, mesh: str):
+    store = spec.parent / f"store {mesh}"
+    codes, said = together(spec, f"mesh={mesh}", "--store", store)
+    assert codes == [FAILED, FAILED], said
     assert "failed: broken" in said[0]
     found = cells(store)
     assert [*found.index] == [*alone.index]
@@ -70,6 +80,15 @@ def test_processes_fill_one_store(spec: Path, alone: pd.DataFrame, mesh: str):
     for column in ("sample", "cell", "caption", "edges"):
         assert found[column].tolist() == alone[column].tolist(), column
     assert sorted(path.name for path in store.iterdir()) == ["cells", "failed", "run.json"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
+def test_what_fails_in_one_process_ends_all(spec: Path):
+    """None waits for one that is gone."""
+    words = (spec, "mesh={variant: 2, model: 2}", "--store", spec.parent / "unlogged")
+    codes, said = together(*words, second=("--log-json", "/dev/full"))
+    assert codes == [UNWRITTEN, UNWRITTEN], said
+    assert all("--log-json /dev/full: it cannot be written" in " ".join(one.split()) for one in said)
 
 
 def test_without_a_launcher_it_is_refused(spec: Path):

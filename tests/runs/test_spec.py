@@ -288,3 +288,29 @@ def test_the_schema_describes_what_is_accepted(given: dict[str, Any]):
     assert schema["additionalProperties"] is False
     assert set(schema["required"]) == {"model", "prompt", "clips", "grid", "metrics"} <= given.keys()
     assert {"Knockout", "Ablate", "LogitDiff", "Caption", "Windows"} <= schema["$defs"].keys()
+
+
+def test_json_is_read_as_json_and_numbers_as_in_yaml_1_2(given: dict[str, Any], tmp_path: Path):
+    scaled = {**given, "prompt": "hi \U0001f600", "grid": {"edit": "scale", "where": "video", "factor": 1e-05}}
+    (tmp_path / "spec.json").write_text(json.dumps(scaled, indent="\t"))
+    assert "\\ud83d" in (tmp_path / "spec.json").read_text() and "1e-05" in (tmp_path / "spec.json").read_text()
+    assert Spec.read(tmp_path / "spec.json") == Spec.of(scaled, tmp_path)
+    (tmp_path / "twice.json").write_text('{"model": "a", "model": "b"}')
+    with pytest.raises(ValueError, match="the key 'model' twice"):
+        Spec.read(tmp_path / "twice.json")
+    text = yaml.safe_dump({**scaled, "grid": None})
+    text = text.replace("grid: null", "grid: {edit: scale, where: video, factor: 1e-05}")
+    (tmp_path / "spec.yaml").write_text(text)
+    assert Spec.read(tmp_path / "spec.yaml") == Spec.of(scaled, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ([{"metric": "kl"}, {"metric": "kl"}], "metrics: 'kl' occurs twice"),
+        ([{"metric": "log_prob", "answer": [99999999]}], "expected token ids within 0:"),
+    ],
+)
+def test_metrics_are_checked_before_any_clip_is_decoded(metrics: Any, message: str, given: dict[str, Any]):
+    with pytest.raises(ValueError, match=message):
+        prepare_run(Spec.of({**given, "metrics": metrics}))

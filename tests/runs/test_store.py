@@ -89,10 +89,12 @@ def test_damage_is_named_and_put_aside(store: Store, change: str):
         ValueError, match=rf"{re.escape(part.name)}: expected the parquet file .* got [\d,]+ bytes.*--repair"
     ):
         store.load(part)
-    assert [p.name for p in store.repair()] == [part.name]
-    assert list(store.parts()) == ["bb"] and store.repair() == []
+    assert [p.name for p in store.put_aside(store.damaged())] == [part.name]
+    assert list(store.parts()) == ["bb"] and store.put_aside(store.damaged()) == []
     written(store, "aa")
     assert store.load(store.parts()["aa"]) == DATA
+    store.parts()["aa"].write_bytes(b"again")
+    assert len(store.put_aside(store.damaged())) == 1 and list(store.parts()) == ["bb"]
 
 
 def test_a_claim_is_one_process_s(local: Store):

@@ -3,6 +3,8 @@
 import dataclasses
 import itertools
 import re
+import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,11 @@ from avjax.metrics import KL, AttentionMass, Caption, LogProb, Metric, TopK, Vie
 from avjax.prompt import Prompt
 from avjax.runs import blocks, stored
 from avjax.runs.blocks import Run, Sample, execute
-from avjax.runs.identity import edits_digest, metric_json
+from avjax.runs.export import export, merge
+from avjax.runs.identity import edits_digest, metric_json, model_identity
 from avjax.runs.store import Store
-from avjax.runs.stored import begin, read
+from avjax.runs.stored import begin, read, summary, unusable
+from avjax.slices import Team
 from avjax.tokens import KINDS
 from tests.engine.test_knockout_compiles import prompt_of
 
@@ -317,3 +321,95 @@ def test_programs_are_compiled_once_per_bucket_of_lengths(omni_model: avjax.Mode
         program.clear_cache()
     avjax.sweep(omni_model, prompts, "last->video@3", avjax.metrics.KL(), store=tmp_path / "run", progress=False)
     assert [program._cache_size() for program in programs] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("block_cells", [1, 2])
+def test_equal_edits_under_other_labels_are_cells_of_their_own(
+    omni_model: avjax.Model,
+    prompts: dict[str, Prompt],
+    tmp_path: Path,
+    block_cells: int,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.setattr(stored, "CELLS_PER_BLOCK", block_cells)
+    key = avjax.axis("key", ["text"] * 5, list("vwxyz"))
+    found = avjax.sweep(
+        omni_model, prompts["a"], avjax.Knockout(query="answer", key=key), KL(), store=tmp_path / "run", progress=False
+    )
+    assert "done" not in found and len(set(found.kl.values.ravel().tolist())) == 1
+    assert np.isfinite(found.kl.values).all()
+
+
+def test_any_value_of_a_parameter_and_every_setting_count(omni_model: avjax.Model):
+    before = model_identity(omni_model)
+    leaves, tree = jax.tree.flatten(omni_model.network)
+    largest = max(range(len(leaves)), key=lambda i: leaves[i].size)
+    middle = tuple(size // 2 for size in leaves[largest].shape)
+    changed = [leaf if i != largest else leaf.at[middle].add(1e-3) for i, leaf in enumerate(leaves)]
+    swapped = [leaf if i != largest else leaf[::-1] for i, leaf in enumerate(leaves)]
+    for other in (changed, swapped):
+        found = model_identity(dataclasses.replace(omni_model, network=jax.tree.unflatten(tree, other)))
+        assert {k for k in found if found[k] != before[k]} == {"parameters"}
+    generation = dataclasses.replace(omni_model.host.generation, stop_tokens=(3,))
+    host = dataclasses.replace(omni_model.host, generation=generation)
+    found = model_identity(dataclasses.replace(omni_model, host=host))
+    assert {k for k in found if found[k] != before[k]} == {"settings"}
+
+
+def test_parts_of_another_run_are_named_and_put_aside(
+    omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path
+):
+    own, other = tmp_path / "own", tmp_path / "other"
+    expected = avjax.sweep(omni_model, prompts["a"], GRID, KL(), store=own, progress=False)
+    avjax.sweep(omni_model, prompts["b"], GRID, KL(), store=other, progress=False)
+    for part in (other / "cells").iterdir():
+        shutil.copy(part, own / "cells" / part.name)
+    store = Store(own)
+    for use in (lambda: read(store), lambda: summary(own), lambda: export(store, tmp_path / "t.csv")):
+        with pytest.raises(ValueError, match="expected cells of this run, got another's"):
+            use()
+    with pytest.raises(ValueError, match="expected a part of this run as it was written"):
+        merge([store], Store(tmp_path / "all"))
+    assert len(store.put_aside(unusable(store))) == 1
+    xr.testing.assert_identical(read(store), expected)
+
+
+def test_ctrl_c_ends_a_sweep_at_once(
+    omni_model: avjax.Model, prompts: dict[str, Prompt], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+):
+    """It comes where the work is done, and not to a thread that waits for it."""
+    begun: list[str] = []
+    before = blocks._computed  # pyright: ignore[reportPrivateUsage]
+
+    def computed(model: Any, run: Run, block: Any, prompt: Prompt) -> xr.Dataset:
+        begun.append(block.name)
+        if len(begun) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return before(model, run, block, prompt)
+
+    monkeypatch.setattr(blocks, "_computed", computed)
+    monkeypatch.setattr(stored, "CELLS_PER_BLOCK", 3)
+    with pytest.raises(KeyboardInterrupt):
+        avjax.sweep(omni_model, prompts, GRID, KL(), store=tmp_path / "run", progress=False)
+    assert len(begun) == 2
+
+
+class OneStops(Team):
+    """A team in whose other process SIGTERM has come."""
+
+    def said(self, value: int) -> list[int]:
+        return [value, blocks.STOP]
+
+
+def test_a_process_that_follows_can_stop_the_run(
+    omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(blocks, "Team", OneStops)
+    monkeypatch.setattr(OneStops, "least", lambda self, value: value)
+    cells = as_cells(GRID, omni_model.config.decoder)
+    samples = (Sample(name="a", digest="a", prompt=lambda: prompts["a"], metrics=(KL(),)),)
+    run = Run(digest="run", cells=cells, samples=samples, settings={}, block_cells=3)
+    store = Store(tmp_path / "run")
+    store.begin({"layout": vars(run.layout)})
+    outcome = execute(omni_model, run, store, progress=False)
+    assert outcome.stopped and len(store.parts()) == 1
