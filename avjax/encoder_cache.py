@@ -47,6 +47,14 @@ def cache_encodings(directory: str | Path | None, max_bytes: int = MAX_BYTES) ->
         _directory.mkdir(parents=True, exist_ok=True)
 
 
+def same_buffers(a: jax.Array, b: jax.Array) -> bool:
+    """Whether two arrays are one in memory, such as an array's part on a slice of its mesh and the same made again."""
+    if a is b:
+        return True
+    places = [[(s.device, s.data.unsafe_buffer_pointer()) for s in array.addressable_shards] for array in (a, b)]
+    return a.shape == b.shape and places[0] == places[1]
+
+
 def kept(
     host: Any, tower: str, parameters: Any, dtype: jnp.dtype, clip: bytes, encode: Callable[[], jax.Array]
 ) -> jax.Array:
@@ -65,7 +73,7 @@ def kept(
 
     known = _towers.setdefault(host, {})
     # A model that is made from another one has its host, but may have other parameters.
-    if tower not in known or not all(a is b for a, b in zip(known[tower][0], leaves, strict=True)):
+    if tower not in known or not all(map(same_buffers, known[tower][0], leaves)):
         known[tower] = (leaves, _of_parameters(leaves))
     state = hashlib.blake2b(clip, digest_size=DIGEST)
     state.update(f"{numerics.VERSION} {tower} {parameters.cfg} {dtype} {known[tower][1]}".encode())

@@ -80,7 +80,11 @@ def _restore(directory: Path, config: ModelConfig, dtype: str, mesh: Mesh | None
             args = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args)  # pyright: ignore[reportCallIssue]
             found = checkpointer.restore(directory.absolute(), args=args)
     except Exception as error:
-        raise ValueError(f"{directory}: a parameter cannot be read ({error}); convert the checkpoint again") from error
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            advice = "there is too little memory; load it in bfloat16, or onto a mesh of more devices"
+        else:
+            advice = "convert the checkpoint again"
+        raise ValueError(f"{directory}: a parameter cannot be read ({error}); {advice}") from error
     return fill(network, parameter_paths(found))
 
 

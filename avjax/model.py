@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from avjax.config import ModelConfig
-from avjax.encoder_cache import kept
+from avjax.encoder_cache import kept, same_buffers
 from avjax.engine.encoding import encode_audio, encode_vision
 from avjax.media.corruption import Corruption
 from avjax.media.processor import Processor, StrPath
@@ -49,6 +49,7 @@ class Host:
     encoded: collections.OrderedDict[bytes, tuple[list[jax.Array], jax.Array]] = dataclasses.field(
         default_factory=collections.OrderedDict
     )
+    parts: dict[int, "Host"] = dataclasses.field(default_factory=dict)  # of the model's slices, see `avjax.slices`
 
 
 @jax.tree_util.register_dataclass
@@ -192,7 +193,7 @@ class Model:
         if any(isinstance(leaf, Tracer) for leaf in parameters):
             return self._encode_clip(clip)
         # Models made from this one share the cache, but not what other parameters computed.
-        if key not in cache or not all(a is b for a, b in zip(cache[key][0], parameters, strict=True)):
+        if key not in cache or not all(map(same_buffers, cache[key][0], parameters)):
             name = "vision" if isinstance(clip, VisionFeatures) else "audio"
             cache[key] = (parameters, kept(self.host, name, tower, self.dtype, key, lambda: self._encode_clip(clip)))
             while len(cache) > CACHED_CLIPS:

@@ -71,7 +71,7 @@ def run_spec(
     others are there; 4, with --repeat, cells differ; 74, the store or the log cannot be written (a full disk); 75, it
     was asked to stop (SIGTERM, Ctrl-C). After 74 and 75, run it again to go on.
     """
-    with friendly():
+    with friendly(), _preempted():
         import avjax
         from avjax.report.terminal import print_plan
         from avjax.runs.specified import prepare_run
@@ -349,6 +349,21 @@ def _share(text: str) -> tuple[int, int]:
     if not (slash and i.isdigit() and n.isdigit() and int(i) < int(n)):
         raise ValueError(f"--shard: expected I/N with I within 0 to N - 1, such as 0/8, got {text!r}")
     return int(i), int(n)
+
+
+@contextlib.contextmanager
+def _preempted() -> Iterator[None]:
+    """SIGTERM while a model is loaded says "resume me" too."""
+
+    def leave(number: int, frame: Any) -> None:
+        typer.echo("stopped before anything was computed; run it again to go on", err=True)
+        raise SystemExit(RESUME)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

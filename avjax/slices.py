@@ -45,7 +45,9 @@ def slices_here(model: Model) -> list[Slice]:
     for index, part in enumerate(slices(mesh)):
         if is_here(part):
             network = jax.tree.map(lambda leaf, part=part: on_slice(leaf, part), model.network)
-            host = dataclasses.replace(model.host, encoded=collections.OrderedDict())  # clips are encoded on the slice
+            if (host := model.host.parts.get(index)) is None:  # clips are encoded on the slice, and kept there
+                host = dataclasses.replace(model.host, encoded=collections.OrderedDict(), parts={})
+                model.host.parts[index] = host
             found.append(
                 Slice(index=index, count=mesh.shape[DATA], model=dataclasses.replace(model, network=network, host=host))
             )

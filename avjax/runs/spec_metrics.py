@@ -121,4 +121,6 @@ def filled(value: object, labels: dict[str, str | int | float], what: str) -> ob
         return value.format_map(labels)
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         known = ", ".join(map(repr, labels)) or "none"
-        raise ValueError(f"{what}: expected {{labels}} among those of the clip ({known}), got {value!r}") from error
+        raise ValueError(
+            f"{what}: expected {{labels}} among those of the clip ({known}), or {{{{ and }}}} for braces, got {value!r}"
+        ) from error

@@ -86,3 +86,23 @@ def test_edits_show(found: dict[str, list[dict[str, Any]]]):
     for name in ("edges kl", "edges log_prob", "sites log_likelihood"):
         assert np.ptp(one[name]) > 0.1, name
     assert len(one["tokens"]) > 1
+
+
+ENCODED_ONCE = """
+import sys, avjax
+from avjax import model
+from avjax.mesh import mesh_of_sizes
+calls, encode = [], model.encode_vision
+model.encode_vision = lambda *arguments: calls.append(1) or encode(*arguments)
+found = avjax.load("tiny-av", mesh=mesh_of_sizes(data=2))
+clips = {name: found.prompt("What?", video=name, audio="from_video") for name in sys.argv[1:]}
+for _ in range(2):
+    avjax.sweep(found, clips, "last->video@4:8", avjax.metrics.KL(), progress=False)
+    print(len(calls))
+"""
+
+
+def test_each_slice_encodes_a_clip_once(clips: Path):
+    files = [clips / f"clip-{i}.mp4" for i in range(2)]
+    (said,) = finished(start("-c", ENCODED_ONCE, *files, JAX_NUM_CPU_DEVICES="2"))
+    assert said.split() == ["2", "2"]

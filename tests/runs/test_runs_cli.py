@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from avjax import runs_cli
 from avjax.cli import app
+from avjax.runs import specified
 from avjax.runs.spec import Spec
 from avjax.runs.store import Store
 from avjax.runs_cli import RESUME
@@ -134,6 +135,18 @@ def test_sigterm_finishes_the_block_and_says_resume(spec: Path, monkeypatch: pyt
     assert len(parts(store)) == 1 and sorted(path.name for path in store.iterdir()) == ["cells", "run.json"]
     assert run("run", spec, "block_cells=1").exit_code == 0
     assert len(parts(store)) == 48
+
+
+def test_sigterm_while_a_model_is_loaded_says_resume(spec: Path, monkeypatch: pytest.MonkeyPatch):
+    def load(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patched:
+        patched.setattr(specified, "load", load)
+        stopped = run("run", spec)
+    assert stopped.exit_code == RESUME and "before anything was computed; run it again" in stopped.output
+    assert signal.getsignal(signal.SIGTERM) is before and not (spec.parent / "run").exists()
 
 
 def test_killed_on_a_real_model_it_goes_on_to_the_same_cells(spec: Path, tmp_path: Path):
