@@ -389,8 +389,12 @@ def test_ctrl_c_ends_a_sweep_at_once(
 
     monkeypatch.setattr(blocks, "_computed", computed)
     monkeypatch.setattr(stored, "CELLS_PER_BLOCK", 3)
-    with pytest.raises(KeyboardInterrupt):
-        avjax.sweep(omni_model, prompts, GRID, KL(), store=tmp_path / "run", progress=False)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            avjax.sweep(omni_model, prompts, GRID, KL(), store=tmp_path / "run", progress=False)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert len(begun) == 2
 
 
