@@ -93,7 +93,10 @@ class Team:
         return found  # pyright: ignore[reportReturnType]
 
     def gathered(self, found: Mapping[int, Result]) -> dict[int, Result]:
-        """What all processes found, by slice; of a slice of several, what its leader did. Every process calls it."""
+        """What all processes found, by slice; of a slice of several, what its leader did. Every process calls it.
+
+        What is unpickled comes from processes of this same program.
+        """
         if self.alone:
             return dict(found)
         data = np.frombuffer(pickle.dumps(dict(found)), np.uint8)

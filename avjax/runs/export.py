@@ -13,7 +13,7 @@ import xarray as xr
 from avjax.runs import captures
 from avjax.runs.rows import Layout, dataset
 from avjax.runs.store import Store, differences
-from avjax.runs.stored import tables, unusable
+from avjax.runs.stored import contents, tables
 
 ENDINGS = (".csv", ".parquet", ".nc", ".zarr")
 
@@ -77,10 +77,8 @@ def merge(stores: Sequence[Store], into: Store) -> int:
     _same(first, into)
     added = 0
     for store in stores:
-        if strange := unusable(store):
-            raise ValueError(f"{strange[0]}: expected a part of this run as it was written; repair its store first")
-        for block, part in store.parts().items():
-            data = store.load(part)
+        for part, data in contents(store):
+            block = part.name.split(".")[0]
             with into.claimed(block) as claim:
                 if claim is not None:
                     captures.copy(block, store, into)

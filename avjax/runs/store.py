@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -125,9 +125,10 @@ class Store:
             )
         return data
 
-    def damaged(self) -> list[epath.Path]:
-        """Parts whose bytes are not those that were written. Reads all of them."""
-        return [part for part in self.parts().values() if _checksum(part.read_bytes()) != part.name.split(".")[1]]
+    def damaged(self, strange: Callable[[bytes], bool] = lambda data: False) -> list[epath.Path]:
+        """Parts whose bytes are not those that were written, or are `strange`. Reads all of them."""
+        read = ((part, part.read_bytes()) for part in self.parts().values())
+        return [part for part, data in read if _checksum(data) != part.name.split(".")[1] or strange(data)]
 
     def put_aside(self, parts: Iterable[epath.Path]) -> list[epath.Path]:
         """Moves parts, such as damaged ones, into `damaged/`; where they are now."""

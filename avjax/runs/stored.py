@@ -114,58 +114,66 @@ def _changed(store: Store, run: Run, before: Mapping[str, str]) -> list[str]:
     return [f"the clip or words of {s.name!r}" for s in old.samples if s in kept and now[str(s.name)] != s.digest]
 
 
-def tables(store: Store) -> Iterator[pa.Table]:
-    """The rows of each part, in the order of blocks' names.
+def contents(store: Store) -> Iterator[tuple[epath.Path, bytes]]:
+    """Each part and its bytes, in the order of blocks' names.
 
     Raises:
       ValueError: it is no run, or a part is not as it was written, or of another run.
     """
     about = store.read()
     for part in store.parts().values():
-        table = decoded(store.load(part))
-        if not _is_of(table.schema.metadata, about):
+        data = store.load(part)
+        if not _is_of(data, about):
             raise ValueError(
                 f"{part}: expected cells of this run, got another's; `avjax run SPEC --repair` puts it aside"
             )
-        yield table
+        yield part, data
+
+
+def tables(store: Store) -> Iterator[pa.Table]:
+    """The rows of each part.
+
+    Raises:
+      ValueError: as `contents`.
+    """
+    return (decoded(data) for _, data in contents(store))
 
 
 def unusable(store: Store) -> list[epath.Path]:
     """Parts that are not as they were written, or of another run. Reads all of them."""
-    damaged = store.damaged()
     if not (store.path / "run.json").exists():
-        return damaged
-    about, whole = store.read(), [part for part in store.parts().values() if part not in damaged]
-    return damaged + [p for p in whole if not _is_of(pq.read_schema(io.BytesIO(p.read_bytes())).metadata, about)]
+        return store.damaged()
+    about = store.read()
+    return store.damaged(lambda data: not _is_of(data, about))
 
 
-def _is_of(metadata: Mapping[bytes, bytes], about: Mapping[str, Any]) -> bool:
-    """Whether a part's metadata say that it is of the run that `about` describes."""
-    sample = metadata.get(SAMPLE, b"").decode()
-    return metadata.get(RUN, b"").decode() == owner(about, sample)
+def _is_of(part: bytes, about: Mapping[str, Any]) -> bool:
+    """Whether a part says that it is of the run that `about` describes."""
+    said = pq.read_schema(io.BytesIO(part)).metadata or {}
+    return said.get(RUN, b"").decode() == owner(about, said.get(SAMPLE, b"").decode())
 
 
 def read(store: Store) -> xr.Dataset:
     """All that a store holds.
 
     Raises:
-      ValueError: as `tables`.
+      ValueError: as `contents`.
     """
     return dataset(tables(store), Layout.from_json(store.read()["layout"]))
 
 
 def summary(place: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a store holds; every part is read.
+    """What a store holds; each part's checksum is looked at, its columns are not.
 
     Raises:
-      ValueError: as `tables`.
+      ValueError: as `contents`.
     """
     store = Store(place)
     found = store.read()
     if missing := [key for key in ("layout", "provenance") if key not in found]:
         raise ValueError(f"{store.path}: expected a run, got a run.json without {', '.join(missing)}")
     layout = Layout.from_json(found["layout"])
-    done = sum(len(table) for table in tables(store))
+    done = sum(pq.read_metadata(io.BytesIO(data)).num_rows for _, data in contents(store))
     return {
         "store": str(store.path),
         "checkpoint": Path(found["provenance"]["checkpoint"]).name,

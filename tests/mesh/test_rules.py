@@ -9,8 +9,10 @@ from jax.sharding import AxisType
 
 import avjax
 from avjax.config import read_config
+from avjax.engine.planning import Budget
 from avjax.mesh import AXES, RULES, checked_mesh, mesh_of_sizes, parameter_spec
 from avjax.parameters import abstract_network, parameter_paths
+from avjax.slices import _told
 from tests.hub_configs import HUB_OMNI, HUB_VL
 
 PARAMETERS = {
@@ -77,3 +79,25 @@ def test_sizes_must_make_up_the_devices():
         mesh_of_sizes(data=count + 1)
     with pytest.raises(ValueError, match="got data -1, variant -1"):
         mesh_of_sizes(data=-1, variant=-1)
+
+
+class Untold(Exception):
+    """It cannot be pickled: its argument is not what it was made of."""
+
+    def __init__(self, first: str, second: str):
+        super().__init__(f"{first} and {second}")
+
+
+def test_errors_that_cannot_be_pickled_are_told_by_their_words():
+    told = _told({0: Untold("this", "that"), 1: ValueError("plain")})
+    assert type(told[0]) is RuntimeError and str(told[0]) == "Untold: this and that"
+    assert type(told[1]) is ValueError
+
+
+def test_a_device_needs_memory_for_its_heads_and_features_alone():
+    settings = {"memory_bytes": 2**34, "itemsize": 2, "num_keys": 2560, "num_reads": 1, "num_groups": 4}
+    cfg = read_config(HUB_OMNI).decoder
+    one, cut, odd = (Budget(cfg=cfg, **settings, on_cpu=False, model_devices=n) for n in (1, 2, 7))
+    for whole, part in ((one.shared_bytes(), cut.shared_bytes()), (one.variant_bytes(8), cut.variant_bytes(8))):
+        assert whole / 2 < part < whole
+    assert odd.shared_bytes() == one.shared_bytes(), "7 divides neither heads nor features"

@@ -14,6 +14,7 @@ import xarray as xr
 import yaml
 
 import avjax
+from avjax.config import read_config
 from avjax.grids import Grid, as_cells
 from avjax.interventions import Edit
 from avjax.metrics import LogitDiff, LogProb
@@ -21,6 +22,7 @@ from avjax.runs.spec import Spec
 from avjax.runs.specified import prepare_run
 from avjax.runs.store import Store
 from avjax.runs.stored import read
+from tests.hub_configs import HUB_OMNI
 
 
 def changed(given: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
@@ -175,7 +177,9 @@ def test_selectors_are_read_before_any_clip(grid: Any, message: str, given: dict
 
 def test_selectors_that_only_a_prompt_can_refuse_are_taken(given: dict[str, Any]):
     for key in ("video[2s:4s] - special", "[400, 500:900]", "audio[f3:f9] | last", [7, 1000], "query_text"):
-        Spec.of({**given, "grid": {"edit": "knockout", "query": "answer", "key": key}})
+        made = Spec.of({**given, "grid": {"edit": "knockout", "query": "answer", "key": key}})
+        (cell,) = as_cells(made.build_grid(), read_config(HUB_OMNI).decoder).cells
+        assert cell.edits[0].key == (tuple(key) if isinstance(key, list) else key)
 
 
 def test_overrides(spec: Path):
