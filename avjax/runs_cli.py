@@ -289,12 +289,15 @@ def show(
         from avjax.runs.store import Store
         from avjax.runs.stored import summary
 
-        found = summary(store) | {"failures": list(Store(store).failures().values())}
+        held, failures = summary(store), list(Store(store).failures().values())
         if as_json:
-            typer.echo(json.dumps(found, indent=2))
+            typer.echo(json.dumps(held | {"failures": failures}, indent=2))
             return
-        print_rows([found], ("store", "checkpoint", "samples", "cells", "done", "failed"))
-        for failure in found["failures"]:
+        print_rows([held], ("store", "checkpoint", "samples", "cells", "done", "failed"))
+        ranges = [f"{name} {' - '.join(map(str, dict.fromkeys(ends)))}" for name, ends in held["tokens"].items()]
+        if ranges:
+            typer.echo(f"tokens of each clip: {', '.join(ranges)}")
+        for failure in failures:
             typer.echo(f"failed: {failure['sample']}: {failure['reason']}")
 
 
