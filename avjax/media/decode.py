@@ -129,33 +129,15 @@ def _decode_frames(path: str | Path, wanted: set[int]) -> tuple[dict[int, np.nda
 
 def media_kind(path: str | Path) -> Literal["image", "video", "audio"]:
     """What a file holds, by its contents."""
-    from PIL import Image
+    from avjax.media.images import is_image, refuse_picture  # which needs this module's error
 
     if not Path(path).is_file():
         raise MediaError(f"{path}: no such file; check the path")
-    with contextlib.suppress(Exception), Image.open(path) as image:  # damaged ones raise whatever their parser does
-        if getattr(image, "n_frames", 1) == 1:
-            return "image"
+    if is_image(path):
+        return "image"
+    refuse_picture(path)
     with _opened(path) as container:
         return "video" if container.streams.video else "audio"
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """uint8 [height, width, 3], upright; transparency becomes white."""
-    from PIL import Image, ImageOps
-
-    if not Path(path).is_file():
-        raise MediaError(f"{path}: no such file; check the path")
-    try:
-        with Image.open(path) as opened:
-            image = ImageOps.exif_transpose(opened)
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                white = Image.new("RGBA", image.size, "white")
-                image = Image.alpha_composite(white, image)
-            return np.asarray(image.convert("RGB"))
-    except Exception as error:  # damaged ones raise whatever their parser does
-        raise MediaError(f"{path}: expected an image, got {error}; convert it to PNG or JPEG") from error
 
 
 def read_audio(path: str | Path) -> np.ndarray:

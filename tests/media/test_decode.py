@@ -12,7 +12,8 @@ import soundfile
 from PIL import Image
 
 from avjax.media import decode
-from avjax.media.decode import MediaError, read_audio, read_frames, read_image, video_info
+from avjax.media.decode import MediaError, read_audio, read_frames, video_info
+from avjax.media.images import read_image
 
 RATE = 16_000
 
