@@ -386,4 +386,4 @@ def _prepared(run: Run, blocks: Sequence[Block]) -> Iterator[tuple[Block, Callab
         for block in blocks:
             yield block, functools.partial(prompt, block.sample)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # the next clip may take minutes; who reads it ends it
