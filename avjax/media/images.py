@@ -21,7 +21,6 @@ UNPLAYABLE = ("AVIF", "WEBP")  # as films, by libav
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
 MJPEG_SUFFIXES = frozenset({".mjpeg", ".mjpg"})  # JPEGs one after the other, each whole
-WORDS_OF_16_BITS = 65_535
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SUBFILE = 258, 262, 254
 
 
@@ -92,9 +91,11 @@ def picture_array(image: "Image", source: str) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
-    image = ImageOps.exif_transpose(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_integers(image, source)
+        grey = Image.fromarray(_grey_of_integers(image, source))
+        grey.getexif().update(image.getexif())
+        image = grey
+    image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise _without_range(source, "a picture of floating-point values")
     if image.mode == "LAB":
@@ -119,7 +120,7 @@ def array_picture(values: np.ndarray, source: str) -> np.ndarray:
     if values.ndim == 3 and values.shape[2] == 1:
         values = values[..., 0]
     if values.dtype == np.uint16:
-        values = _scaled(values, WORDS_OF_16_BITS)
+        values = _scaled(values, 2**16 - 1)
     if values.dtype != np.uint8:
         raise MediaError(
             f"{source}: expected uint8 or uint16 values, got {values.dtype}, whose range is unknown; scale them to "
@@ -182,21 +183,17 @@ def _without_range(source: str, kind: str) -> MediaError:
     )
 
 
-def _from_integers(image: Any, source: str) -> np.ndarray:
-    """Grey of up to 16 bits: scaled by what the format can hold, not by what the picture uses."""
-    tags = getattr(image, "tag_v2", {})
-    bits = tags.get(TIFF_BITS, (16,))[0]
-    if image.mode == "I" and (image.format not in ("PNG", "PPM", None) or bits != 16):
+def _grey_of_integers(image: Any, source: str) -> np.ndarray:
+    """uint8 [height, width] of up to 16 bits: scaled by what the format can hold, not by what the picture uses."""
+    if image.mode == "I" and image.format not in ("PNG", "PPM"):  # which hold 16 bits at most
         raise _without_range(source, "a picture of 32-bit or signed integers")
+    tags = getattr(image, "tag_v2", {})
     values = np.asarray(image)
-    if image.mode == "I" and image.format is None and (values.min() < 0 or values.max() > WORDS_OF_16_BITS):
-        raise _without_range(source, "a picture of 32-bit integers")
-    grey = _scaled(values, 2**bits - 1)
+    grey = _scaled(values, 2 ** tags.get(TIFF_BITS, (16,))[0] - 1)
     if tags.get(TIFF_PHOTOMETRIC) == 0:  # white is zero; Pillow inverts 8 bits alone
         grey = 255 - grey
-    if isinstance(clear := image.info.get("transparency"), int):
-        grey = np.where(values == clear, np.uint8(255), grey)
-    return np.repeat(grey[..., None], 3, axis=2)
+    clear = image.info.get("transparency")
+    return np.where(values == clear, np.uint8(255), grey) if isinstance(clear, int) else grey
 
 
 def _scaled(values: np.ndarray, largest: int) -> np.ndarray:
