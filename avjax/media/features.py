@@ -11,8 +11,8 @@ import numpy as np
 
 from avjax.config import VisionConfig
 from avjax.media.corruption import Corruption
-from avjax.media.decode import SAMPLE_RATE, MediaError, read_audio, read_frames, read_image, video_info
-from avjax.media.frames import sample_frames
+from avjax.media.decode import SAMPLE_RATE, MediaError, read_audio, read_image, read_video
+from avjax.media.frames import choose_frames
 from avjax.media.options import MediaOptions
 from avjax.models.audio import num_audio_tokens
 from avjax.prompt import AudioFeatures, VisionFeatures
@@ -49,16 +49,13 @@ def video_features(
     Args:
       corrupt: applied to the frames in order; they keep their number, size and time.
     """
-    info = video_info(path)
-    rate = info.frames_per_second
-    frames, num_frames = read_frames(path, lambda n: sample_frames(n, rate, options), info.num_frames)
-    source = str(path)
+    frames, info = read_video(path, lambda info: choose_frames(info, options).indices)
+    choice, source = choose_frames(info, options), str(path)
     for one in corrupt:
         frames, source = one(frames, source)
     features = frame_features(frames, config, options, source=source)
-    begins = sample_frames(num_frames, rate, options)[:: config.temporal_patch_size]
-    features = dataclasses.replace(features, step_seconds=tuple(i / rate for i in begins))
-    return features, len(frames) / num_frames * rate
+    features = dataclasses.replace(features, step_seconds=choice.seconds[:: config.temporal_patch_size])
+    return features, len(frames) / info.num_frames * info.frames_per_second
 
 
 def frame_features(frames: np.ndarray, config: VisionConfig, options: MediaOptions, *, source: str) -> VisionFeatures:
@@ -134,7 +131,7 @@ def audio_features(path: str | Path, options: MediaOptions, corrupt: Sequence[Co
     Args:
       corrupt: applied to the samples in order; they keep their number.
     """
-    waveform, source = read_audio(path), str(path)
+    waveform, source = read_audio(path, sync=options.sync), str(path)
     for one in corrupt:
         waveform, source = one(waveform, source)
     return waveform_features(waveform, options, source=source)

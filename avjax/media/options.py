@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from avjax.config import ModelConfig, read_json
 
@@ -23,6 +23,8 @@ class MediaOptions:
       total_pixels: bound on all sampled frames of a clip together, in pixels of merged frame pairs.
       image_min_pixels, image_max_pixels: bounds on a resized image.
       image_mean, image_std: of RGB in 0..1.
+      sync: "clock" keeps a video's sound with its picture, as a player does; "published" takes the decoded samples end to
+        end, as Qwen's published code does; see `avjax.media.sound.read_audio`.
       audio: arguments of `transformers.WhisperFeatureExtractor`.
 
     Source: defaults of Qwen's own `qwen-omni-utils` 0.0.x and the published preprocessor files.
@@ -38,11 +40,14 @@ class MediaOptions:
     image_max_pixels: int = 16384 * 28 * 28
     image_mean: tuple[float, ...] = CLIP_MEAN
     image_std: tuple[float, ...] = CLIP_STD
+    sync: Literal["clock", "published"] = "clock"
     audio: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self):
         if not 0 < self.fps < math.inf:
             raise ValueError(f"media options: expected fps above 0, got {self.fps}")
+        if self.sync not in ("clock", "published"):
+            raise ValueError(f"media options: expected sync 'clock' or 'published', got {self.sync!r}")
         for low, high, least in (
             ("min_frames", "max_frames", 2),
             ("min_pixels", "max_pixels", 1),

@@ -59,6 +59,10 @@ class Media(Strict):
     fps: int | float | None = Field(None, gt=0, description="Video frames per second.")
     min_pixels: int | None = Field(None, ge=1)
     max_pixels: int | None = Field(None, ge=1)
+    sync: Literal["clock", "published"] | None = Field(
+        None,
+        description="How a video's sound lies under its picture: by the file's clock, or as published code has it.",
+    )
 
 
 class Capture(Strict):
