@@ -150,6 +150,17 @@ def has_clock(container: Any) -> bool:
     return not set(container.format.name.split(",")) & BARE
 
 
+def counts_frames(container: Any) -> bool:
+    """Whether a frame's time is its place in the file: AVI has no other, so that reordered frames have none."""
+    return container.format.name == "avi"
+
+
+def packet_seconds(packet: Any, stream: Any, container: Any) -> float | None:
+    """When what is in a packet is shown or played, on the file's clock."""
+    ticks = packet.dts if packet.pts is None or counts_frames(container) else packet.pts
+    return None if ticks is None or not stream.time_base else float(ticks * stream.time_base)
+
+
 def decoded_frames(path: str | Path, container: Any, stream: Any) -> Iterator[Any]:
     """The frames of a stream that a player shows or plays, in the order of their times.
 

@@ -23,8 +23,8 @@ class MediaOptions:
       total_pixels: bound on all sampled frames of a clip together, in pixels of merged frame pairs.
       image_min_pixels, image_max_pixels: bounds on a resized image.
       image_mean, image_std: of RGB in 0..1.
-      sync: "clock" keeps a video's sound with its picture, as a player does; "published" takes the decoded samples end to
-        end, as Qwen's published code does; see `avjax.media.sound.read_audio`.
+      sync: "clock" keeps a video's sound with its picture, as a player does; "published" takes the decoded samples
+        end to end, as Qwen's published code does; see `avjax.media.sound.read_audio`.
       audio: arguments of `transformers.WhisperFeatureExtractor`.
 
     Source: defaults of Qwen's own `qwen-omni-utils` 0.0.x and the published preprocessor files.

@@ -12,10 +12,13 @@ from avjax.media.container import (
     SAMPLE_RATE,
     MediaError,
     audio_stream,
+    counts_frames,
     decoded_frames,
     frame_seconds,
     has_clock,
     opened,
+    packet_seconds,
+    packets,
     require_file,
     video_stream,
 )
@@ -24,7 +27,7 @@ from avjax.media.truncation import chunks_are_cut, count_songs, page_is_cut
 BLOCK = 2**20  # samples that are read at a time
 # libsndfile would trust an estimated length of these, or decodes them in another way than everybody else.
 LEFT_TO_LIBAV = ("OPUS", "MPEG_LAYER", "IMA_ADPCM", "MS_ADPCM", "GSM610")
-UNKNOWN_FRAMES = 2**62  # libsndfile says this or more of a FLAC that was piped
+UNKNOWN_FRAMES = 2**62  # libsndfile says this or more of a FLAC that was piped, and cannot read it
 START_SECONDS = 0.01  # sound that starts this much beside the picture, a frame of log-mel, is with it
 GAP_SECONDS = 0.02  # clocks of containers are coarse; half an audio token is not
 LASTING_SECONDS = 0.25  # a jump of the clock that is undone within this is jitter
@@ -92,6 +95,9 @@ def first_picture_seconds(path: str | Path) -> float | None:
         stream = video_stream(container)
         if stream is None:
             return None
+        if counts_frames(container):
+            packet = next(packets(path, container, stream), None)
+            return None if packet is None else packet_seconds(packet, stream, container)
         frame = next(decoded_frames(path, container, stream), None)
         return None if frame is None else frame_seconds(frame, stream)
 
@@ -146,12 +152,16 @@ def _read_sound_file(path: str | Path) -> tuple[np.ndarray, int] | None:
     """Samples [n, channels] and rate when libsndfile reads the format without loss or guess."""
     import soundfile
 
+    with Path(path).open("rb") as file:
+        head = file.read(3)
+    if head == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):  # an MP3, of which libsndfile prints warnings
+        return None
     try:
         sound = soundfile.SoundFile(str(path))
     except soundfile.LibsndfileError:
         return None
     with sound:
-        if sound.subtype.startswith(LEFT_TO_LIBAV):
+        if sound.subtype.startswith(LEFT_TO_LIBAV) or sound.frames >= UNKNOWN_FRAMES:
             return None
         blocks: list[Any] = [np.zeros((0, sound.channels), np.float32)]
         announced, rate, damage = sound.frames, sound.samplerate, None
@@ -168,7 +178,7 @@ def _read_sound_file(path: str | Path) -> tuple[np.ndarray, int] | None:
         return (samples, rate) if whole else None
     if damage is not None:
         raise MediaError(f"{path}: the audio is damaged: {damage}; copy it again or re-encode it") from damage
-    if len(samples) < announced < UNKNOWN_FRAMES or chunks_are_cut(path):
+    if len(samples) < announced or chunks_are_cut(path):
         raise MediaError(f"{path}: the audio is truncated, {len(samples) / rate:.2f} s are there; copy it again")
     return samples, rate
 

@@ -31,7 +31,8 @@ def refuse_truncated(path: str | Path, container: Any, counts: Mapping[int, int]
         fragmented = not any(stream.frames for stream in container.streams)
         # Edit lists hide frames too, so a smaller count alone says nothing.
         if (fewer or fragmented) and boxes_are_cut(path):
-            missing = "its header announces %d frames, %d are there" % fewer[0] if fewer else "its last part is cut"
+            announced, count = fewer[0] if fewer else ("more", "fewer")
+            missing = f"its header announces {announced} frames, {count} are there"
     elif "matroska" in name:
         announced = (container.duration or 0) / 1e6
         if announced > end_seconds + EARLY_END_SECONDS and segment_is_cut(path) is not False:

@@ -7,7 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from avjax.media.container import MediaError, decoded_frames, frame_seconds, opened, packets, video_stream
+from avjax.media.container import (
+    MediaError,
+    counts_frames,
+    decoded_frames,
+    frame_seconds,
+    opened,
+    packet_seconds,
+    packets,
+    video_stream,
+)
 
 MAX_RATE = 1000.0  # frames per second; more is a header's clock, no rate
 ADVICE = "re-encode it or choose another clip"
@@ -22,12 +31,14 @@ class VideoInfo:
       frames_per_second: of all of it.
       times: seconds of each frame after the first one; None where they are even.
       interval_seconds: the median one between two frames.
+      last_seconds: how long the file says that the last frame is shown; 0 where it does not.
     """
 
     num_frames: int
     frames_per_second: float
     times: tuple[float, ...] | None = None
     interval_seconds: float | None = None
+    last_seconds: float = 0.0
 
     @property
     def seconds(self) -> float:
@@ -44,17 +55,17 @@ def video_info(path: str | Path) -> VideoInfo:
     with opened(path) as container:
         stream = _video_stream(path, container)
         times: list[float | None] = []
-        durations: list[float] = []
+        last_seconds = 0.0
         for packet in packets(path, container, stream):
             if packet.is_discard:  # an edit list hides it
                 continue
-            ticks = packet.dts if packet.pts is None else packet.pts
-            times.append(None if ticks is None else float(ticks * stream.time_base))
-            durations.append(float((packet.duration or 0) * stream.time_base))
+            times.append(packet_seconds(packet, stream, container))
+            # Durations are between decoding times; where frames are reordered, the last packet's is the end's.
+            last_seconds = float((packet.duration or 0) * stream.time_base)
         if not times:
             raise MediaError(f"{path}: the video stream has no frames; {ADVICE}")
-        order = sorted(range(len(times)), key=lambda i: -np.inf if times[i] is None else times[i])
-        return _info(path, stream, [times[i] for i in order], durations[order[-1]])
+        known = sorted(time for time in times if time is not None)
+        return _info(path, stream, known if len(known) == len(times) else times, last_seconds)
 
 
 def _video_stream(path: str | Path, container: Any) -> Any:
@@ -77,7 +88,7 @@ def _info(path: str | Path, stream: Any, times: Sequence[float | None], last_sec
     if len(known) < count:
         if not rates:
             raise MediaError(f"{path}: the video says neither its frames' times nor their rate; {ADVICE}")
-        return VideoInfo(num_frames=count, frames_per_second=rates[0])
+        return VideoInfo(num_frames=count, frames_per_second=rates[0], last_seconds=last_seconds)
     after_first = np.maximum.accumulate(np.asarray(known) - known[0])
     if count > 1 and after_first[-1] > 0:
         rates.append((count - 1) / after_first[-1])
@@ -85,7 +96,7 @@ def _info(path: str | Path, stream: Any, times: Sequence[float | None], last_sec
         rates = [1 / last_seconds if last_seconds > 0 else 1.0]
     for rate in rates:
         if _is_even(after_first, rate, last_seconds):
-            return VideoInfo(num_frames=count, frames_per_second=rate)
+            return VideoInfo(num_frames=count, frames_per_second=rate, last_seconds=last_seconds)
     interval = float(np.median(np.diff(after_first)))
     seconds = float(after_first[-1]) + (last_seconds if last_seconds > 0 else interval)
     return VideoInfo(
@@ -93,6 +104,7 @@ def _info(path: str | Path, stream: Any, times: Sequence[float | None], last_sec
         frames_per_second=count / seconds,
         times=tuple(after_first.tolist()),
         interval_seconds=interval,
+        last_seconds=last_seconds,
     )
 
 
@@ -121,11 +133,11 @@ def read_video(path: str | Path, choose: Callable[[VideoInfo], Sequence[int]]) -
     """
     info = video_info(path)
     wanted = list(choose(info))
-    frames, decoded = _decode_frames(path, wanted)
+    frames, decoded = _decode_frames(path, wanted, info)
     if (indices := list(choose(decoded))) != wanted:
         # Some containers count frames that no decoder shows; choose again among those that exist.
         wanted = indices
-        frames, decoded = _decode_frames(path, wanted)
+        frames, decoded = _decode_frames(path, wanted, info)
     return np.stack([frames[i] for i in wanted]), decoded
 
 
@@ -147,22 +159,25 @@ def read_frames(path: str | Path, choose: Callable[[int], Sequence[int]], num_fr
     return np.stack([frames[i] for i in wanted]), info.num_frames
 
 
-def _decode_frames(path: str | Path, wanted: Sequence[int]) -> tuple[dict[int, np.ndarray], VideoInfo]:
+def _decode_frames(
+    path: str | Path, wanted: Sequence[int], announced: VideoInfo | None = None
+) -> tuple[dict[int, np.ndarray], VideoInfo]:
     pictures: dict[int, np.ndarray] = {}
     times: list[float | None] = []
-    indices, last_seconds, convert = set(wanted), 0.0, None
+    indices, convert = set(wanted), None
     with opened(path) as container:
         stream = _video_stream(path, container)
         for index, frame in enumerate(decoded_frames(path, container, stream)):
             times.append(frame_seconds(frame, stream))
-            last_seconds = float((frame.duration or 0) * stream.time_base)
             if convert is None:
                 convert = RgbConverter(width=frame.width, height=frame.height)
             if index in indices:
                 pictures[index] = convert(frame)
         if not times:
             raise MediaError(f"{path}: no frame could be decoded; {ADVICE}")
-        return pictures, _info(path, stream, times, last_seconds)
+        if announced is not None and len(times) == announced.num_frames and counts_frames(container):
+            return pictures, announced
+        return pictures, _info(path, stream, times, 0.0 if announced is None else announced.last_seconds)
 
 
 class RgbConverter:
