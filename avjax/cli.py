@@ -10,6 +10,7 @@ import typer
 
 from avjax.analyses_cli import analyses
 from avjax.options import (
+    FROM_VIDEO,
     MODEL_HELP,
     Audio,
     Cache,
@@ -21,6 +22,7 @@ from avjax.options import (
     MinPixels,
     ModelPath,
     Rules,
+    Sync,
     Tokens,
     Video,
     audio_of,
@@ -63,6 +65,7 @@ def run(
     fps: Fps = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    sync: Sync = None,
     memory_bytes: Memory = None,
     cache_dir: Cache = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -86,7 +89,7 @@ def run(
         if cache_dir is not None:
             avjax.cache_compilations(cache_dir)
         loaded = avjax.load(model, dtype=dtype)
-        made = prompt_of(loaded, prompt, video, audio, image, system, fps, min_pixels, max_pixels)
+        made = prompt_of(loaded, prompt, video, audio, image, system, fps, min_pixels, max_pixels, sync=sync)
         options: dict[str, Any] = {"compat": compat, "allow_noop": allow_noop, "memory_bytes": memory_bytes}
         if rules:
             planned = avjax.plan(loaded, made, rules, avjax.metrics.Caption(max_new_tokens), **options)
@@ -136,12 +139,14 @@ def inspect(
     fps: Fps = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    sync: Sync = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show the tokens that a model sees of a clip: spans, counts, seconds and positions."""
     with friendly():
         from avjax.loading import load_processor
-        from avjax.media.decode import media_kind
+        from avjax.media.decode import media_kind, sound_offset_seconds
+        from avjax.media.layout import TOKENS_PER_SECOND
         from avjax.report.terminal import print_layout, span_rows
 
         processor = load_processor(model)
@@ -153,12 +158,18 @@ def inspect(
             audio=sound,
             image=clip if kind == "image" else None,
             system=None,
-            options=processor.options.override(fps=fps, min_pixels=min_pixels, max_pixels=max_pixels),
+            options=processor.options.override(fps=fps, min_pixels=min_pixels, max_pixels=max_pixels, sync=sync),
         )
+        own_sound = kind == "video" and sound in (FROM_VIDEO, str(clip))
+        offset = sound_offset_seconds(clip) if own_sound else 0.0
         if as_json:
-            typer.echo(json.dumps({"clip": str(clip), "tokens": made.counts(), "spans": span_rows(made)}, indent=2))
-        else:
-            print_layout(made, str(clip))
+            shown = {"clip": str(clip), "tokens": made.counts(), "sound_offset_seconds": offset}
+            typer.echo(json.dumps({**shown, "spans": span_rows(made)}, indent=2))
+            return
+        print_layout(made, str(clip))
+        if abs(offset) > 1 / TOKENS_PER_SECOND:
+            side = "after" if offset > 0 else "before"
+            typer.echo(f"{clip}: the sound starts {abs(offset):.2f} s {side} the first picture; see --sync")
 
 
 @app.command()

@@ -17,6 +17,10 @@ DType = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 Fps = Annotated[float | None, typer.Option(help="Video frames per second that the model looks at.")]
 MinPixels = Annotated[int | None, typer.Option(help="Smallest resized frame, in pixels.")]
 MaxPixels = Annotated[int | None, typer.Option(help="Largest resized frame, in pixels.")]
+Sync = Annotated[
+    str | None,
+    typer.Option(help="Where a video's sound lies: 'clock', under its picture, or 'published', without gaps."),
+]
 Video = Annotated[Path | None, typer.Option(help="A video file.")]
 Audio = Annotated[
     str | None,
@@ -60,10 +64,12 @@ def prompt_of(
     max_pixels: int | None,
     corrupt: Any = (),
     opening: str = "",
+    sync: str | None = None,
 ) -> "Prompt":
     """A prompt from what the command line gives."""
     sound = audio_of(model, audio, video)
     options = {"fps": fps, "min_pixels": min_pixels, "max_pixels": max_pixels, "corrupt": corrupt, "opening": opening}
+    options |= {} if sync is None else {"sync": sync}
     return model.prompt(text, video=video, audio=sound, image=image, system=system, **options)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avjax.media.decode import MediaError
+from avjax.media.container import MediaError
 
 if TYPE_CHECKING:
     from PIL.Image import Image

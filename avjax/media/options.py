@@ -24,11 +24,14 @@ class MediaOptions:
       total_pixels: bound on all sampled frames of a clip together, in pixels of merged frame pairs.
       image_min_pixels, image_max_pixels: bounds on a resized image.
       image_mean, image_std: of RGB in 0..1.
+      sync: "clock" keeps a video's sound with its picture, as a player does; "published" takes the decoded samples
+        end to end, as Qwen's published code does; see `avjax.media.sound.read_audio`.
       audio: arguments of `transformers.WhisperFeatureExtractor`.
       media: how files are read. "avjax", the default, as a player shows them: upright, white behind what is
         transparent, sound as the codec gives it, frames resized as Hugging Face resizes images. "qwen-omni-utils", to
         the bit what that package feeds the model where torchvision reads its videos: a video's sound rounded and
-        clipped to 16 bits, frames resized in float32 and rounded once, sampled by index, no rotation applied.
+        clipped to 16 bits and taken end to end, whatever `sync`; frames sampled by index, resized in float32 and
+        rounded once; no rotation applied.
 
     Source: defaults of Qwen's own `qwen-omni-utils` 0.0.x and the published preprocessor files.
     """
@@ -43,6 +46,7 @@ class MediaOptions:
     image_max_pixels: int = 16384 * 28 * 28
     image_mean: tuple[float, ...] = CLIP_MEAN
     image_std: tuple[float, ...] = CLIP_STD
+    sync: Literal["clock", "published"] = "clock"
     audio: tuple[tuple[str, Any], ...] = ()
     media: Fidelity = "avjax"
 
@@ -53,6 +57,8 @@ class MediaOptions:
             )
         if not 0 < self.fps < math.inf:
             raise ValueError(f"media options: expected fps above 0, got {self.fps}")
+        if self.sync not in ("clock", "published"):
+            raise ValueError(f"media options: expected sync 'clock' or 'published', got {self.sync!r}")
         for low, high, least in (
             ("min_frames", "max_frames", 2),
             ("min_pixels", "max_pixels", 1),

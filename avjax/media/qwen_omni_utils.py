@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from avjax.media.decode import MediaError, to_mono_16k
-from avjax.media.decode import _opened as opened_media  # pyright: ignore[reportPrivateUsage]
+from avjax.media.container import MediaError, opened, require_file
+from avjax.media.sound import to_mono_16k
 
 FULL_SCALE_16 = 2**15
 
@@ -26,8 +26,7 @@ def read_audio(path: str | Path) -> np.ndarray:
     Raises:
       MediaError: there is no sound, or it cannot be decoded.
     """
-    if not Path(path).is_file():
-        raise MediaError(f"{path}: no such file; check the path")
+    require_file(path)
     samples, rate = _read_sound_file(path) or _read_16_bits(path)
     return to_mono_16k(samples, rate, str(path))
 
@@ -49,7 +48,7 @@ def _read_16_bits(path: str | Path) -> tuple[np.ndarray, int]:
     """float32 [n, channels], each a multiple of 2^-15, and the rate."""
     import av
 
-    with opened_media(path) as container:
+    with opened(path) as container:
         if not container.streams.audio:
             raise MediaError(f"{path}: expected an audio stream, found none; pass audio=None or a sound file")
         # ffmpeg's own choice: the default track, then the one with most channels, then the first
@@ -98,7 +97,7 @@ def read_frames(path: str | Path, choose: Callable[[int, float], Sequence[int]])
     indices = choose(len(order), rate)
     wanted = {order[i] for i in indices}
     frames: dict[int, np.ndarray] = {}
-    with opened_media(path) as container:
+    with opened(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         for frame in container.decode(stream):
@@ -112,7 +111,7 @@ def read_frames(path: str | Path, choose: Callable[[int, float], Sequence[int]])
 
 def _frame_times(path: str | Path) -> tuple[set[int], float]:
     """Timestamps from zero on of the frames that decode, and the rate of the header."""
-    with opened_media(path) as container:
+    with opened(path) as container:
         if not container.streams.video:
             raise MediaError(f"{path}: expected a video stream, found none; pass an audio file as audio=")
         stream = container.streams.video[0]

@@ -2,14 +2,15 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from avjax.media import qwen_omni_utils
-from avjax.media.decode import MediaError, read_audio, read_frames, to_mono_16k, video_info
-from avjax.media.frames import sample_frames
+from avjax.media.decode import MediaError, read_audio, read_video, to_mono_16k
+from avjax.media.frames import choose_frames, sample_frames
 from avjax.media.images import array_picture, picture_array, pillow_array, read_image, refuse_picture
 from avjax.media.options import MediaOptions
 
@@ -58,28 +59,30 @@ def sampled_video(video: VideoSource, options: MediaOptions) -> SampledVideo:
             f"video: expected frames as uint8 [n, height, width, 3], got {frames.dtype} {list(frames.shape)}; convert "
             "them"
         )
-    return _sampled(frames, len(frames), rate, options, "video (an array)", chosen=False)
+    indices = sample_frames(len(frames), rate, options)
+    return _evenly_sampled(frames[indices], indices, len(frames), rate, "video (an array)")
 
 
 def _sampled_file(path: str | Path, options: MediaOptions) -> SampledVideo:
-    info = video_info(path)
-    rate = info.frames_per_second
-    frames, num_frames = read_frames(path, lambda n: sample_frames(n, rate, options), info.num_frames)
-    return _sampled(frames, num_frames, rate, options, str(path))
+    frames, info = read_video(path, lambda info: choose_frames(info, options).indices)
+    return SampledVideo(
+        frames=frames,
+        seconds=choose_frames(info, options).seconds,
+        frames_per_second=len(frames) / info.num_frames * info.frames_per_second,
+        source=str(path),
+    )
 
 
 def _published_file(path: str | Path, options: MediaOptions) -> SampledVideo:
     frames, num_frames, rate = qwen_omni_utils.read_frames(path, lambda n, rate: sample_frames(n, rate, options))
-    return _sampled(frames, num_frames, rate, options, str(path))
+    return _evenly_sampled(frames, sample_frames(num_frames, rate, options), num_frames, rate, str(path))
 
 
-def _sampled(
-    frames: np.ndarray, num_frames: int, rate: float, options: MediaOptions, source: str, *, chosen: bool = True
+def _evenly_sampled(
+    frames: np.ndarray, indices: Sequence[int], num_frames: int, rate: float, source: str
 ) -> SampledVideo:
-    """Of frames that are evenly spaced in time; `chosen` are those that the options ask for, else all."""
-    indices = sample_frames(num_frames, rate, options)
     return SampledVideo(
-        frames=frames if chosen else frames[indices],
+        frames=frames,
         seconds=tuple(i / rate for i in indices),
         frames_per_second=len(indices) / num_frames * rate,
         source=source,
@@ -93,7 +96,8 @@ def sound(audio: SoundSource, options: MediaOptions) -> tuple[np.ndarray, str]:
       MediaError: it cannot be read as a sound.
     """
     if isinstance(audio, str | Path):
-        return (qwen_omni_utils.read_audio if options.as_published else read_audio)(audio), str(audio)
+        published = options.as_published
+        return qwen_omni_utils.read_audio(audio) if published else read_audio(audio, sync=options.sync), str(audio)
     samples, rate = _array_and_rate(audio, "audio", "(samples, rate), such as (np.zeros(16_000, np.float32), 16_000)")
     return to_mono_16k(_channels_last(_as_floats(samples)), rate, "audio (an array)"), "audio (an array)"  # pyright: ignore[reportArgumentType]
 

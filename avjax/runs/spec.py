@@ -62,6 +62,10 @@ class Media(Strict):
     media: Literal["avjax", "qwen-omni-utils"] | None = Field(
         None, description="How files are read: as players show them, the default, or as that package reads them."
     )
+    sync: Literal["clock", "published"] | None = Field(
+        None,
+        description="How a video's sound lies under its picture: by the file's clock, or as published code has it.",
+    )
 
 
 class Capture(Strict):
