@@ -1,5 +1,6 @@
 """Text and clips to a `Prompt`, through the checkpoint's own tokenizer and chat template."""
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -13,10 +14,10 @@ import numpy as np
 from avjax.config import ModelConfig
 from avjax.media.corruption import Corruption, corruptions_of
 from avjax.media.decode import MediaError
-from avjax.media.features import audio_features, image_features, video_features
 from avjax.media.hf_batch import as_numpy, read_batch, require_finite, require_integers
 from avjax.media.layout import MediaShapes, expand_placeholders, token_layout
 from avjax.media.options import MediaOptions
+from avjax.media.reading import HERE, Reader
 from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
 from avjax.tokens import MODALITIES
 
@@ -26,8 +27,16 @@ StrPath = str | Path
 class Processor:
     """A checkpoint's tokenizer, chat template and media options."""
 
-    def __init__(self, directory: Path, config: ModelConfig, options: MediaOptions):
-        self.directory, self.config, self.options = directory, config, options
+    def __init__(self, directory: Path, config: ModelConfig, options: MediaOptions, reader: Reader = HERE):
+        self.directory, self.config, self.options, self.reader = directory, config, options, reader
+
+    def with_reader(self, reader: Reader) -> "Processor":
+        """The same processor with its media read by another reader, and the tokenizer shared."""
+        processor = copy.copy(self)
+        if self.has_tokenizer:
+            processor.tokenizer = self.tokenizer
+        processor.reader = reader
+        return processor
 
     @property
     def has_tokenizer(self) -> bool:
@@ -70,15 +79,15 @@ class Processor:
         corruptions = corruptions_of(corrupt, has_audio=audio is not None, has_video=video is not None)
         of_audio, of_video = ([c for c in corruptions if c.modality == kind] for kind in ("audio", "video"))
         images = [image] if isinstance(image, str | Path) else list(image or ())
-        image_clips = tuple(image_features(path, vision, options) for path in images)
+        image_clips = tuple(self.reader.image(path, vision, options) for path in images)
         video_clips: tuple[VisionFeatures, ...] = ()
         if video is not None:
-            clip, sampled_fps = video_features(video, vision, options, of_video)
+            clip, sampled_fps = self.reader.video(video, vision, options, of_video)
             if self.config.family == "qwen2_5_vl":  # which places frames by the rate that they were really sampled at
                 clip = dataclasses.replace(clip, seconds_per_grid=vision.temporal_patch_size / sampled_fps)
             video_clips = (clip,)
         source = video if audio == "from_video" else audio
-        audio_clips = () if source is None else (audio_features(source, options, of_audio),)
+        audio_clips = () if source is None else (self.reader.audio(source, options, of_audio),)
 
         return self.prompt_of(
             text,
