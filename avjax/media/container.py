@@ -129,14 +129,13 @@ def packets(path: str | Path, container: Any, stream: Any) -> Iterator[Any]:
         counts[packet.stream.index] = counts.get(packet.stream.index, 0) + 1
         if packet.pts is not None and packet.time_base is not None:
             end_seconds = max(end_seconds, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        if packet.stream.index != stream.index:
-            continue
         if packet.is_corrupt and not streamed:
             raise MediaError(
-                f"{path}: the {stream.type} is truncated inside packet {counts[stream.index] - 1}; "
+                f"{path}: truncated inside packet {counts[packet.stream.index]} of the {packet.stream.type}; "
                 "copy it again or re-encode it"
             )
-        yield packet
+        if packet.stream.index == stream.index:
+            yield packet
     refuse_truncated(path, container, counts, end_seconds)
 
 

@@ -22,7 +22,7 @@ from avjax.media.container import (
     require_file,
     video_stream,
 )
-from avjax.media.truncation import chunks_are_cut, count_songs, page_is_cut
+from avjax.media.truncation import count_songs, page_is_cut, size_is_missed
 
 BLOCK = 2**20  # samples that are read at a time
 # libsndfile would trust an estimated length of these, or decodes them in another way than everybody else.
@@ -178,7 +178,7 @@ def _read_sound_file(path: str | Path) -> tuple[np.ndarray, int] | None:
         return (samples, rate) if whole else None
     if damage is not None:
         raise MediaError(f"{path}: the audio is damaged: {damage}; copy it again or re-encode it") from damage
-    if len(samples) < announced or chunks_are_cut(path):
+    if len(samples) < announced or size_is_missed(path):
         raise MediaError(f"{path}: the audio is truncated, {len(samples) / rate:.2f} s are there; copy it again")
     return samples, rate
 

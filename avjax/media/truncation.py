@@ -9,7 +9,8 @@ from typing import Any, BinaryIO
 EARLY_END_SECONDS = 0.5  # a file may end this much before its header says
 SLACK_BYTES = 64  # some programs count the header as sound
 UNKNOWN_SIZE = 2**31 - 2**16  # programs that pipe their sound write this or more, or 0
-EBML_HEADER, SEGMENT = 0x1A45DFA3, 0x18538067
+SEGMENT = 0x18538067  # of Matroska
+ASF_PROPERTIES = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")
 
 
 def refuse_truncated(path: str | Path, container: Any, counts: Mapping[int, int], end_seconds: float) -> None:
@@ -41,21 +42,37 @@ def refuse_truncated(path: str | Path, container: Any, counts: Mapping[int, int]
         announced, count = xing_frames(path), sum(counts[s.index] for s in container.streams.audio)
         if announced is not None and count < announced:
             missing = f"its header announces {announced} frames, {count} are there"
-    elif name in ("avi", "wav", "aiff", "w64") and chunks_are_cut(path):
+    elif name in ("avi", "wav", "aiff", "asf") and size_is_missed(path):
         missing = f"its header announces more than its {Path(path).stat().st_size} bytes"
     elif name == "ogg" and page_is_cut(path):
         missing = "its last page is cut"
-    elif name == "flac":
-        announced = sum(float(s.duration * s.time_base) for s in container.streams.audio if s.duration)
+    elif name in ("flac", "ogg"):  # which count samples
+        announced = max((float(s.duration * s.time_base) for s in container.streams if s.duration), default=0.0)
         if announced > end_seconds + EARLY_END_SECONDS:
             missing = f"its header announces {announced:.2f} s, {end_seconds:.2f} s are there"
     if missing:
         raise MediaError(f"{path}: truncated: {missing}; copy it again or re-encode it")
 
 
-def chunks_are_cut(path: str | Path) -> bool:
-    """Whether the sound of a WAV, RF64, AIFF or AVI file runs over the end of the file."""
+def size_is_missed(path: str | Path) -> bool:
+    """Whether a file whose header gives its size, or that of its sound, is shorter; False where none is given."""
     size = Path(path).stat().st_size
+    with Path(path).open("rb") as file:
+        head = file.read(4096)
+    if head[:4] == b".snd":
+        offset, length = struct.unpack(">II", head[4:12].ljust(8, b"\0"))
+        return 0 < length < UNKNOWN_SIZE and _is_over(offset + length, size)
+    if head[:4] == b"riff":  # Sony's Wave64
+        return _is_over(int.from_bytes(head[16:24], "little"), size, unknown=2**62)
+    properties = head.find(ASF_PROPERTIES) if head[:4] == b"\x30\x26\xb2\x75" else -1
+    if properties >= 0:
+        is_broadcast = head[properties + 88] & 1
+        return not is_broadcast and _is_over(int.from_bytes(head[properties + 40 : properties + 48], "little"), size)
+    return _chunks_are_cut(path, size)
+
+
+def _chunks_are_cut(path: str | Path, size: int) -> bool:
+    """Whether the sound of a WAV, RF64 or AIFF file, or anything of an AVI, runs over the end of the file."""
     with Path(path).open("rb") as file:
         head = file.read(12)
         order = ">" if head[:4] in (b"FORM", b"RIFX") else "<"

@@ -12,6 +12,7 @@ from avjax.media.container import (
     counts_frames,
     decoded_frames,
     frame_seconds,
+    has_clock,
     opened,
     packet_seconds,
     packets,
@@ -59,7 +60,7 @@ def video_info(path: str | Path) -> VideoInfo:
         for packet in packets(path, container, stream):
             if packet.is_discard:  # an edit list hides it
                 continue
-            times.append(packet_seconds(packet, stream, container))
+            times.append(packet_seconds(packet, stream, container) if has_clock(container) else None)
             # Durations are between decoding times; where frames are reordered, the last packet's is the end's.
             last_seconds = float((packet.duration or 0) * stream.time_base)
         if not times:
@@ -82,9 +83,11 @@ def _info(path: str | Path, stream: Any, times: Sequence[float | None], last_sec
       times: of the shown frames, ascending; some containers give none.
       last_seconds: how long the last frame is shown; 0 where the file does not say.
     """
-    rates = [float(rate) for rate in _header_rates(stream) if rate and 0 < rate <= MAX_RATE]
     count = len(times)
     known = [time for time in times if time is not None]
+    own = stream.codec_context.framerate  # the codec's; without a clock nobody else knows
+    headers = [stream.average_rate, stream.guessed_rate]
+    rates = [float(r) for r in (headers if known else [own, *headers]) if r and 0 < r <= MAX_RATE]
     if len(known) < count:
         if not rates:
             raise MediaError(f"{path}: the video says neither its frames' times nor their rate; {ADVICE}")
@@ -106,11 +109,6 @@ def _info(path: str | Path, stream: Any, times: Sequence[float | None], last_sec
         interval_seconds=interval,
         last_seconds=last_seconds,
     )
-
-
-def _header_rates(stream: Any) -> list[Any]:
-    raw = stream.codec_context.framerate  # what the codec says; without a container nobody else knows
-    return [*([raw] if stream.start_time is None else []), stream.average_rate, stream.guessed_rate]
 
 
 def _is_even(times: np.ndarray, rate: float, last_seconds: float) -> bool:
@@ -168,7 +166,7 @@ def _decode_frames(
     with opened(path) as container:
         stream = _video_stream(path, container)
         for index, frame in enumerate(decoded_frames(path, container, stream)):
-            times.append(frame_seconds(frame, stream))
+            times.append(frame_seconds(frame, stream) if has_clock(container) else None)
             if convert is None:
                 convert = RgbConverter(width=frame.width, height=frame.height)
             if index in indices:
