@@ -115,7 +115,7 @@ def generate_variants(
         num_slots=num_slots(max_new_tokens),
         kept_logits=num_slots(max_new_tokens) if keep_logits else 0,
     )
-    return decoded(session, max_new_tokens, generation_penalty(model, prompt, repetition_penalty), executor)
+    return decoded(session, max_new_tokens, generation_penalty(session, repetition_penalty), executor)
 
 
 def checked_executor(executor: str) -> Executor:
@@ -144,7 +144,7 @@ def decoded(session: Session, max_new_tokens: int, penalty: float, executor: Exe
             jnp.asarray(_prompt_tokens(model, prompt)),
             jnp.int32(prompt.next_position()),
             jnp.int32(max_new_tokens),
-            jnp.asarray(model.generation.stop_tokens or (-1,), jnp.int32),
+            jnp.asarray(session.generation.stop_tokens or (-1,), jnp.int32),
             jnp.float32(penalty),
             num_slots=num_slots(max_new_tokens),
             keep_logits=session.budget.kept_logits > 0,
@@ -183,14 +183,20 @@ def _generations(
     }
 
 
-def generation_penalty(model: Model, prompt: Prompt, asked: float | None) -> float:
-    unsupported = model.generation.unsupported
+def generation_penalty(session: Session, asked: float | None = None) -> float:
+    """The repetition penalty of a session's continuations: as asked for, else the checkpoint's own.
+
+    Raises:
+      ValueError: the checkpoint's settings are not implemented, or the penalty cannot be.
+    """
+    prompt, defaults = session.prompt, session.generation
+    unsupported = defaults.unsupported
     if unsupported:
         raise ValueError(
-            f"{model.host.source}: its generation config sets {', '.join(unsupported)}, which is not implemented; "
-            "remove it from generation_config.json to decode without"
+            f"{session.model.host.source}: its generation config sets {', '.join(unsupported)}, which is not "
+            "implemented; remove it from generation_config.json to decode without"
         )
-    penalty = model.generation.repetition_penalty if asked is None else asked
+    penalty = defaults.repetition_penalty if asked is None else asked
     if not 0 < penalty < float("inf"):
         raise ValueError(f"repetition_penalty: expected a finite number above 0, got {penalty}")
     if penalty != 1 and prompt.embeddings is not None:

@@ -97,7 +97,12 @@ def _at_a_time(directory: Path) -> int:
 def assemble_model(network: Network, config: ModelConfig, directory: Path) -> Model:
     """A model from its parts; `directory` holds the tokenizer, preprocessor and generation files."""
     processor = Processor(directory, config, read_options(directory, config))
-    host = Host(processor=processor, generation=_generation(directory), source=str(directory))
+    host = Host(
+        processor=processor,
+        generation=_generation(directory),
+        script_generation=_script_generation(directory),
+        source=str(directory),
+    )
     return Model(network=network, config=config, host=host)
 
 
@@ -125,15 +130,29 @@ def _generation(directory: Path) -> GenerationDefaults:
     own: dict[str, Any] = read_json(path) if path.is_file() else {}
     config = read_json(directory / "config.json")
     # Without a generation config, HF takes these settings from the model's config, outermost first.
-    sections = [own] if own else []
-    for section in (config, config.get("thinker_config") or {}):
-        sections += [section, section.get("text_config") or {}]
+    sections = [*_with_text(config), *_with_text(config.get("thinker_config") or {})]
+    return _defaults([own, *sections], [own]) if own else _defaults(sections, sections)
+
+
+def _script_generation(directory: Path) -> GenerationDefaults:
+    """What decides in a whole Omni model's `generate`: its thinker has a generation config of its own, which HF makes
+    from the thinker's config, whatever the directory's generation config says. Other models have one alone.
+    """
+    thinker = read_json(directory / "config.json").get("thinker_config")
+    return _generation(directory) if not thinker else _defaults(_with_text(thinker), _with_text(thinker))
+
+
+def _with_text(section: dict[str, Any]) -> list[dict[str, Any]]:
+    return [section, section.get("text_config") or {}]
+
+
+def _defaults(sections: list[dict[str, Any]], settings: list[dict[str, Any]]) -> GenerationDefaults:
+    """Stop tokens from the first of `sections` that has them, all else from `settings`."""
 
     def find(key: str, places: list[dict[str, Any]]) -> Any:
         return next((place[key] for place in places if place.get(key) is not None), None)
 
     stop = find("eos_token_id", sections)
-    settings = sections[:1] if own else sections
     penalty = find("repetition_penalty", settings)
     return GenerationDefaults(
         stop_tokens=() if stop is None else (stop,) if isinstance(stop, int) else tuple(stop),

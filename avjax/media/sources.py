@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +121,12 @@ def picture(image: ImageSource, options: MediaOptions) -> tuple[np.ndarray, str]
 
 
 def _array_and_rate(clip: Any, name: str, expected: str) -> tuple[np.ndarray, float]:
+    if (
+        isinstance(clip, Mapping) and {"array", "sampling_rate"} <= clip.keys()
+    ):  # as Hugging Face's datasets hold sounds
+        clip = (np.asarray(clip["array"]), clip["sampling_rate"])
+    if isinstance(clip, tuple) and len(clip) == 2 and isinstance(clip[1], np.ndarray):  # as scipy reads them
+        clip = clip[::-1]
     if isinstance(clip, np.ndarray):
         raise MediaError(f"{name}: expected {expected}, got an array without its rate; give both: ({name}, rate)")
     if not isinstance(clip, tuple) or len(clip) != 2 or not isinstance(clip[0], np.ndarray):

@@ -77,12 +77,12 @@ def metric_json(metric: Metric) -> dict[str, Any]:
 
 def model_identity(model: Model) -> dict[str, Any]:
     """Of a loaded checkpoint, its parameters and settings as they are now, and how it computes."""
-    directory, generation = Path(model.host.source), model.host.generation
+    directory, host = Path(model.host.source), model.host
     leaves = jax.tree.leaves(model.network)
     return {
         "checkpoint": checkpoint_digest(directory),
         "parameters": digest([[str(x.dtype), *x.shape, *np.asarray(_checksum(x)).tolist()] for x in leaves]),
-        "settings": digest(repr(model.config), repr(generation)),
+        "settings": digest(repr(model.config), repr(host.generation), repr(host.script_generation)),
         "family": read_json(directory / "config.json").get("model_type", model.config.family),
         "dtype": str(model.dtype),
         "numerics": numerics.VERSION,

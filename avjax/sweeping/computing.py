@@ -62,14 +62,14 @@ def computed(
 
 
 def _swept(planned: Sweep, executor: Executor, attributes: Mapping[str, Any], progress: bool) -> xr.Dataset:
-    model, columns = planned.model, Columns(planned)
+    columns = Columns(planned)
     steps = len(planned.prompts) * len(planned.parts) * (len(planned.cells.cells) + 1)  # and the clean cell
     with Progress("sweep", steps, "cells", enabled=progress) as bar:
         for sample, name in enumerate(planned.prompts):
             for place, one in enumerate(planned.parts):
                 session = planned.sessions.pop((name, place))  # and with it, what it keeps on the device
                 if isinstance(one, Caption):
-                    penalty = generation_penalty(model, session.prompt, None)
+                    penalty = generation_penalty(session)
                     columns.add_captions(sample, one, decoded(session, one.max_new_tokens, penalty, executor))
                     bar.advance(len(planned.cells.cells) + 1)
                     continue

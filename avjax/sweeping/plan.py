@@ -150,8 +150,6 @@ def _check(planned: Sweep) -> dict[tuple[Any, int], Session]:
     shapes: dict[Metric, Sequence[int]] = {}
     for name, prompt in planned.prompts.items():
         model.check(prompt)
-        if planned.captions:
-            generation_penalty(model, prompt, None)  # refuses what cannot be decoded
         for one in planned.passes:
             for metric in one.metrics:
                 attention = None if metric.attention() is None else (cfg.num_layers, cfg.num_heads)
@@ -170,6 +168,8 @@ def _check(planned: Sweep) -> dict[tuple[Any, int], Session]:
         for place, one in enumerate(planned.parts):
             made = variants if isinstance(one, Pass) else [(), *variants]
             sessions[name, place] = planned.session(prompt, one, made)
+            if isinstance(one, Caption):
+                generation_penalty(sessions[name, place])  # refuses what cannot be decoded
     return sessions
 
 

@@ -3,6 +3,7 @@
 The torch model numbers positions by itself; the question stands before the clip, as in the script, or after it.
 """
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,33 @@ def test_the_limit_of_the_protocol_and_of_the_script(omni_model: avjax.Model, pr
     assert max_new_tokens_for("published-script", None) == 1024
     assert max_new_tokens_for("published-script", 7) == 7
     assert len(avjax.generate(omni_model, prompt, max_new_tokens=3, compat="published-script").tokens) == 3
+
+
+def test_what_ends_a_caption_in_the_script(omni: TinyCheckpoint, omni_model: avjax.Model, tmp_path: Path):
+    """A whole model's thinker stops where `thinker_config` says, and knows no penalty of generation_config.json."""
+    import json
+    import shutil
+
+    from avjax.loading import _generation, _script_generation
+
+    shutil.copytree(omni.directory, tmp_path, dirs_exist_ok=True)
+    thinker = json.loads((tmp_path / "config.json").read_text()) | {"eos_token_id": 7}
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5, 6], "repetition_penalty": 1.1}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_5_omni", "thinker_config": thinker}))
+    own, script = _generation(tmp_path), _script_generation(tmp_path)
+    assert (own.stop_tokens, own.repetition_penalty) == ((5, 6), 1.1)
+    assert (script.stop_tokens, script.repetition_penalty) == ((7,), 1.0)
+    alone = omni_model.host  # a thinker saved alone has one generation config
+    assert alone.script_generation == alone.generation and alone.generation.stop_tokens
+
+    prompt = omni_model.prompt("Hello.")
+    first = int(avjax.generate(omni_model, prompt, max_new_tokens=1).tokens[0])
+    stops = dataclasses.replace(alone.generation, stop_tokens=(first,))
+    model = dataclasses.replace(omni_model, host=dataclasses.replace(alone, script_generation=stops))
+    lengths = [
+        len(avjax.generate(model, prompt, max_new_tokens=4, compat=c).tokens) for c in (None, "published-script")
+    ]
+    assert lengths[0] > lengths[1] == 1
 
 
 def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt):
