@@ -154,10 +154,8 @@ def test_what_ends_a_caption_in_the_script(omni: TinyCheckpoint, omni_model: avj
     first = int(avjax.generate(omni_model, prompt, max_new_tokens=1).tokens[0])
     stops = dataclasses.replace(alone.generation, stop_tokens=(first,))
     model = dataclasses.replace(omni_model, host=dataclasses.replace(alone, script_generation=stops))
-    lengths = [
-        len(avjax.generate(model, prompt, max_new_tokens=4, compat=c).tokens) for c in (None, "published-script")
-    ]
-    assert lengths[0] > lengths[1] == 1
+    assert len(avjax.generate(model, prompt, max_new_tokens=4).tokens) > 1
+    assert len(avjax.generate(model, prompt, max_new_tokens=4, compat="published-script").tokens) == 1
 
 
 def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt):
