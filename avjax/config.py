@@ -6,32 +6,17 @@ alone, or refused together with the others that nobody understands.
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from avjax import config_keys as keys
+from avjax.config_keys import Version
+from avjax.config_rope import KEYS as ROPE_KEYS
+from avjax.config_rope import read_rope
+from avjax.config_section import Section
+
 Family = Literal["qwen2_5_omni", "qwen2_5_vl"]
-
-# Keys that cannot change a forward pass in evaluation mode: training, initialisation, bookkeeping, sampling defaults.
-INERT = frozenset(
-    """
-    _name_or_path _commit_hash _attn_implementation_autoset
-    architectures dtype torch_dtype transformers_version model_type
-    initializer_range init_std ignore_index use_cache use_return_dict return_dict output_hidden_states
-    output_attentions output_scores return_dict_in_generate torchscript use_bfloat16 tf_legacy_loss pruned_heads
-    dropout attention_dropout activation_dropout encoder_layerdrop chunk_size_feed_forward
-    max_position_embeddings max_window_layers sliding_window
-    bos_token_id eos_token_id pad_token_id sep_token_id decoder_start_token_id user_token_id vision_token_id
-    is_decoder is_encoder_decoder add_cross_attention cross_attention_hidden_size tie_encoder_decoder
-    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
-    typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
-    num_return_sequences forced_bos_token_id forced_eos_token_id remove_invalid_values
-    exponential_decay_length_penalty suppress_tokens begin_suppress_tokens finetuning_task id2label label2id
-    tokenizer_class prefix task_specific_params problem_type enable_audio_output enable_talker
-    """.split()
-)
-
-_REQUIRED = object()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -128,46 +113,6 @@ class ModelConfig:
     seconds_per_chunk: float | None  # of interleaved audio and video; None where the family has no audio
 
 
-class _Section:
-    """One JSON object of an HF config: what was read, and what nobody understood."""
-
-    def __init__(self, raw: Mapping[str, Any], defaults: Mapping[str, Any], path: str, problems: list[str]):
-        self.raw, self.defaults, self.path, self.problems = dict(raw), dict(defaults), path, problems
-        self.seen: set[str] = set()
-
-    def take(self, *names: str, default: Any = _REQUIRED) -> Any:
-        """The first of several spellings that is present, else HF's default, else `default`."""
-        self.seen.update(names)
-        for source in (self.raw, self.defaults):
-            for name in names:
-                if source.get(name) is not None:
-                    return source[name]
-        if default is _REQUIRED:
-            self.problems.append(f"{self.path}{names[0]}: expected a value, got none")
-            return None
-        return default
-
-    def expect(self, name: str, *supported: Any) -> None:
-        """Records a problem unless the key holds a value that the models implement."""
-        value = self.take(name, default=supported[0])
-        if value not in supported:
-            wanted = " or ".join(map(repr, supported))
-            self.problems.append(f"{self.path}{name}: expected {wanted}, got {value!r}")
-
-    def section(self, name: str, defaults: Mapping[str, Any]) -> "_Section":
-        self.seen.add(name)
-        return _Section(self.raw.get(name) or {}, defaults, f"{self.path}{name}.", self.problems)
-
-    def finish(self) -> None:
-        """Refuses every key that was not read, is not inert, and does not hold HF's default."""
-        for key, value in self.raw.items():
-            if key in self.seen or key in INERT or value is None:
-                continue
-            if key in self.defaults and self.defaults[key] == value:
-                continue
-            self.problems.append(f"{self.path}{key}: unknown key with the non-default value {value!r}")
-
-
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
@@ -196,14 +141,18 @@ def read_config(raw: Mapping[str, Any]) -> ModelConfig:
         all such keys are named together.
     """
     problems: list[str] = []
+    version = keys.writer(raw)
     match raw.get("model_type"):
-        case "qwen2_5_omni":
-            _refuse_outer(raw, problems)
-            config = _read_omni(raw.get("thinker_config") or {}, "thinker_config.", problems)
-        case "qwen2_5_omni_thinker":
-            config = _read_omni(raw, "", problems)
+        case "qwen2_5_omni" as model_type:
+            outer = Section(raw, {}, "", problems, keys.OMNI)
+            thinker = outer.section("thinker_config", _defaults("omni", "Thinker"), keys.THINKER)
+            outer.finish()
+            config = _read_omni(thinker, version, model_type)
+        case "qwen2_5_omni_thinker" as model_type:
+            thinker = Section(raw, _defaults("omni", "Thinker"), "", problems, keys.THINKER)
+            config = _read_omni(thinker, version, model_type)
         case "qwen2_5_vl":
-            config = _read_vl(raw, problems)
+            config = _read_vl(raw, version, problems)
         case other:
             raise ValueError(
                 f"config: expected model_type 'qwen2_5_omni', 'qwen2_5_omni_thinker' or 'qwen2_5_vl', got {other!r}; "
@@ -218,24 +167,14 @@ def read_config(raw: Mapping[str, Any]) -> ModelConfig:
     return config
 
 
-def _refuse_outer(raw: Mapping[str, Any], problems: list[str]) -> None:
-    outer = _Section(raw, {}, "", problems)
-    outer.seen.update(("thinker_config", "talker_config", "token2wav_config", "tie_word_embeddings"))
-    outer.finish()
-
-
-def _read_omni(raw: Mapping[str, Any], path: str, problems: list[str]) -> ModelConfig:
-    from transformers.models.qwen2_5_omni import configuration_qwen2_5_omni as hf
-
-    section = _Section(raw, _defaults(hf.Qwen2_5OmniThinkerConfig), path, problems)
-    text = section.section("text_config", _defaults(hf.Qwen2_5OmniTextConfig))
-    vision = section.section("vision_config", _defaults(hf.Qwen2_5OmniVisionEncoderConfig))
-    audio = section.section("audio_config", _defaults(hf.Qwen2_5OmniAudioEncoderConfig))
-    text.seen.add("tie_word_embeddings")  # the thinker's own key decides
-    vision.seen.add("tokens_per_second")  # the thinker's position_id_per_seconds decides
+def _read_omni(section: Section, version: Version | None, model_type: str) -> ModelConfig:
+    text = section.section("text_config", _defaults("omni", "Text"), keys.DECODER)
+    vision = section.section("vision_config", _defaults("omni", "VisionEncoder"), keys.VISION)
+    audio = section.section("audio_config", _defaults("omni", "AudioEncoder"), keys.AUDIO)
+    vision.ignore(["tokens_per_second"])  # the thinker's position_id_per_seconds decides
     config = ModelConfig(
         family="qwen2_5_omni",
-        decoder=_read_decoder(text, tied=bool(section.take("tie_word_embeddings", default=False))),
+        decoder=_read_decoder(text, version, tied=_read_tied(model_type, version, section, text)),
         vision=_read_vision(vision),
         audio=_read_audio(audio),
         tokens=TokenIds(
@@ -255,26 +194,22 @@ def _read_omni(raw: Mapping[str, Any], path: str, problems: list[str]) -> ModelC
     return config
 
 
-def _read_vl(raw: Mapping[str, Any], problems: list[str]) -> ModelConfig:
-    from transformers.models.qwen2_5_vl import configuration_qwen2_5_vl as hf
-
-    text_defaults = _defaults(hf.Qwen2_5_VLTextConfig)
-    outer_defaults = _defaults(hf.Qwen2_5_VLConfig)
-    section = _Section(raw, outer_defaults, "", problems)
-    vision = section.section("vision_config", _defaults(hf.Qwen2_5_VLVisionConfig))
-    if "text_config" in raw:
-        text = section.section("text_config", text_defaults)
+def _read_vl(raw: Mapping[str, Any], version: Version | None, problems: list[str]) -> ModelConfig:
+    text_defaults, outer_defaults = _defaults("vl", "Text"), _defaults("vl", "")
+    section = Section(raw, outer_defaults, "", problems, keys.VL)
+    vision = section.section("vision_config", _defaults("vl", "Vision"), keys.VISION)
+    if raw.get("text_config") is not None:
+        text = section.section("text_config", text_defaults, keys.DECODER)
+        _compare_copies(section, text, version)
     else:
-        # Hub checkpoints keep the decoder's keys at the top level.
+        # Until 4.51 the decoder's keys were at the top level, as they still are in the hub's checkpoints.
         outer_keys = outer_defaults.keys() - text_defaults.keys()
         own = {k: v for k, v in raw.items() if k not in outer_keys | {"vision_config", "tie_word_embeddings"}}
-        text = _Section(own, text_defaults, "", problems)
-        section.seen.update(own)
-    text.seen.update(("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"))
-    tied = section.take("tie_word_embeddings", default=False) or text.take("tie_word_embeddings", default=False)
+        text = Section(own, text_defaults, "", problems, keys.DECODER)
+        section.ignore([*own, "text_config"])
     config = ModelConfig(
         family="qwen2_5_vl",
-        decoder=_read_decoder(text, tied=bool(tied)),
+        decoder=_read_decoder(text, version, tied=_read_tied("qwen2_5_vl", version, section, text)),
         vision=_read_vision(vision),
         audio=None,
         tokens=TokenIds(
@@ -286,63 +221,83 @@ def _read_vl(raw: Mapping[str, Any], problems: list[str]) -> ModelConfig:
         position_units_per_second=vision.take("tokens_per_second"),
         seconds_per_chunk=None,
     )
+    decoder = config.decoder
+    # Qwen2.5-VL's attention divides hidden_size among its heads, whatever head_dim says.
+    if decoder.embed_dim and decoder.head_dim != decoder.embed_dim // decoder.num_heads:
+        problems.append(
+            f"{text.path}head_dim: expected hidden_size / num_attention_heads = "
+            f"{decoder.embed_dim // decoder.num_heads}, got {decoder.head_dim}"
+        )
     for part in (section, text, vision):
         part.finish()
     return config
 
 
-def _read_decoder(section: _Section, tied: bool) -> DecoderConfig:
+def _read_tied(model_type: str, version: Version | None, model: Section, text: Section) -> bool:
+    """Whether the embeddings are tied; where both sections say, the version that wrote them knows which one counts."""
+    declared = {"model": model.raw.get("tie_word_embeddings"), "text": text.raw.get("tie_word_embeddings")}
+    for section in (model, text):
+        section.ignore(["tie_word_embeddings"])
+    if "text_config" not in model.raw or model.raw["text_config"] is None:
+        declared["text"] = declared["model"]  # one flat section is both
+    return keys.is_tied(model_type, version, declared)
+
+
+def _compare_copies(outer: Section, text: Section, version: Version | None) -> None:
+    """The decoder's keys above `text_config`, as 4.52 to 4.57 repeat them; where they differ, one copy counts.
+
+    Every version that knows `text_config` reads it alone. A file that does not say that it is from such a version may
+    have been meant for an older one, which reads the other copy: then they must agree.
+    """
+    copies = [key for key in keys.DECODER_SIZES if outer.raw.get(key) is not None]
+    outer.ignore(keys.DECODER_SIZES | keys.DECODER_LENGTHS)
+    if version is not None and version >= keys.NESTED_VL:
+        return
+    ropes = [read_rope(Section(s.raw, {}, s.path, [], frozenset()), version) for s in (outer, text)]
+    for key in sorted(copies):
+        value, inside = outer.raw[key], text.raw.get(key, text.defaults.get(key))
+        if (ropes[0] != ropes[1]) if key in ROPE_KEYS else (value != inside):
+            outer.problems.append(
+                f"{key}: expected what text_config says, {inside!r}, got {value!r}; remove the wrong one"
+            )
+
+
+def _read_decoder(section: Section, version: Version | None, tied: bool) -> DecoderConfig:
     section.expect("hidden_act", "silu")
     section.expect("use_sliding_window", False)
     layers, embed, heads = (section.take(k) for k in ("num_hidden_layers", "hidden_size", "num_attention_heads"))
     # HF fills layer_types in from the number of layers, so its default says nothing about this checkpoint.
     kinds = set(section.raw.get("layer_types") or ["full_attention"])
-    section.seen.add("layer_types")
+    section.ignore(["layer_types"])
     if kinds != {"full_attention"}:
         section.problems.append(f"{section.path}layer_types: expected 'full_attention' only, got {sorted(kinds)}")
     head_dim = section.take("head_dim", default=embed // heads)
-    theta, mrope = _read_rope(section, head_dim)
+    rope = read_rope(section, version)
+    if len(rope.section) != 3 or sum(rope.section) * 2 != head_dim:
+        section.problems.append(
+            f"{section.path}mrope_section: expected three numbers that add up to head_dim / 2 = {head_dim // 2}, "
+            f"got {list(rope.section)}"
+        )
     return DecoderConfig(
         num_layers=layers,
         num_heads=heads,
-        num_kv_heads=section.take("num_key_value_heads"),
+        num_kv_heads=section.take("num_key_value_heads", default=heads),
         head_dim=head_dim,
         embed_dim=embed,
         mlp_dim=section.take("intermediate_size"),
         vocab_size=section.take("vocab_size"),
         norm_eps=section.take("rms_norm_eps"),
-        rope_theta=theta,
-        mrope_section=mrope,
+        rope_theta=rope.theta,
+        mrope_section=rope.section,  # pyright: ignore[reportArgumentType]
         tied_embeddings=tied,
     )
 
 
-def _read_rope(section: _Section, head_dim: int) -> tuple[float, tuple[int, int, int]]:
-    section.seen.update(("rope_parameters", "rope_scaling", "rope_theta"))
-    # transformers 5 writes rope_parameters, the hub's checkpoints rope_theta beside rope_scaling.
-    rope = section.raw.get("rope_parameters") or section.raw.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    unknown = rope.keys() - {"rope_type", "type", "rope_theta", "mrope_section"}
-    if kind not in ("default", "mrope") or unknown:
-        section.problems.append(f"{section.path}rope_parameters: expected multimodal rotary positions, got {rope!r}")
-    theta = rope.get("rope_theta") or section.raw.get("rope_theta") or 1_000_000.0
-    mrope = tuple(rope.get("mrope_section") or (16, 24, 24))
-    if len(mrope) != 3 or sum(mrope) * 2 != head_dim:
-        section.problems.append(
-            f"{section.path}mrope_section: expected three numbers that add up to head_dim / 2 = {head_dim // 2}, "
-            f"got {list(mrope)}"
-        )
-    return float(theta), mrope  # pyright: ignore[reportReturnType]
-
-
-def _read_vision(section: _Section) -> VisionConfig:
+def _read_vision(section: Section) -> VisionConfig:
     section.expect("hidden_act", "silu")
     rope = section.take("rope_parameters", default={})
     if rope.get("rope_type", "axial") != "axial":
         section.problems.append(f"{section.path}rope_parameters: expected rope_type 'axial', got {rope!r}")
-    patch = _one(section.take("patch_size"))
-    for alias in ("spatial_patch_size", "in_chans", "embed_dim"):
-        section.seen.add(alias)  # older spellings that HF itself does not read
     return VisionConfig(
         num_layers=section.take("depth", "num_hidden_layers"),
         num_heads=section.take("num_heads", "num_attention_heads"),
@@ -350,8 +305,8 @@ def _read_vision(section: _Section) -> VisionConfig:
         mlp_dim=section.take("intermediate_size"),
         output_dim=section.take("out_hidden_size"),
         in_channels=section.take("in_channels"),
-        patch_size=patch,
-        temporal_patch_size=_one(section.take("temporal_patch_size")),
+        patch_size=_side(section, "patch_size"),
+        temporal_patch_size=_side(section, "temporal_patch_size"),
         spatial_merge_size=section.take("spatial_merge_size"),
         window_size=section.take("window_size"),
         full_attention_layers=tuple(section.take("fullatt_block_indexes")),
@@ -360,26 +315,37 @@ def _read_vision(section: _Section) -> VisionConfig:
     )
 
 
-def _read_audio(section: _Section) -> AudioConfig:
+def _read_audio(section: Section) -> AudioConfig:
     section.expect("activation_function", "gelu")
     section.expect("scale_embedding", False)
+    # transformers 5 also reads the sizes under the names of the other towers.
     return AudioConfig(
         num_mel_bins=section.take("num_mel_bins"),
         num_layers=section.take("encoder_layers", "num_hidden_layers"),
-        num_heads=section.take("encoder_attention_heads"),
-        embed_dim=section.take("d_model"),
-        mlp_dim=section.take("encoder_ffn_dim"),
+        num_heads=section.take("encoder_attention_heads", "num_attention_heads"),
+        embed_dim=section.take("d_model", "hidden_size"),
+        mlp_dim=section.take("encoder_ffn_dim", "intermediate_size"),
         output_dim=section.take("output_dim"),
         n_window=section.take("n_window"),
         max_positions=section.take("max_source_positions"),
     )
 
 
-def _one(value: int | Sequence[int]) -> int:
-    """A patch size that HF allows to be a list of equal numbers."""
-    return value if isinstance(value, int) else value[0]
+def _side(section: Section, name: str) -> int:
+    """A size that HF allows to be a list of equal numbers."""
+    value = section.take(name)
+    if isinstance(value, int):
+        return value
+    if len(set(value)) != 1:
+        section.problems.append(f"{section.path}{name}: expected equal numbers, got {list(value)}")
+    return value[0]
 
 
-def _defaults(config_class: Any) -> dict[str, Any]:
-    defaults = config_class().to_dict()
+def _defaults(family: str, section: str) -> dict[str, Any]:
+    """What HF's class for a section has where a file has nothing; the same in every version that reads the files."""
+    from transformers.models.qwen2_5_omni import configuration_qwen2_5_omni as omni
+    from transformers.models.qwen2_5_vl import configuration_qwen2_5_vl as vl
+
+    module, name = (omni, "Qwen2_5Omni") if family == "omni" else (vl, "Qwen2_5_VL")
+    defaults = getattr(module, f"{name}{section}Config")().to_dict()
     return {k: v for k, v in defaults.items() if k not in ("text_config", "vision_config", "audio_config")}

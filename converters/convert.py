@@ -23,6 +23,7 @@ from avjax.mesh import parameter_sharding
 from avjax.parameters import PARAMS, abstract_network, fill
 from avjax.provenance import CONVERTED as PROVENANCE
 from avjax.provenance import licence
+from converters.naming import Naming
 from converters.plan import Plan, make_plan
 from converters.source import CheckpointError, Source, open_source
 
@@ -37,9 +38,14 @@ class Provenance:
     revision: str | None
     licence: str | None
     prefix: str
+    spellings: dict[str, str]
     aliases: tuple[str, ...]
     skipped_tensors: int
     avjax_version: str
+
+    @property
+    def naming(self) -> Naming:
+        return Naming(self.prefix, self.spellings)
 
     @classmethod
     def read(cls, directory: Path) -> "Provenance":
@@ -47,6 +53,7 @@ class Provenance:
         if not path.is_file():
             raise CheckpointError(f"{directory}: expected {PROVENANCE}, found none; is this a converted checkpoint?")
         raw = read_json(path)
+        raw = {"spellings": {}, **raw}  # which those of the first versions do not have
         if raw.keys() != {field.name for field in dataclasses.fields(cls)}:
             raise CheckpointError(f"{path}: expected what avjax convert writes, got {sorted(raw)}; convert again")
         return cls(**{**raw, "aliases": tuple(raw["aliases"])})
@@ -92,6 +99,7 @@ def convert(source_path: str | Path, target: str | Path) -> Plan:
             revision=source.revision,
             licence=licence(source.directory),
             prefix=plan.prefix,
+            spellings=dict(plan.naming.spellings),
             aliases=plan.aliases,
             skipped_tensors=plan.skipped,
             avjax_version=version("avjax"),

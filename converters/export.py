@@ -77,10 +77,10 @@ def _tensors(config: ModelConfig, provenance: Provenance, dtypes: dict[str, np.d
         shape = shapes[rule.target]
         for places, name in rule.entries(shape[0]):
             size = int(np.prod(shape[len(places) :])) * dtypes[rule.target].itemsize
-            yield _Tensor(provenance.prefix + name, rule, places, size)
+            yield _Tensor(provenance.naming.spelled(name), rule, places, size)
             for alias in provenance.aliases:
                 if table.aliases[alias] == name:
-                    yield _Tensor(provenance.prefix + alias, rule, places, size)
+                    yield _Tensor(provenance.naming.spelled(alias), rule, places, size)
 
 
 def _shards(tensors: list[_Tensor]) -> list[list[_Tensor]]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from avjax.config import ModelConfig
 from avjax.parameters import abstract_network, parameter_paths
+from converters.naming import Naming, read_naming
 from converters.rules import Rule
 from converters.source import CheckpointError, Source
 from converters.tables import table_for
@@ -82,9 +83,13 @@ class Plan:
     """Every parameter of a network, and how the source was written."""
 
     parameters: Mapping[str, Parameter]
-    prefix: str
+    naming: Naming
     aliases: tuple[str, ...]  # repeated tensors that the source spells out
     skipped: int
+
+    @property
+    def prefix(self) -> str:
+        return self.naming.prefix
 
     @property
     def largest(self) -> int:
@@ -104,22 +109,22 @@ def make_plan(source: Source, config: ModelConfig) -> Plan:
         dtype, all in one message.
     """
     table = table_for(config)
-    prefix = table.prefix if table.prefix and any(n.startswith(table.prefix) for n in source.tensors) else ""
     unread = {name for name in source.tensors if not table.skips(name)}
+    naming = read_naming(table, unread)
     skipped = len(source.tensors) - len(unread)
     problems: list[str] = []
     parameters: dict[str, Parameter] = {}
     targets = parameter_paths(abstract_network(config))
     for rule in table.rules:
         leaf = targets.pop(rule.target)
-        parameter = _match(rule, tuple(leaf.shape), source, prefix, unread, problems)
+        parameter = _match(rule, tuple(leaf.shape), source, naming, unread, problems)
         if parameter is not None:
             parameters[rule.target] = parameter
     problems += [f"{target}: no rule fills this parameter" for target in targets]
-    aliases = [alias for alias in table.aliases if prefix + alias in unread]
+    aliases = [alias for alias in table.aliases if naming.spelled(alias) in unread]
     for alias in aliases:
-        unread.remove(prefix + alias)
-        problems += _alias_problems(source, prefix + alias, prefix + table.aliases[alias])
+        unread.remove(naming.spelled(alias))
+        problems += _alias_problems(source, naming.spelled(alias), naming.spelled(table.aliases[alias]))
     problems += [f"{name}: no rule reads this tensor" for name in sorted(unread)]
     if problems:
         shown = "\n  ".join(problems)
@@ -127,14 +132,14 @@ def make_plan(source: Source, config: ModelConfig) -> Plan:
             f"{source.directory}: the conversion would be incomplete:\n  {shown}\n"
             "Check that config.json and the weights are of the same checkpoint."
         )
-    return Plan(parameters, prefix, tuple(aliases), skipped)
+    return Plan(parameters, naming, tuple(aliases), skipped)
 
 
 def _match(
-    rule: Rule, shape: tuple[int, ...], source: Source, prefix: str, unread: set[str], problems: list[str]
+    rule: Rule, shape: tuple[int, ...], source: Source, naming: Naming, unread: set[str], problems: list[str]
 ) -> Parameter | None:
     num_layers = shape[0] if "{l}" in rule.source else 0
-    parts = [Part(places, prefix + name) for places, name in rule.entries(num_layers)]
+    parts = [Part(places, naming.spelled(name)) for places, name in rule.entries(num_layers)]
     expected = rule.source_shape(shape[len(parts[0].places) :])
     absent = [part.source for part in parts if part.source not in source.tensors]
     if absent:

@@ -2,7 +2,11 @@
 
 from avjax.config import ModelConfig
 from converters.rules import Rule, Table
-from converters.shared import DECODER, UNEMBED, VISION
+from converters.shared import BUFFERS, DECODER, SPELLINGS, UNEMBED, VISION
+
+# A whole checkpoint's other parts, which say the thinker's words aloud, and the audio tower's table of sinusoids,
+# which every version computes.
+OTHER_PARTS = (r"talker\..*", r"token2wav\..*", r"(?:.*\.)?audio_tower\.positional_embedding\.positional_embedding")
 
 _AUDIO = "audio_tower.layers.{l}"
 
@@ -44,6 +48,7 @@ def table(config: ModelConfig) -> Table:
     return Table(
         rules=(*DECODER, *(() if tied else UNEMBED), *VISION, *VISION_ATTENTION, *AUDIO),
         prefix="thinker.",
-        skipped=(r"talker\..*", r"token2wav\..*"),
+        skipped=(*OTHER_PARTS, *BUFFERS),
+        spellings={**SPELLINGS, "audio_tower.": ("model.audio_tower.",)},
         aliases={"lm_head.weight": "model.embed_tokens.weight"} if tied else {},
     )

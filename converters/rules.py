@@ -67,6 +67,7 @@ class Table:
     prefix: str = ""  # that a whole checkpoint puts before every name
     skipped: tuple[str, ...] = ()  # patterns of tensors that no model here reads
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)  # names that repeat another tensor's values
+    spellings: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)  # of published prefixes
 
     def skips(self, name: str) -> bool:
         return any(re.fullmatch(pattern, name) for pattern in self.skipped)

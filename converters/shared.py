@@ -24,6 +24,17 @@ DECODER = (
 
 UNEMBED = (Rule("lm_head.weight", "decoder.unembed.embedding", "V D -> V D"),)
 
+# Published prefixes, and what others write instead: transformers' own modules since 4.52 as a state dict that was
+# saved past `save_pretrained` has them, and before 4.52 was released; a base model alone.
+SPELLINGS = {
+    "model.": ("model.language_model.", "language_model.model.", "language_model."),
+    "visual.": ("model.visual.",),
+    "lm_head.": ("language_model.lm_head.", "model.lm_head."),
+}
+
+# Rotary frequencies that old versions kept beside the weights: every version computes them from the config instead.
+BUFFERS = (r"(?:.*\.)?rotary_(?:pos_)?emb\.(?:original_)?inv_freq",)
+
 VISION = (
     Rule("visual.patch_embed.proj.weight", "vision.patch_embed.kernel", "D C T h w -> C T h w D"),
     Rule(f"{_BLOCK}.norm1.weight", "vision.layers.attn_norm.scale", "D -> D"),

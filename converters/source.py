@@ -11,6 +11,9 @@ from safetensors import SafetensorError, safe_open
 
 from avjax.assets.builtin import BUILT_IN, builtin_directory
 from avjax.config import read_json
+from converters.formats import CheckpointError, refuse_gguf, refuse_other_formats, refuse_quantized
+from converters.qwen2_5_omni import OTHER_PARTS
+from converters.shared import BUFFERS
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -18,19 +21,16 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
+UNREAD = re.compile("|".join((*OTHER_PARTS, *BUFFERS)))  # tensors that no table reads, whatever their dtype
 WEIGHTS = "*.safetensors"
 SIDE_FILES = ("*.json", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "README.md")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be used; the message names every file or tensor that is wrong."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
     shard: Path
     shape: tuple[int, ...]
-    dtype: np.dtype
+    dtype: np.dtype  # bytes where nothing reads the tensor
 
 
 class Source:
@@ -71,7 +71,7 @@ def open_source(path: str | Path) -> Source:
     if not config_path.is_file():
         raise CheckpointError(f"{directory}: expected config.json, found none; is this a checkpoint's directory?")
     config = _read_object(config_path)
-    return Source(directory, config, _tensors(directory), revision or config.get("_commit_hash"))
+    return Source(directory, config, _tensors(directory, config), revision or config.get("_commit_hash"))
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -92,9 +92,18 @@ def _read_index(path: Path) -> dict[str, str]:
 
 
 def find_directory(path: str | Path, *, weights: bool = True) -> tuple[Path, str | None]:
-    """A checkpoint's directory, and its revision when it came from the hub; there without `weights` if asked."""
+    """A checkpoint's directory, and its revision when it came from the hub; there without `weights` if asked.
+
+    Raises:
+      FileNotFoundError: there is none.
+      CheckpointError: it holds something else, such as an adapter.
+    """
     directory = builtin_directory(path) or Path(path)
-    return (directory, None) if directory.is_dir() else _download(str(path), weights)
+    if directory.suffix == ".gguf" and directory.is_file():
+        refuse_gguf(directory, directory.name)
+    directory, revision = (directory, None) if directory.is_dir() else _download(str(path), weights)
+    refuse_other_formats(directory)
+    return directory, revision
 
 
 def _download(name: str, weights: bool) -> tuple[Path, str | None]:
@@ -116,38 +125,45 @@ def _download(name: str, weights: bool) -> tuple[Path, str | None]:
     return directory, directory.name  # the hub's cache names a snapshot by its commit
 
 
-def _tensors(directory: Path) -> dict[str, TensorInfo]:
-    problems: list[str] = []
+def _tensors(directory: Path, config: dict[str, Any]) -> dict[str, TensorInfo]:
     index = _read_index(directory / "model.safetensors.index.json")
     shards = sorted({directory / name for name in index.values()} or directory.glob("*.safetensors"))
     if not shards:
         raise CheckpointError(f"{directory}: expected *.safetensors, found none; convert .bin or .pt weights first")
+    problems: list[str] = []
+    headers = {shard: header for shard in shards if (header := _read_header(shard, problems)) is not None}
+    dtypes = {name: dtype for header in headers.values() for name, (_, dtype) in header.items()}
+    refuse_quantized(directory, config, {name: dtype for name, dtype in dtypes.items() if not UNREAD.fullmatch(name)})
     tensors: dict[str, TensorInfo] = {}
-    unusable: set[str] = set()  # files and tensors that are there, and have their problem told already
-    for shard in shards:
-        if not shard.is_file():
-            problems.append(f"{shard.name}: the index names this shard, but it is missing")
-            continue
-        try:
-            with safe_open(shard, framework="numpy") as opened:
-                for name in opened.keys():  # noqa: SIM118 - not a mapping
-                    part = opened.get_slice(name)
-                    dtype = DTYPES.get(part.get_dtype())
-                    if dtype is None:
-                        problems.append(f"{name}: expected a float tensor, got {part.get_dtype()}")
-                        unusable.add(name)
-                        continue
-                    if name in tensors:
-                        problems.append(f"{name}: in {tensors[name].shard.name} and again in {shard.name}")
-                    tensors[name] = TensorInfo(shard, tuple(part.get_shape()), dtype)
-        except (SafetensorError, OSError) as error:
-            problems.append(f"{shard.name}: truncated or damaged ({error}); copy it again")
-            unusable.add(shard.name)
+    for shard, header in headers.items():
+        for name, (shape, dtype) in header.items():
+            if name in tensors:
+                problems.append(f"{name}: in {tensors[name].shard.name} and again in {shard.name}")
+            if dtype not in DTYPES and not UNREAD.fullmatch(name):
+                problems.append(f"{name}: expected a float tensor, got {dtype}")
+            tensors[name] = TensorInfo(shard, shape, DTYPES.get(dtype, np.dtype(np.void)))
     problems += [
         f"{name}: the index puts it in {shard}, but it is not there"
         for name, shard in index.items()
-        if name not in tensors and (directory / shard).is_file() and not unusable & {name, shard}
+        if name not in tensors and directory / shard in headers
     ]
     if problems:
         raise CheckpointError(f"{directory}: the checkpoint is damaged:\n  " + "\n  ".join(problems))
     return tensors
+
+
+def _read_header(shard: Path, problems: list[str]) -> dict[str, tuple[tuple[int, ...], str]] | None:
+    """The shape and the dtype of each tensor in a shard; None where it cannot be read, which becomes a problem."""
+    if not shard.is_file():
+        problems.append(f"{shard.name}: the index names this shard, but it is missing")
+        return None
+    header: dict[str, tuple[tuple[int, ...], str]] = {}
+    try:
+        with safe_open(shard, framework="numpy") as opened:
+            for name in opened.keys():  # noqa: SIM118 - not a mapping
+                part = opened.get_slice(name)
+                header[name] = tuple(part.get_shape()), part.get_dtype()
+    except (SafetensorError, OSError) as error:
+        problems.append(f"{shard.name}: truncated or damaged ({error}); copy it again")
+        return None
+    return header

@@ -1,4 +1,8 @@
-"""`config.json` in the spellings of the hub's Qwen2.5-VL-3B and Qwen2.5-Omni-3B, written by transformers 4."""
+"""`config.json` in the spellings of the hub's Qwen2.5-VL-3B and Qwen2.5-Omni-3B, written by transformers 4.
+
+What versions of transformers make of these is in `tests/versions/files`; what is public of the hub's own files, in
+`tests/versions/hub.json`.
+"""
 
 from typing import Any
 
@@ -62,7 +66,7 @@ HUB_VL: Config = {
     "num_hidden_layers": 36,
     "num_key_value_heads": 2,
     "rms_norm_eps": 1e-06,
-    "rope_theta": 500000.0,
+    "rope_theta": 1000000.0,
     "sliding_window": 32768,
     "tie_word_embeddings": True,
     "torch_dtype": "bfloat16",
@@ -119,6 +123,7 @@ HUB_OMNI: Config = {
             "num_mel_bins": 128,
             "output_dim": 2048,
             "scale_embedding": False,
+            "tie_word_embeddings": True,  # the general default, which every section without words has
         },
         "audio_end_token_id": 151648,
         "audio_start_token_id": 151647,
@@ -150,7 +155,7 @@ HUB_OMNI: Config = {
             "rope_scaling": {"mrope_section": [16, 24, 24], "rope_type": "default", "type": "default"},
             "rope_theta": 1000000.0,
             "sliding_window": 32768,
-            "tie_word_embeddings": True,
+            "tie_word_embeddings": False,
             "use_cache": True,
             "use_sliding_window": False,
             "vocab_size": 151936,
@@ -178,6 +183,7 @@ HUB_OMNI: Config = {
             "spatial_merge_size": 2,
             "spatial_patch_size": 14,
             "temporal_patch_size": 2,
+            "tie_word_embeddings": True,
             "tokens_per_second": 25,
             "window_size": 112,
         },

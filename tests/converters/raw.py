@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 INDEX = "model.safetensors.index.json"
-ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8}
+ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2, "I64": 8, "I32": 4, "U32": 4, "I8": 1, "U8": 1, "F8_E4M3": 1}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -179,6 +179,7 @@ def test_the_directory_says_where_it_came_from(omni: TinyCheckpoint, tmp_path: P
         "revision": "f75b40e3da2003cdd6e1829b1f420ca70797c34e",
         "licence": "qwen-research",
         "prefix": "thinker.",
+        "spellings": {},
         "aliases": [],
         "skipped_tensors": 3,
         "avjax_version": version("avjax"),
