@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avjax.options import DType, Fps, MaxPixels, MinPixels, ModelPath, Tokens, friendly, prompt_of
+from avjax.options import Commands, DType, Fps, MaxPixels, MinPixels, ModelPath, Order, Tokens, friendly, prompt_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from avjax.model import Model
     from avjax.prompt import Prompt
 
-analyses = typer.Typer(pretty_exceptions_enable=False)
+analyses = Commands(pretty_exceptions_enable=False)
 
 Words = Annotated[str, typer.Option("--prompt", "-p", help="The user's words.")]
 Videos = Annotated[list[Path], typer.Option("--video", "-v", help="A video file; may be repeated.")]
@@ -41,14 +41,14 @@ def attention(
     caption: Caption = None, max_new_tokens: Tokens = 50,
     sinks: Annotated[bool, typer.Option("--sinks", help="Sink tokens instead, and their modality dominance.")] = False,
     threshold: Annotated[float | None, typer.Option(help="Of |RMSNorm| at a sink; by default by width.")] = None,
-    dtype: DType = "float32", fps: Fps = None,
+    dtype: DType = "float32", order: Order = "media-first", fps: Fps = None,
     min_pixels: MinPixels = None, max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Attention mass from the caption to each modality, by layer; or sink tokens and who attends to them."""
     with friendly():
         from avjax.analysis import attention_mass, find_sinks
 
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels)
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels)
         if sinks:
             found = find_sinks(loaded, prompts, threshold)
             reached = float(found["dimension_peak"].max())
@@ -79,17 +79,18 @@ def lens(
     latent: Annotated[
         bool, typer.Option("--latent", help="Latent audio understanding instead: --answer is each video's sound.")
     ] = False,
-    caption: Caption = None, dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None,
+    caption: Caption = None, dtype: DType = "float32",
+    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """The logit lens: what each layer's activations say of given answers, by layer."""
     with friendly():
         from avjax.analysis import latent_audio_understanding, logit_lens, train_tuned_lens
 
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels)
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels)
         trained = None
         if tuned:
-            known = _prompts(loaded, prompt, tuned, audio, fps, min_pixels, max_pixels)
+            known = _prompts(loaded, prompt, tuned, audio, order, fps, min_pixels, max_pixels)
             trained = train_tuned_lens(loaded, known, prompts, where, site, captions=caption, held_out_captions=caption)
             if not as_json:
                 _show(trained.report, ("kl_before", "kl_after"), None, as_json=False)
@@ -111,7 +112,8 @@ def knockout(
     width: Annotated[int, typer.Option(min=1, help="Layers in a window.")] = 4,
     heads: Annotated[bool, typer.Option("--heads", help="Head by head instead of windows.")] = False,
     pathways: Annotated[bool, typer.Option("--pathways", help="Keep each key group alone instead.")] = False,
-    dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
+    dtype: DType = "float32",
+    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
     out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Attention knockout over windows of layers, head by head, or of everything but one pathway."""
@@ -120,7 +122,7 @@ def knockout(
 
         if heads and pathways:
             raise ValueError("knockout: expected --heads or --pathways, got both; run one after the other")
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels, opening)
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels, opening)
         metrics, name = _metrics(prompts, answer, other)
         if pathways:
             found = edge_sufficiency(loaded, prompts, metrics, query=query, pathways=key or MODALITIES)
@@ -148,7 +150,8 @@ def trace(
     group: Annotated[list[str] | None, typer.Option(help="Tokens that are restored; may be repeated.")] = None,
     site: Annotated[list[str] | None, typer.Option(help="Where; may be repeated.")] = None,
     width: Annotated[int, typer.Option(min=1, help="Layers in a window.")] = 1,
-    dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
+    dtype: DType = "float32",
+    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
     out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Causal tracing: clean activations restored in a corrupt run.
@@ -160,7 +163,7 @@ def trace(
         from avjax.analysis import trace as traced
 
         corruption = _corruption(corrupt)
-        sampling = (fps, min_pixels, max_pixels)
+        sampling = (order, fps, min_pixels, max_pixels)
         loaded, clean = _loaded(model, dtype, prompt, video, audio, *sampling, opening)
         if decides:
             found = deciding_modality(loaded, clean, _each(clean, answer, "--answer"))
@@ -186,7 +189,8 @@ def scale(
     what: Annotated[str, typer.Option(help="attention, value or embed.")] = "attention",
     factor: Annotated[list[float] | None, typer.Option(help="May be repeated; 1 leaves alone.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Layers in a window; by default all at once.")] = None,
-    dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
+    dtype: DType = "float32",
+    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
     out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Dose-response curves of each modality: its embeddings, values or attention times a factor."""
@@ -194,7 +198,7 @@ def scale(
         from avjax.analysis import scale_modalities
         from avjax.analysis.scaling import FACTORS
 
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels, opening)
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels, opening)
         metrics, name = _metrics(prompts, answer, other)
         options: dict[str, Any] = {"what": what, "factors": factor or FACTORS, "width": width}
         _show(scale_modalities(loaded, prompts, metrics, **options), (name, f"{name}_clean"), out, as_json)
@@ -205,14 +209,15 @@ def attribute(
     model: ModelPath, prompt: Words, video: Videos, answer: Answer, other: Other = None, audio: Sound = None,
     opening: Opening = "", key: Keys = None, query: Query = "answer",
     top: Annotated[int, typer.Option(min=1, help="Candidates of each kind that are verified.")] = 20,
-    dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
+    dtype: DType = "float32",
+    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
     out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Attribution patching: every edge and scale by its gradient, and the strongest exactly."""
     with friendly():
         from avjax.analysis import attribute as attributed
 
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels, opening)
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels, opening)
         metrics, _ = _metrics(prompts, answer, other)
         found = attributed(loaded, prompts, metrics, queries=query, keys=key, top=top)
         _show(found, (), out, as_json)
@@ -231,14 +236,15 @@ def gates(
     strength: Annotated[float, typer.Option(help="What a cut costs, in the metric's units.")] = 0.1,
     steps: Annotated[int, typer.Option(min=1)] = 200,
     held_out: Annotated[float, typer.Option(help="The share of videos to measure on.")] = 0.5,
-    seed: int = 0, dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None,
+    seed: int = 0, dtype: DType = "float32",
+    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Gate learning: the few heads or layers whose cut raises the answer most, on videos held out."""
     with friendly():
         from avjax.analysis import learn_gates
 
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels, opening)
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels, opening)
         metrics, _ = _metrics(prompts, answer, other)
         options: dict[str, Any] = {"per": per, "penalty": penalty, "strength": strength, "steps": steps, "seed": seed}
         found = learn_gates(loaded, prompts, metrics, query=query, key=key, held_out=held_out, **options)
@@ -261,7 +267,8 @@ def probe(
         typer.Option(help="Of the control task: the type of each video, such as what is seen and heard."),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="A directory for the probes.")] = None,
-    dtype: DType = "float32", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
+    dtype: DType = "float32",
+    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
     out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Linear probes of the videos' labels, by site, pooling and layer."""
@@ -269,7 +276,7 @@ def probe(
         from avjax.analysis import probe_features, train_probes
         from avjax.analysis.probe_pooling import POOLINGS
 
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, fps, min_pixels, max_pixels)
+        loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels)
         labels = _each(prompts, label, "--label")
         features = probe_features(loaded, prompts, site or ("resid_post",), where, pooling or POOLINGS)
         options: dict[str, Any] = {"seeds": tuple(range(seeds)), "validation_fraction": validation}
@@ -289,14 +296,15 @@ def compare(
     base: Annotated[str, typer.Option(help="A checkpoint of the same vocabulary; it sees and does not hear.")],
     word: Annotated[list[str] | None, typer.Option(help="A word of the class 'named'; may be repeated.")] = None,
     audio: Sound = None, caption: Caption = None, max_new_tokens: Tokens = 50, dtype: DType = "float32",
-    fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
+    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
+    out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """What a base without sound would say in place of each token of the captions."""
     with friendly():
         import avjax
         from avjax.analysis import compare_with_base, shift_shares
 
-        sampling = (fps, min_pixels, max_pixels)
+        sampling = (order, fps, min_pixels, max_pixels)
         loaded, prompts = _loaded(model, dtype, prompt, video, audio, *sampling)
         other = avjax.load(base, dtype=dtype)
         found = compare_with_base(
@@ -325,6 +333,7 @@ def _prompts(
     words: str,
     videos: Sequence[Path],
     audio: str | None,
+    order: str,
     fps: float | None,
     min_pixels: int | None,
     max_pixels: int | None,
@@ -335,7 +344,7 @@ def _prompts(
     from avjax.interventions import numbered
 
     names = numbered([path.name for path in videos])
-    said = {"corrupt": corrupt, "opening": opening}
+    said = {"corrupt": corrupt, "opening": opening, "order": order}
     return {
         name: prompt_of(model, words, path, audio, None, None, fps, min_pixels, max_pixels, **said)
         for name, path in zip(names, videos, strict=True)

@@ -1,19 +1,19 @@
 """`run` and `forward`: one prompt under edits, in one full pass."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.compat import Compat, attention_compat, checked_compat, compatible_prompt
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.reference import bucket, logits_at, pad_inputs, prefill
 from avjax.engine.touched import Touched, count_touched
 from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model
-from avjax.models.attention import Compat
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site, parse_site
 from avjax.prompt import Inputs, Prompt
@@ -72,7 +72,8 @@ def run(
         token group, summed over them; "pattern" is the array itself.
       groups: selectors whose attention mass is wanted, with capture="mass", "value_mass" or "received".
       compat: "published" treats a query whose every visible key is blocked as the published code does: it attends to
-        all keys equally. By default it reads zero.
+        all keys equally. By default it reads zero. "published-script" is that, and the positions that the published
+        script has as it is shipped: a video with its sound is numbered 0, 1, 2 ... on all three axes.
       allow_noop: let an edit touch nothing.
 
     Raises:
@@ -80,6 +81,7 @@ def run(
     """
     compat = checked_compat(compat, [prompt])
     model.check(prompt)
+    prompt = compatible_prompt(prompt, compat)
     sites = _sites(capture, model.config.decoder.num_layers)
     masks = {str(g): select(prompt, g) for g in groups}
     lowered = lower(
@@ -88,7 +90,7 @@ def run(
         [for_sample(as_edits(interventions))],
         num_decoded=0,
         allow_noop=allow_noop,
-        clean=CleanRuns(model),
+        clean=CleanRuns(model, compat),
         selectors=list(masks.values()),
     )
     positions = np.flatnonzero(select(prompt, at)[:-1])
@@ -100,7 +102,12 @@ def run(
     padded = np.resize(positions, 1 << (len(positions) - 1).bit_length())
     wanted = tuple(dict.fromkeys(site for site, _ in sites.values()))
     logits, seen = logits_at(
-        model.network.decoder, inputs, intervention, jnp.asarray(padded), capture=wanted, compat=compat
+        model.network.decoder,
+        inputs,
+        intervention,
+        jnp.asarray(padded),
+        capture=wanted,
+        compat=attention_compat(compat),
     )
     seen = {site: _unpadded(site, values, len(prompt)) for site, values in seen.items()}
     return Run(
@@ -161,15 +168,3 @@ def _sites(capture: Sequence[str], num_layers: int) -> Mapping[str, tuple[Site, 
         if layer is not None and layer >= num_layers:
             raise ValueError(f"capture {name!r}: expected a layer within 0:{num_layers}, got {layer}")
     return sites
-
-
-def checked_compat(compat: str | None, prompts: Iterable[Prompt] = ()) -> Compat | None:
-    """The setting, checked: in an opened prompt, a blocked query of the answer would read what is said after it."""
-    if compat not in (None, "published"):
-        raise ValueError(f"compat: expected None or 'published', got {compat!r}")
-    if compat is not None and any("generated" in prompt.counts() for prompt in prompts):
-        raise ValueError(
-            "compat='published' with an opened answer: a blocked query would read the opening's later tokens; leave "
-            "the opening out, or compat"
-        )
-    return compat  # pyright: ignore[reportReturnType]

@@ -13,6 +13,7 @@ from avjax.options import (
     MODEL_HELP,
     Audio,
     Cache,
+    Commands,
     DType,
     Fps,
     Image,
@@ -20,17 +21,17 @@ from avjax.options import (
     Memory,
     MinPixels,
     ModelPath,
+    Order,
+    Positions,
     Rules,
-    Tokens,
     Video,
-    audio_of,
     friendly,
     prompt_of,
 )
 from avjax.plan_cli import plan
 from avjax.runs_cli import RunGroup, run_spec, runs, schema
 
-app = typer.Typer(
+app = Commands(
     help="Interventions on audio-visual language models, in JAX.", no_args_is_help=True, pretty_exceptions_enable=False
 )
 app.add_typer(analyses, name="run", cls=RunGroup)
@@ -54,9 +55,17 @@ def run(
     image: Image = None,
     rule: Rules = None,
     system: Annotated[str | None, typer.Option(help="The system turn; by default the chat template's.")] = None,
-    max_new_tokens: Tokens = 50,
+    order: Order = "media-first",
+    positions: Positions = "trained",
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="The most tokens of a caption; 50, with --compat published-script 1024.")
+    ] = None,
     compat: Annotated[
-        str | None, typer.Option(help="'published': a fully blocked query attends to all keys equally.")
+        str | None,
+        typer.Option(
+            help="'published': a fully blocked query attends to all keys equally. 'published-script': that, and the "
+            "positions and the token limit of the paper's script as it is shipped."
+        ),
     ] = None,
     allow_noop: Annotated[bool, typer.Option(help="Run rules that touch nothing.")] = False,
     dtype: DType = "float32",
@@ -79,6 +88,7 @@ def run(
         raise typer.BadParameter(f"expected --model and --prompt, got no {'--model' if model is None else '--prompt'}")
     with friendly():
         import avjax
+        from avjax.compat import checked_compat, max_new_tokens_for
         from avjax.interventions import parse_rules
         from avjax.report.terminal import caption_rows, print_captions
 
@@ -86,10 +96,12 @@ def run(
         if cache_dir is not None:
             avjax.cache_compilations(cache_dir)
         loaded = avjax.load(model, dtype=dtype)
-        made = prompt_of(loaded, prompt, video, audio, image, system, fps, min_pixels, max_pixels)
+        media = (fps, min_pixels, max_pixels)
+        made = prompt_of(loaded, prompt, video, audio, image, system, *media, order=order, positions=positions)
         options: dict[str, Any] = {"compat": compat, "allow_noop": allow_noop, "memory_bytes": memory_bytes}
         if rules:
-            planned = avjax.plan(loaded, made, rules, avjax.metrics.Caption(max_new_tokens), **options)
+            limit = max_new_tokens_for(checked_compat(compat), max_new_tokens)
+            planned = avjax.plan(loaded, made, rules, avjax.metrics.Caption(limit), **options)
             typer.echo(f"plan: {planned}", err=True)
         found = avjax.generate_variants(
             loaded, made, [(), *rules], max_new_tokens=max_new_tokens, keep_logits=False, **options
@@ -131,8 +143,10 @@ def inspect(
     model: ModelPath,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The user's words.")] = "Describe this.",
     audio: Annotated[
-        str | None, typer.Option(help="For a video: a sound file, 'from_video' or 'none'; by default its own sound.")
+        str | None, typer.Option(help="For a video: a sound file, 'from_video' or 'none'; by default its own.")
     ] = None,
+    order: Order = "media-first",
+    positions: Positions = "trained",
     fps: Fps = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
@@ -146,14 +160,15 @@ def inspect(
 
         processor = load_processor(model)
         kind = media_kind(clip)
-        sound = str(clip) if kind == "audio" else audio_of(processor, audio, clip) if kind == "video" else None
         made = processor.prompt(
             prompt,
             video=clip if kind == "video" else None,
-            audio=sound,
+            audio=clip if kind == "audio" else "auto" if audio is None else audio,
             image=clip if kind == "image" else None,
             system=None,
             options=processor.options.override(fps=fps, min_pixels=min_pixels, max_pixels=max_pixels),
+            order=order,  # pyright: ignore[reportArgumentType] - checked there
+            positions=positions,  # pyright: ignore[reportArgumentType]
         )
         if as_json:
             typer.echo(json.dumps({"clip": str(clip), "tokens": made.counts(), "spans": span_rows(made)}, indent=2))

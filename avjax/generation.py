@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.api import checked_compat
+from avjax.compat import Compat, checked_compat, max_new_tokens_for
 from avjax.engine.decoding import decode
 from avjax.engine.planning import Batch
 from avjax.engine.reference import OwnPrompt, reference_prompt
@@ -17,7 +17,6 @@ from avjax.engine.shared import SharedPrompt
 from avjax.engine.touched import Touched, count_touched
 from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model
-from avjax.models.attention import Compat
 from avjax.models.intervention import Intervention
 from avjax.prompt import Prompt
 from avjax.slices import memory_of
@@ -46,7 +45,7 @@ def generate(
     model: Model,
     prompt: Prompt,
     *interventions: Edit | str,
-    max_new_tokens: int = 50,
+    max_new_tokens: int | None = None,
     compat: Compat | None = None,
     allow_noop: bool = False,
     repetition_penalty: float | None = None,
@@ -70,7 +69,7 @@ def generate_variants(
     prompt: Prompt,
     variants: Sequence[Sequence[Edit | str] | Edit | str],
     *,
-    max_new_tokens: int = 50,
+    max_new_tokens: int | None = None,
     compat: Compat | None = None,
     allow_noop: bool = False,
     repetition_penalty: float | None = None,
@@ -82,7 +81,8 @@ def generate_variants(
 
     Args:
       variants: the edits of each variant: one edit, or several that apply together, or an empty list (clean).
-      max_new_tokens: the most tokens of a continuation, its stop token included.
+      max_new_tokens: the most tokens of a continuation, its stop token included; by default 50, and 1,024 with
+        compat="published-script", whose own limit of 50 Hugging Face does not read.
       compat: see `run`.
       allow_noop: let an edit touch nothing.
       repetition_penalty: None takes the checkpoint's own, as HF's `generate` does; 1.0 is none.
@@ -95,6 +95,8 @@ def generate_variants(
       ValueError: an edit does not fit the model or the prompt, or `max_new_tokens` is below 1.
     """
     checked_executor(executor)
+    compat = checked_compat(compat, [prompt])
+    max_new_tokens = max_new_tokens_for(compat, max_new_tokens)
     if type(max_new_tokens) is not int or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
     if isinstance(variants, str | Edit):
@@ -108,7 +110,7 @@ def generate_variants(
         [for_sample(e) for e in edits],
         num_decoded=max_new_tokens - 1,
         allow_noop=allow_noop,
-        compat=checked_compat(compat, [prompt]),
+        compat=compat,
         memory_bytes=memory_of(model, memory_bytes),
         num_slots=num_slots(max_new_tokens),
         kept_logits=num_slots(max_new_tokens) if keep_logits else 0,

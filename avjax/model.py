@@ -17,7 +17,8 @@ from avjax.config import ModelConfig
 from avjax.encoder_cache import kept, same_buffers
 from avjax.engine.encoding import encode_audio, encode_vision
 from avjax.media.corruption import Corruption
-from avjax.media.processor import Processor, StrPath
+from avjax.media.layout import PositionRule
+from avjax.media.processor import Order, Processor, StrPath
 from avjax.mesh import mesh_of
 from avjax.parameters import Network
 from avjax.prompt import AudioFeatures, Inputs, Prompt, VisionFeatures
@@ -70,6 +71,11 @@ class Model:
         return self.host.generation
 
     @property
+    def hears(self) -> bool:
+        """Whether the model takes sound: it has an audio tower, and was trained with it."""
+        return self.config.audio is not None and self.processor.options.hears
+
+    @property
     def dtype(self) -> jnp.dtype:
         return self.network.decoder.embed.embedding.dtype
 
@@ -83,9 +89,11 @@ class Model:
         text: str,
         *,
         video: StrPath | None = None,
-        audio: StrPath | Literal["from_video"] | None = None,
+        audio: StrPath | Literal["auto", "from_video", "none"] | None = "auto",
         image: StrPath | Sequence[StrPath] | None = None,
         system: str | None = None,
+        order: Order = "media-first",
+        positions: PositionRule = "trained",
         corrupt: Corruption | Sequence[Corruption] = (),
         opening: str = "",
         **media_options: Any,
@@ -93,11 +101,17 @@ class Model:
         """A prompt from text and files, through the checkpoint's chat template.
 
         Args:
-          text: the user's words; they follow images, then the video, then a separate sound file.
+          text: the user's words.
           video: a video file.
-          audio: a sound file; "from_video" interleaves the video's own sound with its frames; None leaves sound out.
+          audio: a sound file; "from_video" interleaves the video's own sound with its frames; "none" or None is
+            silence. By default the video's own sound, when the model hears and the file has one.
           image: an image file, or several.
           system: the system turn; None leaves it to the chat template.
+          order: "media-first" puts images, then the video, then a separate sound file before the words, as Qwen's own
+            examples do; "text-first" puts the words before all of them, as the paper's published script does. Under
+            "text-first" the words cannot attend to the clip: `text->video` then names only what follows it.
+          positions: "trained" numbers tokens as the weights were trained; "transformers-5.3" is for comparisons with
+            transformers 5.3 to 5.24 on Qwen2.5-VL, see `avjax.media.layout.token_layout`.
           corrupt: what to do to the video's frames or to the sound before the encoders, such as `avjax.MuteAudio()`;
             several apply in order. The token layout stays that of the clean prompt.
           opening: what the answer begins with, as `Prompt.continued`.
@@ -109,17 +123,29 @@ class Model:
         """
         options = self.processor.options.override(**media_options)
         prompt = self.processor.prompt(
-            text, video=video, audio=audio, image=image, system=system, options=options, corrupt=corrupt
+            text,
+            video=video,
+            audio=audio,
+            image=image,
+            system=system,
+            options=options,
+            corrupt=corrupt,
+            order=order,
+            positions=positions,
         )
         return prompt.continued(self.encode_text(opening)) if opening else prompt
 
-    def prompt_from_hf(self, batch: Mapping[str, Any]) -> Prompt:
+    def prompt_from_hf(self, batch: Mapping[str, Any], *, positions: PositionRule = "trained") -> Prompt:
         """A prompt from the mapping that an HF processor returns for one conversation, numpy or torch.
 
-        Padding is dropped; sound inside a video is recognised by its tokens. Words that the assistant begins with there
-        are text to a selector; `Prompt.continued` makes an opening.
+        Padding is dropped; sound inside a video is recognised by its tokens, and `use_audio_in_video`, which scripts
+        pass on, must agree with them. Words that the assistant begins with there are text to a selector;
+        `Prompt.continued` makes an opening.
+
+        Args:
+          positions: see `prompt`.
         """
-        return self.processor.from_hf(batch)
+        return self.processor.from_hf(batch, positions)
 
     def prompt_from_embeddings(self, embeddings: Any, positions: Any, types: Sequence[str]) -> Prompt:
         """A prompt from decoder inputs, for families whose encoders are not ported.

@@ -1,11 +1,15 @@
 """Options that commands share, and what they make of them."""
 
 import contextlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+from avjax.wording import as_options
 
 if TYPE_CHECKING:
     from avjax.model import Model
@@ -20,7 +24,7 @@ MaxPixels = Annotated[int | None, typer.Option(help="Largest resized frame, in p
 Video = Annotated[Path | None, typer.Option(help="A video file.")]
 Audio = Annotated[
     str | None,
-    typer.Option(help="A sound file, 'from_video' or 'none'. By default the video's own sound, if the model hears."),
+    typer.Option(help="A sound file, 'from_video' or 'none'. By default the video's own, if model and file have it."),
 ]
 Image = Annotated[list[Path] | None, typer.Option(help="An image file; may be repeated.")]
 Rules = Annotated[
@@ -32,10 +36,42 @@ Rules = Annotated[
         "rules joined by ';' apply together. May be repeated.",
     ),
 ]
+Order = Annotated[
+    str, typer.Option(help="media-first, or text-first: the words before the clip, as the published script has them.")
+]
+Positions = Annotated[
+    str, typer.Option(help="trained, or transformers-5.3: how these versions number text after a Qwen2.5-VL video.")
+]
 Tokens = Annotated[int, typer.Option(min=1, help="The most tokens of a caption.")]
 Memory = Annotated[int | None, typer.Option(help="Bytes beside the parameters; by default half of what is free.")]
 Cache = Annotated[Path | None, typer.Option(help="A directory where compiled programs and encoder outputs are kept.")]
-FROM_VIDEO = "from_video"
+
+
+def refuse_repeated(command: Any, ctx: Any, args: list[str]) -> None:
+    """Refuses an option that takes one value and is given twice; click would keep the last value alone."""
+    _, _, given = command.make_parser(ctx).parse_args(args=list(args))
+    for option, count in Counter(given).items():
+        several = getattr(option, "multiple", True) or getattr(option, "is_flag", False)  # arguments have neither
+        if count > 1 and not several:
+            name = max(option.opts, key=len)
+            raise typer.BadParameter(
+                f"{name}: expected once, got {count} times; give one value, or run the command once for each", ctx
+            )
+
+
+class OnceCommand(TyperCommand):
+    """A command whose options that take one value are given once."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        refuse_repeated(self, ctx, args)
+        return super().parse_args(ctx, args)
+
+
+class Commands(typer.Typer):
+    """A group of such commands."""
+
+    def command(self, *args: Any, **settings: Any) -> Callable[..., Any]:
+        return super().command(*args, **{"cls": OnceCommand, **settings})
 
 
 @contextlib.contextmanager
@@ -44,7 +80,7 @@ def friendly() -> Iterator[None]:
     try:
         yield
     except (ValueError, OverflowError, ImportError, OSError) as error:
-        typer.secho(f"error: {error}", fg=typer.colors.RED, err=True)
+        typer.secho(f"error: {as_options(str(error))}", fg=typer.colors.RED, err=True)
         raise typer.Exit(2) from error
 
 
@@ -60,17 +96,18 @@ def prompt_of(
     max_pixels: int | None,
     corrupt: Any = (),
     opening: str = "",
+    order: Any = "media-first",
+    positions: Any = "trained",
 ) -> "Prompt":
     """A prompt from what the command line gives."""
-    sound = audio_of(model, audio, video)
     options = {"fps": fps, "min_pixels": min_pixels, "max_pixels": max_pixels, "corrupt": corrupt, "opening": opening}
-    return model.prompt(text, video=video, audio=sound, image=image, system=system, **options)
-
-
-def audio_of(model: "Model | Any", audio: str | None, video: Path | None) -> str | None:
-    """Where the sound comes from when a command line leaves it open."""
-    if audio == "none":
-        return None
-    if audio is None and video is not None and model.config.audio is not None:
-        return FROM_VIDEO
-    return audio
+    return model.prompt(
+        text,
+        video=video,
+        audio="auto" if audio is None else audio,
+        image=image,
+        system=system,
+        order=order,
+        positions=positions,
+        **options,
+    )

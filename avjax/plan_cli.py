@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,9 @@ from avjax.options import (
     prompt_of,
 )
 
+if TYPE_CHECKING:
+    from avjax.compat import Compat
+
 YAML = (".yaml", ".yml")
 
 
@@ -30,6 +33,9 @@ def plan(
     video: Video = None,
     audio: Audio = None,
     image: Image = None,
+    order: Annotated[
+        str | None, typer.Option(help="media-first or text-first; by default the specification's, else media-first.")
+    ] = None,
     rule: Rules = None,
     grid: Annotated[
         Path | None,
@@ -73,6 +79,7 @@ def plan(
         if memory_bytes is not None:
             asked = dataclasses.replace(asked, memory_bytes=memory_bytes)
         here = {"--model": model, "--prompt": prompt, "--video": video, "--audio": audio, "--image": image or None}
+        here |= {"--order": order}
         here |= {"--fps": fps, "--min-pixels": min_pixels, "--max-pixels": max_pixels}
         there = {"--config": config, "--prompt-tokens": prompt_tokens, "--mesh": mesh, "--quick": quick or None}
         if topology is not None:
@@ -90,7 +97,18 @@ def plan(
 
         loaded = avjax.load(model, dtype=dtype or asked.dtype or "float32")
         made = prompt_of(
-            loaded, text, video, audio, image, asked.system, fps, min_pixels, max_pixels, opening=asked.opening
+            loaded,
+            text,
+            video,
+            audio,
+            image,
+            asked.system,
+            fps,
+            min_pixels,
+            max_pixels,
+            opening=asked.opening,
+            order=order or asked.order,
+            positions=asked.positions,
         )
         settings = {name: getattr(asked, name) for name in ("compat", "allow_noop", "memory_bytes")}
         planned = avjax.plan(loaded, made, asked.cells, asked.metrics, **settings)
@@ -119,8 +137,10 @@ class _Asked:
     prompt: str | None = None
     opening: str = ""
     system: str | None = None
+    order: str = "media-first"
+    positions: str = "trained"
     dtype: str | None = None
-    compat: Literal["published"] | None = None
+    compat: "Compat | None" = None
     allow_noop: bool = False
     memory_bytes: int | None = None
     block_cells: int | None = None
@@ -180,6 +200,8 @@ def _specified(file: Path, metrics: list[Any], labelled: bool) -> _Asked:
         prompt=str(filled(spec.prompt, labels, "prompt")),
         opening=str(filled(spec.opening, labels, "opening")),
         system=spec.system,
+        order=spec.order,
+        positions=spec.positions,
         dtype=spec.dtype if "dtype" in spec.model_fields_set else None,
         compat=spec.compat,
         allow_noop=spec.allow_noop,

@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from avjax.compat import Compat
 from avjax.config import DecoderConfig
 from avjax.engine.planning import Batch
 from avjax.grids import Grid
 from avjax.interventions import Edit
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
-from avjax.models.attention import Compat
 from avjax.prompt import Prompt
 from avjax.sweeping.plan import Sweep, prepare
 

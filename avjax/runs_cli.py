@@ -12,14 +12,14 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from avjax.options import Cache, friendly
+from avjax.options import Cache, Commands, friendly, refuse_repeated
 
 # Exit statuses; 74 and 75 are EX_IOERR and EX_TEMPFAIL of sysexits.h.
 FAILED, DIFFERENT, UNWRITTEN, RESUME = 3, 4, 74, 75
 SPECS = (".yaml", ".yml", ".json")
 ELSEWHERE = ("mesh=", "mesh.", "memory_bytes=")  # what a run on another machine may change
 SHOWN, WIDTH = 20, 60  # values that differ, and how much of each
-runs = typer.Typer(pretty_exceptions_enable=False, no_args_is_help=True, help="What runs on disk hold.")
+runs = Commands(pretty_exceptions_enable=False, no_args_is_help=True, help="What runs on disk hold.")
 StorePath = Annotated[str, typer.Argument(help="A run's directory, or gs://...")]
 
 
@@ -27,7 +27,9 @@ class RunGroup(TyperGroup):
     """`run FILE.yaml` is a run from its specification, options before or after it; other words are analyses."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, ["spec", *args] if self._of_specification(args) else args)
+        words = ["spec", *args] if self._of_specification(args) else args
+        refuse_repeated(self, ctx, words)
+        return super().parse_args(ctx, words)
 
     def _of_specification(self, args: list[str]) -> bool:
         """Whether a file is the first word that is neither an option of a specification's run nor its value."""

@@ -12,12 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from avjax.api import checked_compat
+from avjax.compat import Compat, checked_compat
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.reference import bucket, pad_inputs, reduced_prefill
 from avjax.model import Model
-from avjax.models.attention import Compat
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
 from avjax.models.sites import Site
@@ -108,7 +107,7 @@ def find_sinks(
         raise ValueError(f"dimensions: expected some within 0:{cfg.embed_dim}, got {list(known)}")
     if len(set(modalities)) != 2 or set(modalities) - set(MODALITIES):
         raise ValueError(f"modalities: expected two of {', '.join(MODALITIES)}, got {modalities!r}")
-    zero = checked_compat(compat) == "published"
+    zero = checked_compat(compat) is not None
     for prompt in named.values():
         model.check(prompt)
     seen = {}

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 import jax
 import jax.numpy as jnp
 
+from avjax.compat import Compat, compatible_prompt
 from avjax.engine.reference import bucket, logits_at, pad_inputs
 from avjax.model import Model
 from avjax.models.sites import Site
@@ -17,8 +18,9 @@ KEPT = 2  # a source and the prompt itself; more would hold every sample of a sw
 class CleanRuns:
     """The sites of clean passes over prompts; those of the last few prompts that were asked for are kept."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model, compat: Compat | None = None):
         self.model = model
+        self.compat: Compat | None = compat
         self.expected: dict[int, set[Site]] = {}
         # A value holds its prompt, so that an id stays that prompt's.
         self.held: collections.OrderedDict[int, tuple[Prompt, dict[Site, jax.Array]]] = collections.OrderedDict()
@@ -33,7 +35,7 @@ class CleanRuns:
         _, found = self.held.get(id(prompt), (prompt, {}))
         if site not in found:
             sites = sorted(self.expected.get(id(prompt), set()) | {site})
-            self.held[id(prompt)] = (prompt, clean_sites(self.model, prompt, sites))
+            self.held[id(prompt)] = (prompt, clean_sites(self.model, compatible_prompt(prompt, self.compat), sites))
             if len(self.held) > KEPT:
                 self.held.popitem(last=False)
         self.held.move_to_end(id(prompt))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.compat import Compat, attention_compat, compatible_prompt
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import folded, lower
 from avjax.engine.operations import EdgeOp
@@ -30,7 +31,7 @@ from avjax.engine.shared import (
 from avjax.interventions import Edit, name_of
 from avjax.mesh import MODEL, VARIANT
 from avjax.model import Model
-from avjax.models.attention import Compat, SharedKeys
+from avjax.models.attention import SharedKeys
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site
 from avjax.prompt import Inputs, Prompt
@@ -80,7 +81,9 @@ class Session:
         clean_runs: CleanRuns | None = None,
     ):
         model.check(prompt)
-        self.model, self.prompt, self.compat, self.reads = model, prompt, compat, reads or Reads()
+        prompt = compatible_prompt(prompt, compat)
+        self.model, self.prompt, self.reads = model, prompt, reads or Reads()
+        self.compat = attention_compat(compat)
         self.variants = variants
         self.num_reads = max(1, len(self.reads.continuation))
         fed = self.num_reads - 1
@@ -91,7 +94,7 @@ class Session:
             variants,
             num_decoded=max(fed, num_decoded or 0),
             allow_noop=allow_noop,
-            clean=clean_runs or CleanRuns(model),
+            clean=clean_runs or CleanRuns(model, compat),
             selectors=(*self.reads.queries, *self.reads.keys),
         )
         self.folded = folded(self.lowered)

@@ -127,6 +127,16 @@ def _decode_frames(path: str | Path, wanted: set[int]) -> tuple[dict[int, np.nda
     return frames, index + 1
 
 
+def has_sound(path: str | Path) -> bool:
+    """Whether a file has an audio stream.
+
+    Raises:
+      MediaError: it cannot be opened.
+    """
+    with _opened(path) as container:
+        return bool(container.streams.audio)
+
+
 def media_kind(path: str | Path) -> Literal["image", "video", "audio"]:
     """What a file holds, by its contents."""
     from PIL import Image

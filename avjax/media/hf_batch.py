@@ -13,6 +13,7 @@ HF_KEYS = frozenset(
     """
     input_ids attention_mask pixel_values image_grid_thw pixel_values_videos video_grid_thw video_second_per_grid
     second_per_grid_ts input_features feature_attention_mask mm_token_type_ids num_audio_tokens video_metadata
+    use_audio_in_video
     """.split()
 )
 
@@ -37,6 +38,9 @@ def read_batch(batch: Mapping[str, Any], config: ModelConfig) -> tuple[np.ndarra
             f"batch: expected one prompt, input_ids [1, T] and attention_mask of the same shape, got {list(ids.shape)} "
             f"and {list(mask.shape)}; call once per prompt"
         )
+    token_ids = ids[0][mask[0].astype(bool)].astype(np.int32)
+    if "use_audio_in_video" in known:
+        _check_audio_in_video(known["use_audio_in_video"], token_ids, config)
     seconds = known.get("video_second_per_grid", known.get("second_per_grid_ts"))
     if seconds is None and "video_grid_thw" in known:
         if config.family == "qwen2_5_omni":  # HF cannot run without it either
@@ -48,7 +52,27 @@ def read_batch(batch: Mapping[str, Any], config: ModelConfig) -> tuple[np.ndarra
         "videos": _vision(known.get("pixel_values_videos"), known.get("video_grid_thw"), seconds, "video", patch_dim),
         "audio": _audio(known.get("input_features"), known.get("feature_attention_mask"), config),
     }
-    return ids[0][mask[0].astype(bool)].astype(np.int32), clips
+    return token_ids, clips
+
+
+def _check_audio_in_video(flag: Any, token_ids: np.ndarray, config: ModelConfig) -> None:
+    """Scripts pass the flag on to `generate`; here the tokens say it themselves, so both must agree."""
+    if flag.shape not in ((), (1,)) or flag.dtype != bool:
+        raise ValueError(f"batch: expected use_audio_in_video to be True or False, got {flag!r}; pass it as a bool")
+    ids = config.tokens
+    after = token_ids[1:][token_ids[:-1] == ids.vision_bos]
+    inside, silent = int(np.sum(after == ids.audio_bos)), int(np.sum(after == ids.video))
+    if bool(flag.all()) and silent:
+        raise ValueError(
+            f"batch: use_audio_in_video is True, but {silent} video(s) have no sound among their tokens; pass "
+            "use_audio_in_video=True to the processor too, or leave it out here"
+        )
+    if not flag.all() and inside:
+        raise ValueError(
+            f"batch: use_audio_in_video is False, but {inside} video(s) have their sound among their tokens; pass the "
+            'flag that the processor had, or leave it out and pass compat="published-script" to count positions as '
+            "without it"
+        )
 
 
 def as_numpy(value: Any) -> Any:

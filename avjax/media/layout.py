@@ -1,12 +1,14 @@
 """Token layout and rotary positions of prompts with media, per family.
 
-Positions are (t, h, w). Text counts on all three axes; a vision token keeps its row and column. They equal Hugging
-Face's `get_rope_index` for every layout that a processor can write.
+Positions are (t, h, w). Text counts on all three axes; a vision token keeps its row and column. They are those that the
+weights were trained with, as Qwen's own code and transformers 4 number them, for every layout that a processor can
+write. For Qwen2.5-VL, transformers 5.3 and later number what follows a video otherwise; that is there by name.
 """
 
 import dataclasses
 import itertools
 from collections.abc import Iterator, Sequence
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from avjax.models.audio import num_audio_tokens
 from avjax.tokens import MODALITIES
 
 Grid = tuple[int, int, int]
+PositionRule = Literal["trained", "transformers-5.3"]
 TOKENS_PER_SECOND = 25  # audio
 
 
@@ -79,26 +82,40 @@ def expand_placeholders(
     return np.asarray(out, np.int32)
 
 
-def token_layout(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig) -> TokenLayout:
+def token_layout(
+    token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig, positions: PositionRule = "trained"
+) -> TokenLayout:
     """Positions, modality and clip time of every token.
 
     Args:
       token_ids: int [T] with every clip's tokens written out.
+      positions: where text goes on after a video of Qwen2.5-VL. "trained": one past the clip's largest position, as
+        Qwen's own code, vLLM and transformers up to 5.2 have it. "transformers-5.3": past the clip's larger side,
+        however long it lasts, as transformers 5.3 to 5.24 have it (its issue 45381).
 
     Raises:
-      ValueError: the media tokens do not add up to the clips.
+      ValueError: the media tokens do not add up to the clips, or the rule is unknown or not one of this family.
     """
+    _check_rule(positions, config)
     if config.family == "qwen2_5_omni":
         parts = list(_omni_parts(token_ids, shapes, config))
     else:
-        parts = list(_vl_parts(token_ids, shapes, config))
-    positions = np.concatenate([part.positions for part in parts], axis=1)
+        parts = list(_vl_parts(token_ids, shapes, config, positions))
     return TokenLayout(
-        positions=positions.astype(np.int32),
+        positions=np.concatenate([part.positions for part in parts], axis=1).astype(np.int32),
         kinds=np.concatenate([np.full(len(part), MODALITIES.index(part.kind)) for part in parts]).astype(np.int8),
         seconds=np.concatenate([part.seconds for part in parts]).astype(np.float32),
         frames=np.concatenate([part.frames for part in parts]).astype(np.int32),
     )
+
+
+def _check_rule(rule: str, config: ModelConfig) -> None:
+    if rule not in get_args(PositionRule):
+        raise ValueError(f"positions: expected {' or '.join(map(repr, get_args(PositionRule)))}, got {rule!r}")
+    if rule != "trained" and config.family != "qwen2_5_vl":
+        raise ValueError(
+            f"positions={rule!r}: every version of transformers numbers {config.family} alike; leave it out"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,8 +226,8 @@ def _in_token_order(
         yield dataclasses.replace(own[first : first + stop - start], positions=positions[:, start:stop])
 
 
-def _vl_parts(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig) -> Iterator[_Part]:
-    """Qwen2.5-VL: text after a clip goes on from the clip's larger side, however long it lasts."""
+def _vl_parts(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig, rule: PositionRule) -> Iterator[_Part]:
+    """Qwen2.5-VL: text after a clip starts one past its largest position; by the other rule, past its larger side."""
     ids, merge, units = config.tokens, config.vision.spatial_merge_size, config.position_units_per_second
     clips = _Clips(token_ids, shapes)
     after = 0
@@ -222,8 +239,9 @@ def _vl_parts(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig) -
                 part = _grid("image", after, grid, np.arange(grid[0]), None, merge)
             else:
                 grid, step, seconds = clips.video()
-                part = _grid("video", after, grid, _vl_times(grid[0], step, units), seconds, merge)
-            after += max(grid[1], grid[2]) // merge
+                times = (_times if rule == "trained" else _vl_times)(grid[0], step, units)
+                part = _grid("video", after, grid, times, seconds, merge)
+            after = part.after if rule == "trained" else after + max(grid[1], grid[2]) // merge
         else:
             part = _line("text", after, 1)
             after += 1
@@ -233,7 +251,7 @@ def _vl_parts(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig) -
 
 
 def _vl_times(steps: int, seconds_per_grid: float, units_per_second: float) -> np.ndarray:
-    # HF multiplies units by seconds first here; float32 rounding depends on the order.
+    # These versions multiply units by seconds first; float32 rounding depends on the order.
     interval = np.float32(units_per_second) * np.float32(seconds_per_grid)
     return (np.arange(steps, dtype=np.float32) * interval).astype(int)
 

@@ -24,6 +24,7 @@ class MediaOptions:
       image_min_pixels, image_max_pixels: bounds on a resized image.
       image_mean, image_std: of RGB in 0..1.
       audio: arguments of `transformers.WhisperFeatureExtractor`.
+      hears: whether the checkpoint was trained on sound; one that was not refuses it.
 
     Source: defaults of Qwen's own `qwen-omni-utils` 0.0.x and the published preprocessor files.
     """
@@ -39,6 +40,7 @@ class MediaOptions:
     image_mean: tuple[float, ...] = CLIP_MEAN
     image_std: tuple[float, ...] = CLIP_STD
     audio: tuple[tuple[str, Any], ...] = ()
+    hears: bool = True
 
     def __post_init__(self):
         if not 0 < self.fps < math.inf:

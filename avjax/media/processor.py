@@ -6,21 +6,23 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from avjax.config import ModelConfig
 from avjax.media.corruption import Corruption, corruptions_of
-from avjax.media.decode import MediaError
+from avjax.media.decode import MediaError, has_sound
 from avjax.media.features import audio_features, image_features, video_features
 from avjax.media.hf_batch import as_numpy, read_batch, require_finite, require_integers
-from avjax.media.layout import MediaShapes, expand_placeholders, token_layout
+from avjax.media.layout import MediaShapes, PositionRule, expand_placeholders, token_layout
 from avjax.media.options import MediaOptions
 from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
 from avjax.tokens import MODALITIES
 
 StrPath = str | Path
+Order = Literal["media-first", "text-first"]
+AUTO, FROM_VIDEO, NO_SOUND = "auto", "from_video", "none"
 
 
 class Processor:
@@ -55,18 +57,17 @@ class Processor:
         text: str,
         *,
         video: StrPath | None,
-        audio: StrPath | Literal["from_video"] | None,
+        audio: StrPath | Literal["auto", "from_video", "none"] | None,
         image: StrPath | Sequence[StrPath] | None,
         system: str | None,
         options: MediaOptions,
         corrupt: Corruption | Sequence[Corruption] = (),
+        order: Order = "media-first",
+        positions: PositionRule = "trained",
     ) -> Prompt:
         """See `avjax.Model.prompt`."""
         vision = self.config.vision
-        if audio is not None and self.config.audio is None:
-            raise MediaError(f"audio={audio!r}: {self.config.family} has no audio tower; pass audio=None")
-        if audio == "from_video" and video is None:
-            raise MediaError("audio='from_video': no video was given; pass video= or a sound file")
+        audio = self.sound_source(video, audio, options)
         corruptions = corruptions_of(corrupt, has_audio=audio is not None, has_video=video is not None)
         of_audio, of_video = ([c for c in corruptions if c.modality == kind] for kind in ("audio", "video"))
         images = [image] if isinstance(image, str | Path) else list(image or ())
@@ -77,7 +78,7 @@ class Processor:
             if self.config.family == "qwen2_5_vl":  # which places frames by the rate that they were really sampled at
                 clip = dataclasses.replace(clip, seconds_per_grid=vision.temporal_patch_size / sampled_fps)
             video_clips = (clip,)
-        source = video if audio == "from_video" else audio
+        source = video if audio == FROM_VIDEO else audio
         audio_clips = () if source is None else (audio_features(source, options, of_audio),)
 
         return self.prompt_of(
@@ -85,9 +86,38 @@ class Processor:
             images=image_clips,
             videos=video_clips,
             audio=audio_clips,
-            audio_in_video=audio == "from_video",
+            audio_in_video=audio == FROM_VIDEO,
             system=system,
+            order=order,
+            positions=positions,
         )
+
+    def sound_source(
+        self,
+        video: StrPath | None,
+        audio: StrPath | Literal["auto", "from_video", "none"] | None,
+        options: MediaOptions,
+    ) -> StrPath | None:
+        """Where a prompt's sound comes from: a file, "from_video", or None for silence.
+
+        Raises:
+          MediaError: sound was asked for, and the model does not hear, or there is no video that could have it.
+        """
+        hears = self.config.audio is not None and options.hears
+        if audio == AUTO:
+            return FROM_VIDEO if hears and video is not None and has_sound(video) else None
+        if audio is None or audio == NO_SOUND:
+            return None
+        if self.config.audio is None:
+            raise MediaError(f"audio={str(audio)!r}: {self.config.family} has no audio tower; pass audio=None")
+        if not hears:
+            raise MediaError(
+                f"audio={str(audio)!r}: {self.directory.name} was not trained on sound, its audio tower is random; "
+                "pass audio=None"
+            )
+        if audio == FROM_VIDEO and video is None:
+            raise MediaError("audio='from_video': no video was given; pass video= or a sound file")
+        return audio
 
     def prompt_of(
         self,
@@ -98,18 +128,23 @@ class Processor:
         audio: tuple[AudioFeatures, ...] = (),
         audio_in_video: bool = False,
         system: str | None = None,
+        order: Order = "media-first",
+        positions: PositionRule = "trained",
     ) -> Prompt:
         """A prompt from text and the features of its clips."""
-        content = [{"type": "image", "image": clip.source} for clip in images]
-        content += [{"type": "video", "video": clip.source} for clip in videos]
-        content += [] if audio_in_video else [{"type": "audio", "audio": clip.source} for clip in audio]
+        if order not in get_args(Order):
+            raise ValueError(f"order: expected {' or '.join(map(repr, get_args(Order)))}, got {order!r}")
+        clips = [{"type": "image", "image": clip.source} for clip in images]
+        clips += [{"type": "video", "video": clip.source} for clip in videos]
+        clips += [] if audio_in_video else [{"type": "audio", "audio": clip.source} for clip in audio]
+        words = [{"type": "text", "text": text}]
         token_ids = expand_placeholders(
-            self._templated([*content, {"type": "text", "text": text}], system),
+            self._templated([*clips, *words] if order == "media-first" else [*words, *clips], system),
             _shapes(images, videos, audio),
             self.config,
             audio_in_video=audio_in_video,
         )
-        return self.assemble(token_ids, images=images, videos=videos, audio=audio)
+        return self.assemble(token_ids, images=images, videos=videos, audio=audio, positions=positions)
 
     def _templated(self, content: list[dict[str, str]], system: str | None) -> list[int]:
         if not self.tokenizer.chat_template:
@@ -130,13 +165,14 @@ class Processor:
         images: tuple[VisionFeatures, ...] = (),
         videos: tuple[VisionFeatures, ...] = (),
         audio: tuple[AudioFeatures, ...] = (),
+        positions: PositionRule = "trained",
     ) -> Prompt:
         """A prompt from written-out token ids and the features of their clips."""
         if not len(token_ids):
             raise ValueError("prompt: expected at least one token, got none")
         for clip in (*images, *videos, *audio):
             require_finite(clip.source, clip.mel if isinstance(clip, AudioFeatures) else clip.patches)
-        layout = token_layout(token_ids, _shapes(images, videos, audio), self.config)
+        layout = token_layout(token_ids, _shapes(images, videos, audio), self.config, positions)
         roles, special = self._turns(token_ids)
         return Prompt(
             token_ids=token_ids,
@@ -182,10 +218,10 @@ class Processor:
                 return text.split("\n", 1)[0].strip(), size
         return self.tokenizer.decode(after.tolist()).strip(), len(after)
 
-    def from_hf(self, batch: Mapping[str, Any]) -> Prompt:
+    def from_hf(self, batch: Mapping[str, Any], positions: PositionRule = "trained") -> Prompt:
         """See `avjax.Model.prompt_from_hf`."""
         token_ids, clips = read_batch(batch, self.config)
-        return self.assemble(token_ids, **clips)
+        return self.assemble(token_ids, **clips, positions=positions)
 
     def from_embeddings(self, embeddings: np.ndarray, positions: np.ndarray, types: Sequence[str]) -> Prompt:
         """See `avjax.Model.prompt_from_embeddings`."""

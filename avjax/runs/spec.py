@@ -34,7 +34,8 @@ class Clip(Strict):
     name: Text | int | None = Field(None, description="By default the file's name without its ending.")
     video: Text | None = None
     audio: Text | None = Field(
-        None, description="A sound file, 'from_video' or 'none'; by default the video's own sound, if the model hears."
+        None,
+        description="A sound file, 'from_video' or 'none'; by default the video's own, if model and file have it.",
     )
     image: Text | list[Text] | None = None
     labels: dict[str, str | int | float] = Field({}, description="For the {names} in prompt, opening and answers.")
@@ -89,6 +90,12 @@ class Spec(Strict):
     model: Text = Field(description="tiny-av, tiny-vl, a checkpoint's directory, or a hub id.")
     prompt: Text = Field(description="The user's words; may hold {labels} of each clip.")
     system: str | None = Field(None, description="The system turn; by default the chat template's.")
+    order: Literal["media-first", "text-first"] = Field(
+        "media-first", description="text-first: the words before the clip, as the paper's published script has them."
+    )
+    positions: Literal["trained", "transformers-5.3"] = Field(
+        "trained", description="How text after a Qwen2.5-VL video is numbered; as the weights were trained, by default."
+    )
     opening: str = Field("", description="What the answer begins with, before what is measured.")
     clips: Annotated[
         Annotated[Annotated[Text, Field(description="A .csv, .json, .jsonl or .parquet table.")], Tag("<table>")]
@@ -102,7 +109,7 @@ class Spec(Strict):
     executor: Literal["replay", "reference"] = "replay"
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = Field(0, ge=0, description="Of edits that draw and name no seed.")
-    compat: Literal["published"] | None = None
+    compat: Literal["published", "published-script"] | None = None
     allow_noop: bool = False
     memory_bytes: int | None = Field(None, ge=1, description="Beside the parameters; by default half of what is free.")
     block_cells: int = Field(CELLS_PER_BLOCK, ge=1, description="Cells that are computed and kept together.")
@@ -301,7 +308,7 @@ def _clip_of(row: Mapping[str, Any], directory: Path) -> dict[str, Any]:
 def _beside(directory: Path, given: Any) -> Any:
     if isinstance(given, list):
         return [_beside(directory, one) for one in given]
-    return str(directory / given) if isinstance(given, str) and given not in ("from_video", "none") else given
+    return str(directory / given) if isinstance(given, str) and given not in ("auto", "from_video", "none") else given
 
 
 def _explained(error: ValidationError, source: str) -> str:

@@ -12,7 +12,6 @@ from avjax.loading import load
 from avjax.mesh import mesh_of_sizes
 from avjax.metrics import Metric
 from avjax.model import Model
-from avjax.options import audio_of
 from avjax.planning import Plan, plan, together, with_passes
 from avjax.prompt import Prompt
 from avjax.runs.blocks import Outcome, Run, Sample, execute
@@ -24,7 +23,9 @@ from avjax.runs.spec_metrics import filled
 from avjax.runs.store import Store
 from avjax.runs.stored import begin
 from avjax.slices import everyone
+from avjax.wording import as_keys
 
+WORDS = (None, "auto", "from_video", "none")  # in place of a sound file
 NEXT = "put them there, or mend their names in the specification or its table"
 
 
@@ -141,21 +142,24 @@ def _sample(spec: Spec, clip: Clip, model: Model) -> Sample:
         words = {name: filled(getattr(spec, name), clip.labels, name) for name in ("prompt", "opening")}
     except (ValueError, TypeError) as error:
         raise ValueError(f"clip {clip.sample!r}: {error}") from error
-    sound = audio_of(model, clip.audio, None if clip.video is None else Path(clip.video))
     files = {
         "video": clip.video,
-        "audio": sound,
+        "audio": "auto" if clip.audio is None else clip.audio,
         "image": [clip.image] if isinstance(clip.image, str) else clip.image,
     }
     found = {kind: _found(spec.directory, given) for kind, given in files.items()}
     media = spec.media.model_dump(exclude_none=True)
     texts = {"text": words["prompt"], "opening": words["opening"], "system": spec.system}
+    texts |= {"order": spec.order, "positions": spec.positions}
     contents = {kind: _contents(given) for kind, given in found.items()}
     settings = [media, repr(model.processor.options)]
     deciding = [texts, contents, settings, [metric_json(metric) for metric in metrics]]
 
     def prompt() -> Prompt:
-        return model.prompt(**texts, **found, **media)
+        try:
+            return model.prompt(**texts, **found, **media)
+        except ValueError as error:
+            raise type(error)(as_keys(str(error))) from error
 
     return Sample(name=clip.sample, digest=digest(deciding), prompt=prompt, metrics=metrics)
 
@@ -171,23 +175,23 @@ def _check_metrics(metrics: Sequence[Metric], model: Model) -> None:
 
 
 def _found(directory: Path, given: Any) -> Any:
-    """Files by their paths from here; "from_video" and nothing as they are."""
+    """Files by their paths from here; words such as "from_video" and nothing as they are."""
     if isinstance(given, list):
         return [_found(directory, one) for one in given]
-    return given if given in (None, "from_video") else str(directory / given)
+    return given if given in WORDS else str(directory / given)
 
 
 def _contents(given: Any) -> Any:
     if isinstance(given, list):
         return [_contents(one) for one in given]
-    return given if given in (None, "from_video") else file_digest(Path(given))
+    return given if given in WORDS else file_digest(Path(given))
 
 
 def _check_files(spec: Spec, clips: list[Clip]) -> None:
     missing = []
     for clip in clips:
         files = [clip.video, clip.audio, *([clip.image] if isinstance(clip.image, str) else clip.image or [])]
-        named = [file for file in files if file not in (None, "from_video", "none")]
+        named = [file for file in files if file not in WORDS]
         missing += [f"  {clip.sample}: {file}" for file in named if not (spec.directory / str(file)).is_file()]
     if missing:
         shown = missing[:20] + ([f"  and {len(missing) - 20} more"] if len(missing) > 20 else [])

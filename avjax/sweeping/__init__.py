@@ -6,12 +6,12 @@ from typing import Any
 
 import xarray as xr
 
+from avjax.compat import Compat
 from avjax.generation import Executor, checked_executor
 from avjax.grids import Grid
 from avjax.interventions import Edit
 from avjax.metrics import Metric
 from avjax.model import Model
-from avjax.models.attention import Compat
 from avjax.prompt import Prompt
 
 

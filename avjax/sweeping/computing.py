@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from avjax.compat import Compat
 from avjax.engine.scoring import (
     Attended,
     block_size,
@@ -24,7 +25,6 @@ from avjax.grids import Grid
 from avjax.interventions import Edit
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
-from avjax.models.attention import Compat
 from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from avjax.api import checked_compat
+from avjax.compat import Compat, checked_compat
 from avjax.engine.activations import CleanRuns
 from avjax.engine.scoring import check_values, unembedded
 from avjax.engine.session import Reads, Session, with_fed
@@ -15,7 +15,6 @@ from avjax.grids import Cells, Grid, as_cells
 from avjax.interventions import Edit, for_sample
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
-from avjax.models.attention import Compat
 from avjax.prompt import Prompt, named_prompts
 from avjax.slices import memory_of
 from avjax.sweeping.names import refuse_collisions
@@ -133,7 +132,7 @@ def prepare(
         compat=checked_compat(compat, named.values()),
         allow_noop=allow_noop,
         memory_bytes=memory_of(model, memory_bytes),
-        clean_runs=clean_runs or CleanRuns(model),
+        clean_runs=clean_runs or CleanRuns(model, compat),
     )
     return dataclasses.replace(planned, sessions=_check(planned))
 
@@ -141,10 +140,10 @@ def prepare(
 def _check(planned: Sweep) -> dict[tuple[Any, int], Session]:
     """Every session of the sweep, by sample and place among passes and captions; none has computed anything."""
     model, cfg = planned.model, planned.model.config.decoder
-    if planned.compat == "published" and any(p.continuation for p in planned.passes):
+    if planned.compat is not None and any(p.continuation for p in planned.passes):
         raise ValueError(
-            "compat='published' with a teacher-forced continuation: a blocked query would read the continuation; use "
-            "Caption, or a metric of the next token"
+            f"compat={planned.compat!r} with a teacher-forced continuation: a blocked query would read the "
+            "continuation; use Caption, or a metric of the next token"
         )
     sessions: dict[tuple[Any, int], Session] = {}
     names: dict[str, Sequence[str]] = {c.name: (c.name, f"{c.name}_tokens") for c in planned.captions}

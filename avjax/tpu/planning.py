@@ -9,6 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType
 
+from avjax.compat import Compat
 from avjax.config import ModelConfig
 from avjax.engine.planning import MEMORY_SHARE, NoRoom
 from avjax.grids import Grid, as_cells
@@ -16,7 +17,6 @@ from avjax.interventions import Edit
 from avjax.mesh import AXES, slices
 from avjax.metrics import Metric
 from avjax.model import CACHED_CLIPS
-from avjax.models.attention import Compat
 from avjax.parameters import abstract_network
 from avjax.sweeping.plan import prepare
 from avjax.tokens import KINDS
