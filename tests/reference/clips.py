@@ -1,4 +1,4 @@
-"""Clips that every decoder reads to the same bits: lossless RGB frames that need no resizing, 16-bit sound at 16 kHz."""
+"""Clips that every decoder reads to the same bits: lossless RGB frames, 16-bit sound at 16 kHz."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 SAMPLE_RATE = 16_000  # Hz
-HEIGHT, WIDTH = 280, 392  # multiples of 28; 140 tokens a frame pair, just above the smallest that Qwen's code allows
+# Multiples of 28, just above the least area that Qwen's code allows: frames that nobody resizes.
+HEIGHT, WIDTH = 280, 392
 # Name: seconds, frames per second. The second one has a chunk of sound after its last frame pair.
 CLIPS = {"exact-3s.mkv": (3.0, 8), "exact-7s.mkv": (7.5, 4)}
 

@@ -171,6 +171,21 @@ def messages(case: LayoutCase, folder: Path) -> list[dict[str, Any]]:
     ]
 
 
+def placeholders(case: LayoutCase) -> list[dict[str, Any]]:
+    """The same conversation for a chat template alone; no files are written."""
+    kinds = {Image: "image", Sound: "audio", Video: "video"}
+    return [
+        {
+            "role": role,
+            "content": [
+                {"type": "text", "text": item.text} if isinstance(item, Text) else {"type": kinds[type(item)]}
+                for item in items
+            ],
+        }
+        for role, items in case.turns
+    ]
+
+
 def content(item: Item, stem: Path) -> dict[str, Any]:
     from PIL import Image as pillow
 

@@ -24,9 +24,8 @@ import transformers
 
 from tests.reference import layout_cases, tiny_omni
 from tests.reference.layout_cases import CASES, LayoutCase
-from tests.reference.published_script import compact, digest, line_lengths, run_lengths, summary
+from tests.reference.summaries import JOIN, compact, digest, line_lengths, run_lengths, summary
 
-JOIN = ",\n"
 OLD_ROPE = {"rope_theta": 10000.0, "rope_scaling": dict(tiny_omni.MROPE)}
 
 
@@ -53,8 +52,7 @@ def rope_owner(family: str) -> Any:
                     setattr(config, f"{kind}_token_id", token)
             return transformers.Qwen2_5OmniThinkerForConditionalGeneration(config)
         flat = transformers.__version__ < "4.52"  # the text's keys at top level
-        sections = text if flat else {"text_config": text}
-        config = transformers.Qwen2_5_VLConfig(**{k: v for k, v in raw.items() if k != "text_config"}, **sections)
+        config = transformers.Qwen2_5_VLConfig(**{**raw, **(text if flat else {"text_config": text})})
         model = transformers.Qwen2_5_VLForConditionalGeneration(config)
         return model if hasattr(model, "get_rope_index") else model.model
 
@@ -69,7 +67,8 @@ def batch_of(case: LayoutCase, messages: list[dict[str, Any]], processor: Any) -
             more |= {"load_audio_from_video": True, "audio_from_video_indices": sources_of_sound(case)}
         else:
             more["use_audio_in_video"] = case.audio_in_video
-        return processor(text=text, audio=audio, images=images, videos=videos, return_tensors="pt", padding=True, **more)
+        media = {"audio": audio, "images": images, "videos": videos}
+        return processor(text=text, return_tensors="pt", padding=True, **media, **more)
     new = transformers.__version__ >= "5"
     images, videos, more = qwen_vl_utils.process_vision_info(
         messages, image_patch_size=14, return_video_kwargs=True, return_video_metadata=new
@@ -190,7 +189,7 @@ def main() -> None:
                 folder.mkdir()
                 start = time.monotonic()
                 rows.append(row_of(case, *tools[case.family], folder, arguments.arrays))
-                print(case.name, sum(n for _, n in rows[-1]["token_ids"]), f"{time.monotonic() - start:.1f} s", flush=True)
+                print(f"{case.name}: {time.monotonic() - start:.1f} s", flush=True)
     head = {"transformers": transformers.__version__, "torch": torch.__version__}
     body = JOIN.join(compact(row) for row in rows)
     path = arguments.out / f"layout-{transformers.__version__}.json"

@@ -13,7 +13,6 @@ import contextlib
 import dataclasses
 import hashlib
 import io
-import itertools
 import json
 import runpy
 import sys
@@ -27,11 +26,11 @@ import torch
 import transformers
 
 from tests.reference import cases, clips, whole_omni
+from tests.reference.summaries import JOIN, compact, digest, line_lengths, run_lengths, summary
 
 QUESTION = '                    {"type": "text", "text": QUERY_TEXT},\n'
 VIDEO = '                    {"type": "video", "video": video_path},\n'
 LIMIT = "            max_new_tokens=50,\n"
-JOIN = ",\n"
 KEPT_TOKENS = 64  # of each caption; longer ones are held by their checksum
 
 
@@ -121,39 +120,6 @@ def features(inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
     }
 
 
-def summary(array: np.ndarray) -> dict[str, Any]:
-    return {
-        "shape": list(array.shape),
-        "sum": round(float(array.astype(np.float64).sum()), 3),
-        "sha256": digest(array),
-    }
-
-
-def digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:16]
-
-
-def run_lengths(values: list[int]) -> list[list[int]]:
-    """[value, how often] pairs."""
-    return [[value, len(list(run))] for value, run in itertools.groupby(values)]
-
-
-def line_lengths(values: list[int]) -> list[list[int]]:
-    """[start, count, step] of runs that go up (step 1) or stay (step 0)."""
-    lines: list[list[int]] = []
-    for value in values:
-        if lines:
-            start, count, step = lines[-1]
-            if count == 1 and value - start in (0, 1):
-                lines[-1] = [start, 2, value - start]
-                continue
-            if count > 1 and value == start + step * count:
-                lines[-1][1] += 1
-                continue
-        lines.append([value, 1, 0])
-    return lines
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("script", type=Path)
@@ -192,10 +158,6 @@ def document(source: str, sums: dict[str, str], rows: list[dict[str, Any]]) -> s
     of_captions = [compact({**row["case"], **row["caption"]}) for row in rows]
     body = f'"prompts": {{\n{JOIN.join(of_prompts)}\n}},\n"captions": [\n{JOIN.join(of_captions)}\n]\n}}\n'
     return json.dumps(head, indent=1)[:-2] + ",\n" + body
-
-
-def compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"))
 
 
 if __name__ == "__main__":

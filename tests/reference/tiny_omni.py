@@ -1,7 +1,7 @@
 """A tiny random Qwen2.5-Omni that every environment rebuilds to the bit, so that no weights have to be kept.
 
-Weights are functions of their names: PCG64's raw bits, whose stream numpy guarantees, mapped to float32 without rounding
-that could differ. Used here by the tests, and by the scripts that run the original code in other environments.
+Weights are functions of their names: PCG64's raw bits, whose stream numpy guarantees, mapped to float32 without
+rounding that could differ. Used here by the tests, and by the scripts that run the original code in other environments.
 """
 
 import hashlib
