@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from avjax.config import ModelConfig
-from avjax.tokens import KINDS, as_indices
+from avjax.tokens import KINDS, MODALITIES, as_indices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class VisionFeatures:
     step_seconds: tuple[float, ...] | None = None  # where each step begins in the clip; None: at the nominal rate
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Prompt:
     """Everything that decides what the decoder sees, before any network runs.
 
@@ -65,6 +65,11 @@ class Prompt:
 
     def __len__(self) -> int:
         return len(self.kinds)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {kind}" for kind, count in self.counts().items())
+        sources = dict.fromkeys(clip.source for clip in (*self.images, *self.videos, *self.audio))
+        return f"Prompt({len(self)} tokens: {counts}" + (f"; {', '.join(sources)})" if sources else ")")
 
     @functools.cached_property
     def fingerprint(self) -> bytes:
@@ -142,6 +147,18 @@ def named_prompts(prompts: Any) -> dict[Any, Prompt]:
         if not isinstance(prompt, Prompt):
             raise TypeError(f"prompts: expected prompts (model.prompt(...)), got {type(prompt).__name__} for {name!r}")
     return named
+
+
+TOKEN_COUNTS = tuple(f"{modality}_tokens" for modality in MODALITIES)  # coordinates of a dataset, over its samples
+
+
+def token_counts(prompts: Mapping[Any, Prompt]) -> dict[str, tuple[str, list[int]]]:
+    """Coordinates of a dataset: how many tokens of each modality its samples have, so that silence shows."""
+    counts = [prompt.counts() for prompt in prompts.values()]
+    return {
+        name: ("sample", [count.get(modality, 0) for count in counts])
+        for name, modality in zip(TOKEN_COUNTS, MODALITIES, strict=True)
+    }
 
 
 def of_each_sample(samples: Iterable[Any], given: Any, what: str) -> dict[Any, Any]:

@@ -227,7 +227,11 @@ def _decoder_rows(name: str, model: Model, reference: Any, prompt: Prompt) -> It
 
 
 def hf_batch(prompt: Prompt, model: Model) -> dict[str, Any]:
-    """The keyword arguments under which HF's model sees the same prompt."""
+    """The keyword arguments under which HF's model sees the same prompt.
+
+    Positions of Qwen2.5-VL are given: versions of transformers number text after a video differently, and the weights
+    were trained by one rule. Those of Qwen2.5-Omni are HF's own.
+    """
     import torch
 
     ids = torch.tensor(prompt.token_ids[None].astype(np.int64))
@@ -242,6 +246,7 @@ def hf_batch(prompt: Prompt, model: Model) -> dict[str, Any]:
     seconds = torch.tensor([c.seconds_per_grid for c in prompt.videos])
     if model.config.family == "qwen2_5_vl":
         types = {"text": 0, "generated": 0, "image": 1, "video": 2}
+        batch["position_ids"] = torch.tensor(prompt.positions[:, None].astype(np.int64))
         batch["mm_token_type_ids"] = torch.tensor([[types[KINDS[kind]] for kind in prompt.kinds]])
         return {**batch, "second_per_grid_ts": seconds} if prompt.videos else batch
     if prompt.videos:

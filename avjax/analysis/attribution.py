@@ -23,7 +23,7 @@ from avjax.model import Model
 from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention
 from avjax.models.sites import FLOW, Site, SiteEdit, SiteSources, num_site_heads, site_shape
-from avjax.prompt import Prompt
+from avjax.prompt import Prompt, token_counts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.tokens import MODALITIES, Selector
@@ -110,6 +110,7 @@ def attribute(
         data = _dataset(plan, {key: np.stack(values) for key, values in found.items()}, name, unit)
         if top:
             data = _verified(model, plan, data, int(top), bar)
+    data = data.assign_coords(token_counts({sample: case.prompt for sample, case in plan.cases.items()}))
     return data.assign_attrs(provenance(model, metric=name, estimate="minus the slope at the clean run"))
 
 

@@ -17,7 +17,7 @@ from avjax.analysis.captions import Captioned, Captions, captioned
 from avjax.analysis.sampled import Prompts
 from avjax.api import run
 from avjax.model import Model
-from avjax.prompt import Prompt, named_prompts
+from avjax.prompt import Prompt, named_prompts, token_counts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.tokens import KINDS
@@ -81,7 +81,8 @@ def compare_with_base(
                 values[key][row, : len(tokens)] = column
             texts[row, : len(tokens)], tags[row, : len(tokens)] = _tagged(model, tokens, words)
             bar.advance(1)
-    return _dataset(list(named), values, texts, tags, provenance(model, base=base.host.source, caveat=CAVEAT))
+    dataset = _dataset(list(named), values, texts, tags, provenance(model, base=base.host.source, caveat=CAVEAT))
+    return dataset.assign_coords(token_counts(named))
 
 
 def check_base(model: Model, base: Model) -> None:

@@ -12,7 +12,7 @@ from avjax.analysis.gate_training import Penalty, Per, Training, Window, learned
 from avjax.analysis.objective import Case, Metrics, cases, exact, of_one_kind, refuse_missing
 from avjax.interventions import Indices, Knockout, name_of
 from avjax.model import Model
-from avjax.prompt import Prompt, named_prompts
+from avjax.prompt import Prompt, named_prompts, token_counts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.slices import memory_of
@@ -94,6 +94,7 @@ def learn_gates(
             bar.advance(1)
     data = _dataset(window, gates, curve, sets, list(test), (values, clean), (name, unit), seed)
     settings = {**dataclasses.asdict(training), "per": per, "query": str(query), "key": str(key)}
+    data = data.assign_coords(token_counts({sample: case.prompt for sample, case in test.items()}))
     return data.assign_attrs(provenance(model, metric=name, num_train=len(train), **settings))
 
 

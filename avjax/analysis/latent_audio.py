@@ -16,7 +16,7 @@ from avjax.analysis.places import places_of
 from avjax.analysis.tuned_lens import TunedLens
 from avjax.metrics import answer_tokens
 from avjax.model import Model
-from avjax.prompt import Prompt, named_prompts
+from avjax.prompt import Prompt, named_prompts, token_counts
 from avjax.report.progress import Progress
 from avjax.statistics import bootstrap
 from avjax.tokens import Selector
@@ -93,6 +93,7 @@ def latent_audio_understanding(
     attributes = how.attributes(where=str(where), layers=list(how.layers), definition=DEFINITION)
     coordinates = {
         "sample": names,
+        **token_counts(named),
         "layer": list(how.layers),
         "events": ("sample", [", ".join(events[n]) for n in names]),
         "swapped_events": ("sample", [", ".join(others[n]) for n in names]),

@@ -22,7 +22,7 @@ from avjax.engine.reference import bucket, pad_inputs
 from avjax.metrics import Answer, answer_tokens
 from avjax.model import Model
 from avjax.models.sites import Site
-from avjax.prompt import Prompt, named_prompts
+from avjax.prompt import Prompt, named_prompts, token_counts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.tokens import Selector, as_indices
@@ -136,7 +136,8 @@ def logit_lens(
         for name, places in looked.items():
             found.append(how.read(name, places, tokens[name]))
             bar.advance(1)
-    return _dataset(how, looked, labels, found, how.attributes(where=str(where)))
+    dataset = _dataset(how, looked, labels, found, how.attributes(where=str(where)))
+    return dataset.assign_coords(token_counts(named))
 
 
 def checked_lens(

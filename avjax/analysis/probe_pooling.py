@@ -18,7 +18,7 @@ from avjax.model import Model
 from avjax.models.attention import attend_prompt
 from avjax.models.decoder import Decoder
 from avjax.models.sites import Site, parse_site, site_shape
-from avjax.prompt import Inputs, Prompt, named_prompts
+from avjax.prompt import Inputs, Prompt, named_prompts, token_counts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.tokens import Selector, select
@@ -82,6 +82,7 @@ def probe_features(
         "pooling": list(ways),
         "layer": np.arange(cfg.num_layers),
         "feature": np.arange(size),
+        **token_counts(named),
     }
     about = {"units": "activation", "long_name": f"activation pooled over {where}"}
     counts = {"units": "count", "long_name": f"positions of {where}"}

@@ -20,7 +20,7 @@ from avjax.model import Model
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
 from avjax.models.sites import Site
-from avjax.prompt import Inputs, Prompt, named_prompts
+from avjax.prompt import Inputs, Prompt, named_prompts, token_counts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.tokens import KINDS, MODALITIES, BySample, as_indices, select
@@ -118,7 +118,8 @@ def find_sinks(
     outliers = known if known is not None else _outliers(list(seen.values()), threshold)
     about = {"threshold": threshold, "compat": compat, "outliers": "estimated" if known is None else "given"}
     attributes = provenance(model, analysis="sinks", **about)
-    return _dataset(named, seen, outliers, modalities, zero).assign_attrs(attributes)
+    dataset = _dataset(named, seen, outliers, modalities, zero).assign_attrs(attributes)
+    return dataset.assign_coords(token_counts(named))
 
 
 def _checked_threshold(threshold: float | None, embed_dim: int) -> float:

@@ -1,8 +1,8 @@
 """Cells as rows of a table, and rows as a labelled dataset again.
 
 A row holds one cell of one sample: `cell_key`, `sample`, the coordinates of the grid's axes, `cell` (what it does, in
-words), `cell_index` (its place in the grid; -1 is the unedited run, which has no coordinates), what it touched, and a
-column per metric. A metric with dimensions of its own is a list, of lists where it has several.
+words), `cell_index` (its place in the grid; -1 is the unedited run, which has no coordinates), the prompt's tokens of
+each modality, what it touched, and a column per metric. A metric with dimensions of its own is a list, of lists where it has several.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import xarray as xr
 
 from avjax.grids import Cells
+from avjax.prompt import TOKEN_COUNTS
 from avjax.serialization import to_json
 from avjax.sweeping.names import CELL, COUNTS
 
@@ -115,6 +116,7 @@ def encoded(
         **layout.columns(rows),
         CELL: pa.array([layout.cells[i] if i >= 0 else "clean" for i in rows]),
         "cell_index": pa.array(rows.astype(np.int32)),
+        **{name: pa.array(np.full(len(rows), int(found[name].item()), np.int32)) for name in TOKEN_COUNTS},
     }
     fields = [pa.field(name, column.type) for name, column in columns.items()]
     one = found.isel(sample=0)
@@ -151,10 +153,13 @@ def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
     values: dict[str, np.ndarray] = {}
     about: dict[str, dict[str, Any]] = {}
     attributes: dict[str, Any] | None = None
+    counts = {name: np.full(len(layout.samples), -1) for name in TOKEN_COUNTS}
     for table in tables:
         rows = table["cell_index"].to_numpy()
         samples = np.array([place[name] for name in table["sample"].to_pylist()])
         done[rows, samples] = True  # the unedited run is last
+        for name, by_sample in counts.items():
+            by_sample[samples] = table[name].to_numpy()
         for field in table.schema:
             if not field.metadata or ABOUT not in field.metadata:
                 continue
@@ -175,6 +180,7 @@ def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
     if not done.all():
         variables["done"] = (dims, done[:-1].reshape(*layout.shape, -1), {"averages": 0})
     coordinates: dict[str, Any] = {**layout.coordinates, "sample": layout.samples}
+    coordinates |= {name: ("sample", by_sample) for name, by_sample in counts.items()}
     coordinates[CELL] = (tuple(layout.coordinates), np.array(layout.cells, object).reshape(layout.shape))
     coordinates |= {note: (dim, values) for note, (dim, values) in layout.notes.items()}
     return xr.Dataset(variables, coordinates, attributes or {})

@@ -9,6 +9,7 @@ import xarray as xr
 from avjax.engine.session import Session
 from avjax.engine.touched import count_touched
 from avjax.metrics import Caption, Metric
+from avjax.prompt import token_counts
 from avjax.sweeping.names import CELL, COUNTS, dimensions
 from avjax.sweeping.plan import Pass, Sweep
 
@@ -76,6 +77,7 @@ class Columns:
             variables[name] = (dims, self.touched[name].reshape(*cells.shape, -1), {"units": "count", "averages": 0})
         coordinates: dict[str, Any] = {name: list(cells.coordinates[name]) for name in cells.dims}
         coordinates["sample"] = list(self.planned.prompts)
+        coordinates |= token_counts(self.planned.prompts)
         coordinates[CELL] = (cells.dims, np.array([c.name for c in cells.cells], object).reshape(cells.shape))
         coordinates |= {note: (dim, list(values)) for note, (dim, values) in cells.notes.items()}
         return xr.Dataset(variables, coordinates, dict(attributes))

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from avjax.grids import Cells
 from avjax.metrics import Metric
+from avjax.prompt import TOKEN_COUNTS
 
 CELL = "cell"  # the coordinate that says in words what a cell does
 COUNTS = ("edges", "positions", "blocked_queries")
@@ -16,7 +17,7 @@ def refuse_collisions(cells: Cells, names: Mapping[str, Sequence[str]], shapes: 
       names: of each metric's variables.
       shapes: of one value of each metric.
     """
-    taken: dict[str, str] = dict.fromkeys(("sample", CELL, *COUNTS), "a name of the dataset's own")
+    taken: dict[str, str] = dict.fromkeys(("sample", CELL, *COUNTS, *TOKEN_COUNTS), "a name of the dataset's own")
     for metric, variables in names.items():
         for name in (v + suffix for v in variables for suffix in ("", "_clean")):
             if name in taken:

@@ -79,7 +79,7 @@ def train_pair(seed: int, features: Features, out: Path) -> dict[str, Path]:
         saved = out / f"{stage.name}-{digests[stage.name]}"
         network = train(stage, model, network, features, seed=seed, saved=saved, report=_say)
         if stage.name in made:
-            write_model(model, network, made[stage.name])
+            write_model(model, network, made[stage.name], hears=stage.name == AUDIO.name)
             network = _network(made[stage.name])
     return {SAVED_AFTER[stage]: directory for stage, directory in made.items()}
 
@@ -91,13 +91,22 @@ def _network(directory: Path) -> Qwen2_5Omni:
     return network
 
 
-def write_model(model: Model, network: Network, directory: Path) -> None:
-    """A Hugging Face directory, in bfloat16; it appears whole or not at all, and one that is there is kept."""
+def write_model(model: Model, network: Network, directory: Path, *, hears: bool) -> None:
+    """A Hugging Face directory, in bfloat16; it appears whole or not at all, and one that is there is kept.
+
+    Args:
+      hears: whether it was trained on sound; a model that was not refuses it.
+    """
     if directory.is_dir():
         return
     with appearing(directory, 2 * sum(leaf.size for leaf in jax.tree.leaves(network))) as building:
         copy_side_files(Path(model.host.source), building)
         write_weights(network, model.config, building, "bfloat16")
+        if not hears:
+            path = building / "preprocessor_config.json"
+            options = json.loads(path.read_text())
+            options["media_options"] = {**options.get("media_options", {}), "hears": False}
+            path.write_text(json.dumps(options, indent=2) + "\n")
 
 
 def results_of(pair: Mapping[str, Path]) -> dict[str, table.Row]:

@@ -1,4 +1,7 @@
-"""Rotary positions of prompts against Hugging Face's `get_rope_index`, exactly."""
+"""Rotary positions of prompts, exactly: of Qwen2.5-Omni against Hugging Face's `get_rope_index`; of Qwen2.5-VL by the
+rule that the weights were trained with against a reading of it token by token, and by the rule of transformers 5.3
+against Hugging Face's.
+"""
 
 from pathlib import Path
 
@@ -9,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from avjax.config import ModelConfig
-from avjax.media.layout import MediaShapes
+from avjax.media.layout import MediaShapes, PositionRule, token_layout
 from avjax.media.options import MediaOptions
 from avjax.media.processor import Processor
 from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
@@ -21,7 +24,9 @@ TEXT = Segment(text=(5, 6, 7))
 SILENT = st.just(0)
 
 
-def assembled(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig) -> Prompt:
+def assembled(
+    token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig, positions: PositionRule = "trained"
+) -> Prompt:
     """A prompt whose features have the right sizes and hold nothing."""
     nothing = np.zeros((0, 0), np.float32)
     processor = Processor(Path("no-tokenizer-here"), config, MediaOptions())
@@ -33,6 +38,7 @@ def assembled(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig) -
             for g, s in zip(shapes.videos, shapes.seconds_per_grid, strict=True)
         ),
         audio=tuple(AudioFeatures(mel=np.zeros((n, 128), np.float32), source="") for n in shapes.audio_frames),
+        positions=positions,
     )
 
 
@@ -63,7 +69,33 @@ def assert_vl_equal(tiny: TinyCheckpoint, segments: list[Segment]) -> None:
         torch.tensor(shapes.seconds_per_grid) if shapes.seconds_per_grid else None,
         attention_mask=torch.ones((1, len(token_ids)), dtype=torch.long),
     )
-    assert_prompt_equal(assembled(token_ids, shapes, config), expected[:, 0], delta)
+    assert_prompt_equal(assembled(token_ids, shapes, config, "transformers-5.3"), expected[:, 0], delta)
+
+
+def trained_positions(token_ids: np.ndarray, shapes: MediaShapes, config: ModelConfig) -> np.ndarray:
+    """Qwen2.5-VL's rule as its own fine-tuning code states it: each run of text and each clip starts one past the
+    largest position before it; t is the step's seconds in units, truncated.
+    """
+    images, videos = iter(shapes.images), iter(zip(shapes.videos, shapes.seconds_per_grid, strict=True))
+    rows: list[tuple[int, int, int]] = []
+    while len(rows) < len(token_ids):
+        start = max(map(max, rows), default=-1) + 1
+        token = token_ids[len(rows)]
+        if token not in (config.tokens.image, config.tokens.video):
+            rows.append((start, start, start))
+            continue
+        (t, h, w), seconds = (next(images), 0.0) if token == config.tokens.image else next(videos)
+        for step in range(t):
+            time = int(torch.tensor(step) * torch.tensor(seconds) * config.position_units_per_second)
+            rows += [(start + time, start + i, start + j) for i in range(h // 2) for j in range(w // 2)]
+    return np.array(rows).T
+
+
+def assert_vl_trained(tiny: TinyCheckpoint, segments: list[Segment]) -> None:
+    config = seg.read_model_config(tiny)
+    token_ids, shapes = seg.written_out(segments, config), seg.shapes(segments)
+    prompt = assembled(token_ids, shapes, config)
+    np.testing.assert_array_equal(prompt.positions, trained_positions(token_ids, shapes, config))
 
 
 def assert_prompt_equal(prompt: Prompt, positions: torch.Tensor, delta: torch.Tensor) -> None:
@@ -102,11 +134,36 @@ def test_vl(vl: TinyCheckpoint, segments: list[Segment]):
     assert_vl_equal(vl, segments)
 
 
+@given(segments=seg.sequences(seg.images(), seg.videos(SILENT)))
+@example(segments=[TEXT, Segment(video=(40, 4, 6), seconds=1.0), TEXT, Segment(image=(1, 4, 6)), TEXT])
+def test_vl_as_trained(vl: TinyCheckpoint, segments: list[Segment]):
+    assert_vl_trained(vl, segments)
+
+
+def test_text_after_a_long_video(vl: TinyCheckpoint):
+    """40 s of video: what follows starts after its last step, or, by the other rule, after its larger side."""
+    config = seg.read_model_config(vl)
+    segments = [Segment(video=(40, 4, 24), seconds=1.0), TEXT]
+    token_ids, shapes = seg.written_out(segments, config), seg.shapes(segments)
+    closing = 1 + 40 * 24
+    for rule, start in (("trained", 1 + 39 * config.position_units_per_second + 1), ("transformers-5.3", 1 + 12)):
+        assert (assembled(token_ids, shapes, config, rule).positions[:, closing] == start).all()
+
+
+def test_rules_are_refused_by_name(omni: TinyCheckpoint, vl: TinyCheckpoint):
+    config = seg.read_model_config(omni)
+    with pytest.raises(ValueError, match=r"positions='transformers-5.3': every version .* numbers qwen2_5_omni alike"):
+        token_layout(np.array([5, 6]), MediaShapes(), config, "transformers-5.3")
+    with pytest.raises(ValueError, match=r"positions: expected 'trained' or 'transformers-5.3', got 'newest'"):
+        token_layout(np.array([5, 6]), MediaShapes(), seg.read_model_config(vl), "newest")  # pyright: ignore
+
+
 @given(seconds=st.floats(0.05, 8.0), steps=st.integers(1, 60))
 def test_any_seconds_per_grid(omni: TinyCheckpoint, vl: TinyCheckpoint, seconds: float, steps: int):
     segments = [TEXT, Segment(video=(steps, 2, 4), seconds=seconds), TEXT]
     assert_omni_equal(omni, segments)
     assert_vl_equal(vl, segments)
+    assert_vl_trained(vl, segments)
 
 
 @pytest.mark.parametrize(("units", "chunk"), [(13, 2), (7, 1), (40, 3)])
@@ -123,6 +180,7 @@ def test_vl_off_default_units(tmp_path: Path, units: int):
     assert_vl_equal(tiny, [TEXT, Segment(video=(9, 4, 6), seconds=1.37), TEXT, Segment(image=(1, 4, 2)), TEXT])
     for fps in (1.3, 2.1, 2.6, 3.7):  # in float32 the product depends on its order; the default, 4, would not show it
         assert_vl_equal(tiny, [TEXT, Segment(video=(200, 2, 2), seconds=2 / fps), TEXT])
+        assert_vl_trained(tiny, [TEXT, Segment(video=(200, 2, 2), seconds=2 / fps), TEXT])
 
 
 def test_units_change_positions(omni: TinyCheckpoint, tmp_path: Path):

@@ -48,7 +48,7 @@ def measured(seed: int) -> dict[str, list[float]]:
 def written(model: avjax.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("cards")
     for name in ("tiny-av", "tiny-vl"):
-        write_model(model, model.network, out / name)
+        write_model(model, model.network, out / name, hears=name == "tiny-av")
         write_card(out / name, name, {seed: measured(seed) for seed in (0, 1, 2)}, (1234, 567))
     return out
 
