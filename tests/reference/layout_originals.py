@@ -52,6 +52,7 @@ def rope_owner(family: str) -> Any:
                     setattr(config, f"{kind}_token_id", token)
             return transformers.Qwen2_5OmniThinkerForConditionalGeneration(config)
         flat = transformers.__version__ < "4.52"  # the text's keys at top level
+        raw.pop("text_config")
         config = transformers.Qwen2_5_VLConfig(**{**raw, **(text if flat else {"text_config": text})})
         model = transformers.Qwen2_5_VLForConditionalGeneration(config)
         return model if hasattr(model, "get_rope_index") else model.model

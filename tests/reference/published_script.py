@@ -125,7 +125,6 @@ def main() -> None:
     parser.add_argument("script", type=Path)
     parser.add_argument("--clips", type=Path, help="the folder of real clips; cases on them are left out without it")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--only", default="", help="cases whose name contains this")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     source = arguments.script.read_text()
@@ -134,16 +133,37 @@ def main() -> None:
         made = clips.write_all(folder / "clips")
         kinds = sorted({case.model for case in cases.CAPTIONS})
         sums = {kind: whole_omni.write_whole(folder / kind, kind) for kind in kinds}
+        path = arguments.out / "published_captions.json"
+        stored = stored_rows(path, source, sums)
         rows = []
         for case in cases.CAPTIONS:
             clip = made.get(case.clip) or (arguments.clips and arguments.clips / case.clip)
-            if clip is None or arguments.only not in case.name:
+            if case.name in stored:
+                rows.append(stored[case.name])
+                continue
+            if clip is None:
                 continue
             start = time.monotonic()
             rows.append(caption(source, case, folder / case.model, clip, folder))
             seconds = time.monotonic() - start
+            path.write_text(document(source, sums, rows))
             print(f"{case.name}: {seconds:.0f} s, {compact(rows[-1]['caption'])[-80:]}", flush=True)
-    (arguments.out / "published_captions.json").write_text(document(source, sums, rows))
+
+
+def stored_rows(path: Path, source: str, sums: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """The runs that an earlier, interrupted one has left, of the same script and models; by the case's name."""
+    if not path.exists():
+        return {}
+    stored = json.loads(path.read_text())
+    if (stored["script"], stored["weights"]) != (hashlib.sha256(source.encode()).hexdigest(), sums):
+        return {}
+    fields = [field.name for field in dataclasses.fields(cases.CaptionCase)]
+    rows = {}
+    for row in stored["captions"]:
+        case = cases.CaptionCase(**{name: row.pop(name) for name in fields})
+        prompt = stored["prompts"][case.prompt]
+        rows[case.name] = {"case": dataclasses.asdict(case), "prompt": prompt, "caption": row}
+    return rows
 
 
 def document(source: str, sums: dict[str, str], rows: list[dict[str, Any]]) -> str:
