@@ -73,9 +73,7 @@ def identify(value: Any) -> str:
 @pytest.mark.parametrize("version, case", KNOWN, ids=identify)
 def test_token_ids(tokenizer: PreTrainedTokenizerBase, version: str, case: LayoutCase):
     row = originals(version)[case.name]
-    text = tokenizer.apply_chat_template(
-        layout_cases.placeholders(case), tokenize=False, add_generation_prompt=True
-    )
+    text = tokenizer.apply_chat_template(layout_cases.placeholders(case), tokenize=False, add_generation_prompt=True)
     # The processor orders tokens by these seconds in float64; the fixture has what it then hands on, in float32.
     seconds = [2 / (case.fps or 2.0) for _ in row["videos"]]
     token_ids = expand_placeholders(
