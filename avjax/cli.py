@@ -15,6 +15,7 @@ from avjax.options import (
     Cache,
     Commands,
     DType,
+    Fidelity,
     Fps,
     Image,
     MaxPixels,
@@ -24,6 +25,7 @@ from avjax.options import (
     Order,
     Positions,
     Rules,
+    Sync,
     Video,
     friendly,
     prompt_of,
@@ -72,6 +74,8 @@ def run(
     fps: Fps = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    sync: Sync = None,
+    media: Fidelity = None,
     memory_bytes: Memory = None,
     cache_dir: Cache = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -96,8 +100,9 @@ def run(
         if cache_dir is not None:
             avjax.cache_compilations(cache_dir)
         loaded = avjax.load(model, dtype=dtype)
-        media = (fps, min_pixels, max_pixels)
-        made = prompt_of(loaded, prompt, video, audio, image, system, *media, order=order, positions=positions)
+        sampling = (fps, min_pixels, max_pixels)
+        protocol = {"order": order, "positions": positions, "sync": sync, "media": media}
+        made = prompt_of(loaded, prompt, video, audio, image, system, *sampling, **protocol)
         options: dict[str, Any] = {"compat": compat, "allow_noop": allow_noop, "memory_bytes": memory_bytes}
         if rules:
             limit = max_new_tokens_for(checked_compat(compat), max_new_tokens)
@@ -150,12 +155,16 @@ def inspect(
     fps: Fps = None,
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
+    sync: Sync = None,
+    media: Fidelity = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show the tokens that a model sees of a clip: spans, counts, seconds and positions."""
     with friendly():
         from avjax.loading import load_processor
-        from avjax.media.decode import media_kind
+        from avjax.media.decode import media_kind, sound_offset_seconds
+        from avjax.media.layout import TOKENS_PER_SECOND
+        from avjax.media.processor import FROM_VIDEO
         from avjax.report.terminal import print_layout, span_rows
 
         processor = load_processor(model)
@@ -166,14 +175,22 @@ def inspect(
             audio=clip if kind == "audio" else "auto" if audio is None else audio,
             image=clip if kind == "image" else None,
             system=None,
-            options=processor.options.override(fps=fps, min_pixels=min_pixels, max_pixels=max_pixels),
+            options=processor.options.override(
+                fps=fps, min_pixels=min_pixels, max_pixels=max_pixels, sync=sync, media=media
+            ),
             order=order,  # pyright: ignore[reportArgumentType] - checked there
             positions=positions,  # pyright: ignore[reportArgumentType]
         )
+        own_sound = kind == "video" and "audio" in made.counts() and audio in (None, FROM_VIDEO, str(clip))
+        offset = sound_offset_seconds(clip) if own_sound else 0.0
         if as_json:
-            typer.echo(json.dumps({"clip": str(clip), "tokens": made.counts(), "spans": span_rows(made)}, indent=2))
-        else:
-            print_layout(made, str(clip))
+            shown = {"clip": str(clip), "tokens": made.counts(), "sound_offset_seconds": offset}
+            typer.echo(json.dumps({**shown, "spans": span_rows(made)}, indent=2))
+            return
+        print_layout(made, str(clip))
+        if abs(offset) > 1 / TOKENS_PER_SECOND:
+            side = "after" if offset > 0 else "before"
+            typer.echo(f"{clip}: the sound starts {abs(offset):.2f} s {side} the first picture; see --sync")
 
 
 @app.command()

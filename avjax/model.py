@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ from avjax.encoder_cache import kept, same_buffers
 from avjax.engine.encoding import encode_audio, encode_vision
 from avjax.media.corruption import Corruption
 from avjax.media.layout import PositionRule
-from avjax.media.processor import Order, Processor, StrPath
+from avjax.media.processor import Order, Processor, Sound
+from avjax.media.sources import ImageSource, VideoSource
 from avjax.mesh import mesh_of
 from avjax.parameters import Network
 from avjax.prompt import AudioFeatures, Inputs, Prompt, VisionFeatures
@@ -88,9 +89,9 @@ class Model:
         self,
         text: str,
         *,
-        video: StrPath | None = None,
-        audio: StrPath | Literal["auto", "from_video", "none"] | None = "auto",
-        image: StrPath | Sequence[StrPath] | None = None,
+        video: VideoSource | None = None,
+        audio: Sound = "auto",
+        image: ImageSource | Sequence[ImageSource] | None = None,
         system: str | None = None,
         order: Order = "media-first",
         positions: PositionRule = "trained",
@@ -102,10 +103,11 @@ class Model:
 
         Args:
           text: the user's words.
-          video: a video file.
-          audio: a sound file; "from_video" interleaves the video's own sound with its frames; "none" or None is
-            silence. By default the video's own sound, when the model hears and the file has one.
-          image: an image file, or several.
+          video: a video file, or (uint8 [n, height, width, 3], frames per second).
+          audio: a sound file, or (samples [n] or [n, channels], rate in Hz); "from_video" interleaves the video's own
+            sound with its frames; "none" or None is silence. By default the video's own sound, when the model hears and
+            the file has one.
+          image: an image file, a Pillow image or an array [height, width, 3]; or several.
           system: the system turn; None leaves it to the chat template.
           order: "media-first" puts images, then the video, then a separate sound file before the words, as Qwen's own
             examples do; "text-first" puts the words before all of them, as the paper's published script does. Under

@@ -21,6 +21,17 @@ DType = Annotated[str, typer.Option(help="float32 or bfloat16.")]
 Fps = Annotated[float | None, typer.Option(help="Video frames per second that the model looks at.")]
 MinPixels = Annotated[int | None, typer.Option(help="Smallest resized frame, in pixels.")]
 MaxPixels = Annotated[int | None, typer.Option(help="Largest resized frame, in pixels.")]
+Sync = Annotated[
+    str | None,
+    typer.Option(help="Where a video's sound lies: 'clock', under its picture, or 'published', without gaps."),
+]
+Fidelity = Annotated[
+    str | None,
+    typer.Option(
+        "--media",
+        help="How files are read: 'avjax', as players show them, or 'qwen-omni-utils', as that package does.",
+    ),
+]
 Video = Annotated[Path | None, typer.Option(help="A video file.")]
 Audio = Annotated[
     str | None,
@@ -98,9 +109,12 @@ def prompt_of(
     opening: str = "",
     order: Any = "media-first",
     positions: Any = "trained",
+    sync: str | None = None,
+    media: str | None = None,
 ) -> "Prompt":
     """A prompt from what the command line gives."""
     options = {"fps": fps, "min_pixels": min_pixels, "max_pixels": max_pixels, "corrupt": corrupt, "opening": opening}
+    options |= {"sync": sync, "media": media}
     return model.prompt(
         text,
         video=video,

@@ -11,26 +11,9 @@ import jax
 import numpy as np
 
 from avjax.config import ModelConfig
+from avjax.media.clips import AudioFeatures as AudioFeatures
+from avjax.media.clips import VisionFeatures as VisionFeatures
 from avjax.tokens import KINDS, MODALITIES, as_indices
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AudioFeatures:
-    """One audio clip, ready for the audio tower."""
-
-    mel: np.ndarray  # float32 [frames, bins], log-mel, 100 frames a second
-    source: str
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class VisionFeatures:
-    """One image or video, ready for the vision tower."""
-
-    patches: np.ndarray  # float32 [t * h * w, patch_dim], in the processor's order
-    grid: tuple[int, int, int]  # t, h, w in patches
-    seconds_per_grid: float | None  # that rotary positions count for one temporal step; None for an image
-    source: str
-    step_seconds: tuple[float, ...] | None = None  # where each step begins in the clip; None: at the nominal rate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)

@@ -17,7 +17,7 @@ from avjax.options import Cache, Commands, friendly, refuse_repeated
 # Exit statuses; 74 and 75 are EX_IOERR and EX_TEMPFAIL of sysexits.h.
 FAILED, DIFFERENT, UNWRITTEN, RESUME = 3, 4, 74, 75
 SPECS = (".yaml", ".yml", ".json")
-ELSEWHERE = ("mesh=", "mesh.", "memory_bytes=")  # what a run on another machine may change
+ELSEWHERE = ("mesh=", "mesh.", "memory_bytes=", "decode_seconds=")  # what a run on another machine may change
 SHOWN, WIDTH = 20, 60  # values that differ, and how much of each
 runs = Commands(pretty_exceptions_enable=False, no_args_is_help=True, help="What runs on disk hold.")
 StorePath = Annotated[str, typer.Argument(help="A run's directory, or gs://...")]
@@ -145,8 +145,8 @@ def _repeated(repeat: str, overrides: list[str], store: str | None) -> tuple[Any
 
     if strange := [text for text in overrides if not text.startswith(ELSEWHERE)]:
         raise ValueError(
-            f"--repeat: expected overrides of mesh or memory_bytes alone, got {', '.join(strange)}; a changed run is "
-            "another run"
+            f"--repeat: expected overrides of mesh, memory_bytes or decode_seconds alone, got {', '.join(strange)}; a "
+            "changed run is another run"
         )
     if store is not None and Path(store).resolve() == Path(_run_of(repeat)).resolve():
         raise ValueError(f"--store {store}: expected another store than that of the run, got the same; choose another")
@@ -289,12 +289,15 @@ def show(
         from avjax.runs.store import Store
         from avjax.runs.stored import summary
 
-        found = summary(store) | {"failures": list(Store(store).failures().values())}
+        held, failures = summary(store), list(Store(store).failures().values())
         if as_json:
-            typer.echo(json.dumps(found, indent=2))
+            typer.echo(json.dumps(held | {"failures": failures}, indent=2))
             return
-        print_rows([found], ("store", "checkpoint", "samples", "cells", "done", "failed"))
-        for failure in found["failures"]:
+        print_rows([held], ("store", "checkpoint", "samples", "cells", "done", "failed"))
+        ranges = [f"{name} {' - '.join(map(str, dict.fromkeys(ends)))}" for name, ends in held["tokens"].items()]
+        if ranges:
+            typer.echo(f"tokens of each clip: {', '.join(ranges)}")
+        for failure in failures:
             typer.echo(f"failed: {failure['sample']}: {failure['reason']}")
 
 

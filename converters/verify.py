@@ -12,9 +12,10 @@ import numpy as np
 from avjax.api import run
 from avjax.engine.encoding import encode_audio, encode_vision
 from avjax.loading import load
+from avjax.media.clips import num_positions
 from avjax.media.layout import MediaShapes, expand_placeholders
 from avjax.model import Model
-from avjax.models.audio import AudioTower, chunk_lengths, num_positions
+from avjax.models.audio import AudioTower, chunk_lengths
 from avjax.models.sites import Site
 from avjax.models.vision import window_layout
 from avjax.prompt import AudioFeatures, Prompt, VisionFeatures

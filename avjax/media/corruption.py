@@ -14,8 +14,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from avjax.media.decode import SAMPLE_RATE, MediaError, read_audio, read_frames, video_info
-from avjax.media.frames import evenly_spaced
+from avjax.media.decode import SAMPLE_RATE, MediaError, read_audio, read_video
+from avjax.media.frames import spread_frames
 
 MAX_SNR_DB = 120.0  # the 24 bits of a float32 sample hold 144 dB
 
@@ -200,8 +200,7 @@ class SwapVideo(VideoCorruption):
 
     def __call__(self, clip: np.ndarray, source: str) -> tuple[np.ndarray, str]:
         with _named(self):
-            info = video_info(self.path)
-            frames, _ = read_frames(self.path, lambda n: evenly_spaced(n, len(clip)), info.num_frames)
+            frames, _ = read_video(self.path, lambda info: spread_frames(info, len(clip)).indices)
         resized = np.stack([_resized(frame, *clip.shape[1:3]) for frame in frames])
         return resized, f"{source}, frames of {self.path}"
 

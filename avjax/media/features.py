@@ -4,24 +4,33 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from avjax.config import VisionConfig
+from avjax.media.clips import AudioFeatures, VisionFeatures, num_audio_tokens
 from avjax.media.corruption import Corruption
-from avjax.media.decode import SAMPLE_RATE, MediaError, read_audio, read_frames, read_image, video_info
-from avjax.media.frames import sample_frames
+from avjax.media.decode import SAMPLE_RATE, MediaError
 from avjax.media.options import MediaOptions
-from avjax.models.audio import num_audio_tokens
-from avjax.prompt import AudioFeatures, VisionFeatures
+from avjax.media.resize import resize_bicubic
+from avjax.media.sources import ImageSource, SoundSource, VideoSource, picture, sampled_video, sound
 
 
 def smart_resize(
-    height: int, width: int, *, factor: int, min_pixels: int, max_pixels: int, source: str = "image"
+    height: int,
+    width: int,
+    *,
+    factor: int,
+    min_pixels: int,
+    max_pixels: float,
+    source: str = "image",
+    smallest: int = 0,
 ) -> tuple[int, int]:
     """Height and width, multiples of `factor`, within the pixel bounds, near the original aspect ratio.
+
+    Args:
+      smallest: of a side, before the area is looked at. The image processor has none, `qwen-omni-utils` a factor.
 
     Raises:
       MediaError: one side is more than 200 times the other.
@@ -31,7 +40,7 @@ def smart_resize(
     if max(height, width) > 200 * min(height, width):
         raise MediaError(f"{source}: expected an aspect ratio below 200, got {height} x {width}; crop it first")
     # A side below half a factor rounds to 0 here; the area is then too small and grows.
-    new_height, new_width = (round(side / factor) * factor for side in (height, width))
+    new_height, new_width = (max(smallest, round(side / factor) * factor) for side in (height, width))
     if new_height * new_width > max_pixels:
         shrink = math.sqrt(height * width / max_pixels)
         new_height, new_width = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
@@ -42,55 +51,67 @@ def smart_resize(
 
 
 def video_features(
-    path: str | Path, config: VisionConfig, options: MediaOptions, corrupt: Sequence[Corruption] = ()
+    video: VideoSource, config: VisionConfig, options: MediaOptions, corrupt: Sequence[Corruption] = ()
 ) -> tuple[VisionFeatures, float]:
     """Patches of the sampled frames of a clip, and the rate in frames per second at which they were sampled.
 
     Args:
+      video: a file, or uint8 [n, height, width, 3] with the frames per second.
       corrupt: applied to the frames in order; they keep their number, size and time.
+
+    Raises:
+      MediaError: it cannot be read as a video.
     """
-    info = video_info(path)
-    rate = info.frames_per_second
-    frames, num_frames = read_frames(path, lambda n: sample_frames(n, rate, options), info.num_frames)
-    source = str(path)
-    for one in corrupt:
-        frames, source = one(frames, source)
+    clip = sampled_video(video, options)
+    frames, source = clip.frames, clip.source
+    for corruption in corrupt:
+        frames, source = corruption(frames, source)
     features = frame_features(frames, config, options, source=source)
-    begins = sample_frames(num_frames, rate, options)[:: config.temporal_patch_size]
-    features = dataclasses.replace(features, step_seconds=tuple(i / rate for i in begins))
-    return features, len(frames) / num_frames * rate
+    features = dataclasses.replace(features, step_seconds=clip.seconds[:: config.temporal_patch_size])
+    return features, clip.frames_per_second
 
 
 def frame_features(frames: np.ndarray, config: VisionConfig, options: MediaOptions, *, source: str) -> VisionFeatures:
     """Patches of decoded frames, uint8 [n, height, width, 3]; an odd number repeats the last frame."""
     factor = config.patch_size * config.spatial_merge_size
-    share = options.total_pixels * config.temporal_patch_size // len(frames)
+    share = options.total_pixels / len(frames) * config.temporal_patch_size
     height, width = smart_resize(
         *frames.shape[1:3],
         factor=factor,
         min_pixels=options.min_pixels,
         max_pixels=min(options.max_pixels, max(share, int(options.min_pixels * 1.05))),
         source=source,
+        smallest=factor if options.as_published else 0,
     )
-    pixels = np.stack([_normalized(frame, height, width, options) for frame in frames])
+    normalized = _published_frame if options.as_published else _normalized
+    pixels = np.stack([normalized(frame, height, width, options) for frame in frames])
     patches, grid = patchify(pixels, config)
     return VisionFeatures(
         patches=patches, grid=grid, seconds_per_grid=config.temporal_patch_size / options.fps, source=source
     )
 
 
-def image_features(path: str | Path, config: VisionConfig, options: MediaOptions) -> VisionFeatures:
-    """Patches of one image, which fills a whole step of the temporal grid."""
-    image = read_image(path)
+def image_features(image: ImageSource, config: VisionConfig, options: MediaOptions) -> VisionFeatures:
+    """Patches of one image, which fills a whole step of the temporal grid.
+
+    Args:
+      image: a file, a Pillow image, or uint8 [height, width, 3] or [height, width].
+
+    Raises:
+      MediaError: it cannot be read as an image.
+    """
+    pixels, source = picture(image, options)
+    factor = config.patch_size * config.spatial_merge_size
     height, width = smart_resize(
-        *image.shape[:2],
-        factor=config.patch_size * config.spatial_merge_size,
+        *pixels.shape[:2],
+        factor=factor,
         min_pixels=options.image_min_pixels,
         max_pixels=options.image_max_pixels,
-        source=str(path),
+        source=source,
+        smallest=factor if options.as_published else 0,
     )
-    patches, grid = patchify(_normalized(image, height, width, options)[None], config)
-    return VisionFeatures(patches=patches, grid=grid, seconds_per_grid=None, source=str(path))
+    patches, grid = patchify(_normalized(pixels, height, width, options)[None], config)
+    return VisionFeatures(patches=patches, grid=grid, seconds_per_grid=None, source=source)
 
 
 def patchify(pixels: np.ndarray, config: VisionConfig) -> tuple[np.ndarray, tuple[int, int, int]]:
@@ -128,16 +149,34 @@ def _normalized(image: np.ndarray, height: int, width: int, options: MediaOption
     return (scaled - np.asarray(options.image_mean, np.float32)) / np.asarray(options.image_std, np.float32)
 
 
-def audio_features(path: str | Path, options: MediaOptions, corrupt: Sequence[Corruption] = ()) -> AudioFeatures:
-    """Log-mel frames of a sound file or of a video's sound, by HF's Whisper feature extractor.
+def _published_frame(frame: np.ndarray, height: int, width: int, options: MediaOptions) -> np.ndarray:
+    """As torchvision resizes and Hugging Face's video processor normalises, scale and mean in one."""
+    mean, std = (np.asarray(values, np.float32) * np.float32(255) for values in (options.image_mean, options.image_std))
+    return (resize_bicubic(frame, height, width).astype(np.float32) - mean) / std
+
+
+def audio_features(audio: SoundSource, options: MediaOptions, corrupt: Sequence[Corruption] = ()) -> AudioFeatures:
+    """Log-mel frames of a sound file, of a video's sound, or of samples; by HF's Whisper feature extractor.
 
     Args:
+      audio: a file, or samples with their rate in Hz.
       corrupt: applied to the samples in order; they keep their number.
+
+    Raises:
+      MediaError: it cannot be read as a sound.
     """
-    waveform, source = read_audio(path), str(path)
-    for one in corrupt:
-        waveform, source = one(waveform, source)
+    waveform, source = corrupted_sound(audio, options, corrupt)
     return waveform_features(waveform, options, source=source)
+
+
+def corrupted_sound(
+    audio: SoundSource, options: MediaOptions, corrupt: Sequence[Corruption] = ()
+) -> tuple[np.ndarray, str]:
+    """The samples that `audio_features` looks at, float32 [n] mono at 16 kHz, and what they are called."""
+    waveform, source = sound(audio, options)
+    for corruption in corrupt:
+        waveform, source = corruption(waveform, source)
+    return waveform, source
 
 
 def waveform_features(waveform: np.ndarray, options: MediaOptions, *, source: str) -> AudioFeatures:

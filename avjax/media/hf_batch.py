@@ -57,17 +57,18 @@ def read_batch(batch: Mapping[str, Any], config: ModelConfig) -> tuple[np.ndarra
 
 def _check_audio_in_video(flag: Any, token_ids: np.ndarray, config: ModelConfig) -> None:
     """Scripts pass the flag on to `generate`; here the tokens say it themselves, so both must agree."""
-    if flag.shape not in ((), (1,)) or flag.dtype != bool:
+    value = np.asarray(flag)
+    if value.shape not in ((), (1,)) or value.dtype != bool:
         raise ValueError(f"batch: expected use_audio_in_video to be True or False, got {flag!r}; pass it as a bool")
     ids = config.tokens
     after = token_ids[1:][token_ids[:-1] == ids.vision_bos]
     inside, silent = int(np.sum(after == ids.audio_bos)), int(np.sum(after == ids.video))
-    if bool(flag.all()) and silent:
+    if value.all() and silent:
         raise ValueError(
             f"batch: use_audio_in_video is True, but {silent} video(s) have no sound among their tokens; pass "
             "use_audio_in_video=True to the processor too, or leave it out here"
         )
-    if not flag.all() and inside:
+    if not value.all() and inside:
         raise ValueError(
             f"batch: use_audio_in_video is False, but {inside} video(s) have their sound among their tokens; pass the "
             'flag that the processor had, or leave it out and pass compat="published-script" to count positions as '

@@ -4,12 +4,13 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from avjax.config import ModelConfig, read_json
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+Fidelity = Literal["avjax", "qwen-omni-utils"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,15 @@ class MediaOptions:
       total_pixels: bound on all sampled frames of a clip together, in pixels of merged frame pairs.
       image_min_pixels, image_max_pixels: bounds on a resized image.
       image_mean, image_std: of RGB in 0..1.
+      sync: "clock" keeps a video's sound with its picture, as a player does; "published" takes the decoded samples
+        end to end, as Qwen's published code does; see `avjax.media.sound.read_audio`.
       audio: arguments of `transformers.WhisperFeatureExtractor`.
       hears: whether the checkpoint was trained on sound; one that was not refuses it.
+      media: how files are read. "avjax", the default, as a player shows them: upright, white behind what is
+        transparent, sound as the codec gives it, frames resized as Hugging Face resizes images. "qwen-omni-utils", to
+        the bit what that package feeds the model where torchvision reads its videos: a video's sound rounded and
+        clipped to 16 bits and taken end to end, whatever `sync`; frames sampled by index, resized in float32 and
+        rounded once; no rotation applied.
 
     Source: defaults of Qwen's own `qwen-omni-utils` 0.0.x and the published preprocessor files.
     """
@@ -39,12 +47,20 @@ class MediaOptions:
     image_max_pixels: int = 16384 * 28 * 28
     image_mean: tuple[float, ...] = CLIP_MEAN
     image_std: tuple[float, ...] = CLIP_STD
+    sync: Literal["clock", "published"] = "clock"
     audio: tuple[tuple[str, Any], ...] = ()
     hears: bool = True
+    media: Fidelity = "avjax"
 
     def __post_init__(self):
+        if self.media not in get_args(Fidelity):
+            raise ValueError(
+                f"media options: expected media among {', '.join(get_args(Fidelity))}, got {self.media!r}; choose one"
+            )
         if not 0 < self.fps < math.inf:
             raise ValueError(f"media options: expected fps above 0, got {self.fps}")
+        if self.sync not in ("clock", "published"):
+            raise ValueError(f"media options: expected sync 'clock' or 'published', got {self.sync!r}")
         for low, high, least in (
             ("min_frames", "max_frames", 2),
             ("min_pixels", "max_pixels", 1),
@@ -56,6 +72,11 @@ class MediaOptions:
                     f"media options: expected 1 <= {low} <= {high} and {high} >= {least}, got {low}={smallest} and "
                     f"{high}={largest}; set both"
                 )
+
+    @property
+    def as_published(self) -> bool:
+        """Whether media are read as `qwen-omni-utils` reads them."""
+        return self.media == "qwen-omni-utils"
 
     def override(self, **changes: Any) -> "MediaOptions":
         """A copy with some fields changed; fields that are None keep their value."""

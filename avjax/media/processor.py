@@ -1,5 +1,6 @@
 """Text and clips to a `Prompt`, through the checkpoint's own tokenizer and chat template."""
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -12,24 +13,33 @@ import numpy as np
 
 from avjax.config import ModelConfig
 from avjax.media.corruption import Corruption, corruptions_of
-from avjax.media.decode import MediaError, has_sound
-from avjax.media.features import audio_features, image_features, video_features
+from avjax.media.decode import MediaError
 from avjax.media.hf_batch import as_numpy, read_batch, require_finite, require_integers
 from avjax.media.layout import MediaShapes, PositionRule, expand_placeholders, token_layout
 from avjax.media.options import MediaOptions
+from avjax.media.reading import HERE, Reader
+from avjax.media.sources import ImageSource, SoundSource, VideoSource
 from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
 from avjax.tokens import MODALITIES
 
-StrPath = str | Path
 Order = Literal["media-first", "text-first"]
+Sound = SoundSource | Literal["auto", "from_video", "none"] | None
 AUTO, FROM_VIDEO, NO_SOUND = "auto", "from_video", "none"
 
 
 class Processor:
     """A checkpoint's tokenizer, chat template and media options."""
 
-    def __init__(self, directory: Path, config: ModelConfig, options: MediaOptions):
-        self.directory, self.config, self.options = directory, config, options
+    def __init__(self, directory: Path, config: ModelConfig, options: MediaOptions, reader: Reader = HERE):
+        self.directory, self.config, self.options, self.reader = directory, config, options, reader
+
+    def with_reader(self, reader: Reader) -> "Processor":
+        """The same processor with its media read by another reader, and the tokenizer shared."""
+        processor = copy.copy(self)
+        if self.has_tokenizer:
+            processor.tokenizer = self.tokenizer
+        processor.reader = reader
+        return processor
 
     @property
     def has_tokenizer(self) -> bool:
@@ -56,9 +66,9 @@ class Processor:
         self,
         text: str,
         *,
-        video: StrPath | None,
-        audio: StrPath | Literal["auto", "from_video", "none"] | None,
-        image: StrPath | Sequence[StrPath] | None,
+        video: VideoSource | None,
+        audio: Sound,
+        image: ImageSource | Sequence[ImageSource] | None,
         system: str | None,
         options: MediaOptions,
         corrupt: Corruption | Sequence[Corruption] = (),
@@ -67,56 +77,56 @@ class Processor:
     ) -> Prompt:
         """See `avjax.Model.prompt`."""
         vision = self.config.vision
+        video, audio = _single(video), _single(audio)
         audio = self.sound_source(video, audio, options)
         corruptions = corruptions_of(corrupt, has_audio=audio is not None, has_video=video is not None)
         of_audio, of_video = ([c for c in corruptions if c.modality == kind] for kind in ("audio", "video"))
-        images = [image] if isinstance(image, str | Path) else list(image or ())
-        image_clips = tuple(image_features(path, vision, options) for path in images)
+        images: list[Any] = list(image) if isinstance(image, list | tuple) else [] if image is None else [image]
+        image_clips = tuple(self.reader.image(path, vision, options) for path in images)
         video_clips: tuple[VisionFeatures, ...] = ()
         if video is not None:
-            clip, sampled_fps = video_features(video, vision, options, of_video)
+            clip, sampled_fps = self.reader.video(video, vision, options, of_video)
             if self.config.family == "qwen2_5_vl":  # which places frames by the rate that they were really sampled at
                 clip = dataclasses.replace(clip, seconds_per_grid=vision.temporal_patch_size / sampled_fps)
             video_clips = (clip,)
-        source = video if audio == FROM_VIDEO else audio
-        audio_clips = () if source is None else (audio_features(source, options, of_audio),)
+        inside = _is_word(audio, FROM_VIDEO)
+        source = video if inside else audio
+        audio_clips = () if source is None else (self.reader.audio(source, options, of_audio),)
 
         return self.prompt_of(
             text,
             images=image_clips,
             videos=video_clips,
             audio=audio_clips,
-            audio_in_video=audio == FROM_VIDEO,
+            audio_in_video=inside,
             system=system,
             order=order,
             positions=positions,
         )
 
-    def sound_source(
-        self,
-        video: StrPath | None,
-        audio: StrPath | Literal["auto", "from_video", "none"] | None,
-        options: MediaOptions,
-    ) -> StrPath | None:
-        """Where a prompt's sound comes from: a file, "from_video", or None for silence.
+    def sound_source(self, video: VideoSource | None, audio: Sound, options: MediaOptions) -> Sound:
+        """Where a prompt's sound comes from: a file or samples, "from_video", or None for silence.
 
         Raises:
           MediaError: sound was asked for, and the model does not hear, or there is no video that could have it.
         """
         hears = self.config.audio is not None and options.hears
-        if audio == AUTO:
-            return FROM_VIDEO if hears and video is not None and has_sound(video) else None
-        if audio is None or audio == NO_SOUND:
+        if _is_word(audio, AUTO):
+            own = hears and isinstance(video, str | Path) and self.reader.has_sound(video)
+            return FROM_VIDEO if own else None
+        if audio is None or _is_word(audio, NO_SOUND):
             return None
+        name = str(audio) if isinstance(audio, str | Path) else "samples"
         if self.config.audio is None:
-            raise MediaError(f"audio={str(audio)!r}: {self.config.family} has no audio tower; pass audio=None")
+            raise MediaError(f"audio={name!r}: {self.config.family} has no audio tower; pass audio=None")
         if not hears:
             raise MediaError(
-                f"audio={str(audio)!r}: {self.directory.name} was not trained on sound, its audio tower is random; "
+                f"audio={name!r}: {self.directory.name} was not trained on sound, its audio tower is random; "
                 "pass audio=None"
             )
-        if audio == FROM_VIDEO and video is None:
-            raise MediaError("audio='from_video': no video was given; pass video= or a sound file")
+        if _is_word(audio, FROM_VIDEO) and not isinstance(video, str | Path):
+            got = "no video was given" if video is None else "frames were given, which have no sound"
+            raise MediaError(f"audio='from_video': {got}; pass video= a file, or audio= a sound")
         return audio
 
     def prompt_of(
@@ -248,6 +258,16 @@ class Processor:
             embeddings=embeddings,
             made_for=self.config,
         )
+
+
+def _single(clip: Any) -> Any:
+    """The item of a list of one, which can mean nothing else."""
+    return clip[0] if isinstance(clip, list) and len(clip) == 1 else clip
+
+
+def _is_word(audio: Any, word: str) -> bool:
+    """Whether a word stands in place of a sound; an array would be compared value by value."""
+    return isinstance(audio, str) and audio == word
 
 
 def _shapes(

@@ -14,17 +14,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from avjax.config import AudioConfig
+from avjax.media.clips import num_audio_tokens as num_audio_tokens
 from avjax.models.layers import Embedding, LayerNorm, Linear, add, dot, gelu, masked_softmax, rounded, scaled
-
-
-def num_positions(num_mel_frames: int) -> int:
-    """Encoder positions of a clip, before pooling: one per 20 ms."""
-    return (num_mel_frames - 1) // 2 + 1
-
-
-def num_audio_tokens(num_mel_frames: int) -> int:
-    """Tokens that a clip takes in a prompt: one per 40 ms."""
-    return (num_positions(num_mel_frames) - 2) // 2 + 1
 
 
 def chunk_lengths(num_mel_frames: int, chunk_frames: int, num_chunks: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,10 @@ CELLS_PER_BLOCK = 512  # with each block the unedited run is computed anew
 DONE, WAIT = -1, -2  # said by a leader in place of a block
 GO, STOP = -3, -4  # said by who follows
 PATIENCE_SECONDS = 0.5  # between two looks at what other processes compute
+
+
+class StoppedError(Exception):
+    """The run was asked to stop while a clip was being decoded."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -268,7 +272,7 @@ def _lead(
                 break
             before = outcome.computed
             missing.sort(key=lambda block: block.sample % part.count != part.index)  # each slice begins with its own
-            for block, prompt in _prepared(run, missing):
+            for block, prompt in _prepared(run, missing, ends):
                 if ends():
                     break
                 sample = run.samples[block.sample]
@@ -283,6 +287,8 @@ def _lead(
                     try:
                         made = _made(prompt, team)
                         found, seen = _computed(part.model, run, block, made), _seen(part.model, run, block, made)
+                    except StoppedError:
+                        break
                     except (ValueError, OverflowError, OSError) as error:
                         if not keep_going:
                             raise
@@ -334,7 +340,7 @@ def _made(prompt: Callable[[], Prompt], team: Team) -> Prompt:
         made = prompt()
     except Exception as error:
         team.least(0)
-        if isinstance(error, ValueError | OSError):
+        if isinstance(error, ValueError | OSError | StoppedError):
             raise
         raise OSError(f"the clip cannot be read ({type(error).__name__}: {error})") from error
     if not team.least(1):
@@ -360,8 +366,10 @@ def _seen(model: Model, run: Run, block: Block, prompt: Prompt) -> xr.Dataset | 
     return found.assign_attrs(sample=str(run.samples[block.sample].name))
 
 
-def _prepared(run: Run, blocks: Sequence[Block]) -> Iterator[tuple[Block, Callable[[], Prompt]]]:
-    """Blocks, with what gives their prompt.
+def _prepared(
+    run: Run, blocks: Sequence[Block], stop: Callable[[], bool]
+) -> Iterator[tuple[Block, Callable[[], Prompt]]]:
+    """Blocks, with what gives their prompt, which raises `StoppedError` when asked to stop before it is there.
 
     A clip is decoded when its prompt is asked for; the next sample's then too, while the device computes.
     """
@@ -380,10 +388,14 @@ def _prepared(run: Run, blocks: Sequence[Block]) -> Iterator[tuple[Block, Callab
             decoding(following[sample])
         for earlier in [s for s in made if s not in (sample, following.get(sample))]:
             del made[earlier]  # and its features
+        while not own.done():
+            if stop():
+                raise StoppedError
+            wait([own], timeout=PATIENCE_SECONDS)
         return own.result()
 
     try:
         for block in blocks:
             yield block, functools.partial(prompt, block.sample)
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)  # the next clip may take minutes; who reads it ends it

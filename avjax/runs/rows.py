@@ -2,7 +2,8 @@
 
 A row holds one cell of one sample: `cell_key`, `sample`, the coordinates of the grid's axes, `cell` (what it does, in
 words), `cell_index` (its place in the grid; -1 is the unedited run, which has no coordinates), the prompt's tokens of
-each modality, what it touched, and a column per metric. A metric with dimensions of its own is a list, of lists where it has several.
+each modality, what it touched, and a column per metric. A metric with dimensions of its own is a list, of lists where
+it has several.
 """
 
 import dataclasses

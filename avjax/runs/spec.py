@@ -60,6 +60,13 @@ class Media(Strict):
     fps: int | float | None = Field(None, gt=0, description="Video frames per second.")
     min_pixels: int | None = Field(None, ge=1)
     max_pixels: int | None = Field(None, ge=1)
+    media: Literal["avjax", "qwen-omni-utils"] | None = Field(
+        None, description="How files are read: as players show them, the default, or as that package reads them."
+    )
+    sync: Literal["clock", "published"] | None = Field(
+        None,
+        description="How a video's sound lies under its picture: by the file's clock, or as published code has it.",
+    )
 
 
 class Capture(Strict):
@@ -112,6 +119,7 @@ class Spec(Strict):
     compat: Literal["published", "published-script"] | None = None
     allow_noop: bool = False
     memory_bytes: int | None = Field(None, ge=1, description="Beside the parameters; by default half of what is free.")
+    decode_seconds: float = Field(300, gt=0, description="The most time that a file may take to decode.")
     block_cells: int = Field(CELLS_PER_BLOCK, ge=1, description="Cells that are computed and kept together.")
     mesh: MeshSizes | None = Field(None, description="By default one device; with --distributed, data: -1.")
     store: Text | None = Field(None, description="Where cells are kept: a directory, or gs://...")

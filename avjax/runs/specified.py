@@ -9,6 +9,7 @@ from avjax.assets.builtin import builtin_directory
 from avjax.grids import as_cells
 from avjax.interventions import Edit
 from avjax.loading import load
+from avjax.media.isolated import IsolatedReader
 from avjax.mesh import mesh_of_sizes
 from avjax.metrics import Metric
 from avjax.model import Model
@@ -35,12 +36,14 @@ class Prepared:
 
     Attributes:
       fixed: what decides the values of all samples, as plain values.
+      reader: decodes the clips in processes of their own.
     """
 
     spec: Spec
     model: Model
     run: Run
     fixed: dict[str, Any]
+    reader: IsolatedReader
 
     def execute(
         self,
@@ -61,9 +64,10 @@ class Prepared:
         """
         kept = self._kept_spec()
         everyone().agreed(lambda: begin(store, self.model, self.run, self.fixed, kept, self.spec.directory))
-        return execute(
-            self.model, self.run, store, shard=shard, keep_going=True, stop=stop, progress=progress, tell=tell
-        )
+        with self.reader:
+            return execute(
+                self.model, self.run, store, shard=shard, keep_going=True, stop=stop, progress=progress, tell=tell
+            )
 
     def _kept_spec(self) -> dict[str, Any]:
         """Plain values; a checkpoint's directory by its whole path, for who repeats the run from elsewhere."""
@@ -90,7 +94,8 @@ class Prepared:
             prompts, metrics = {sample.name: sample.prompt()}, list(sample.metrics)
             return plan(self.model, prompts, cells, metrics, calibrate=calibrate, **settings)
 
-        found = together(one(number, not i) for i, number in enumerate(variants))
+        with self.reader:
+            found = together(one(number, not i) for i, number in enumerate(variants))
         captures = 0 if self.run.captured is None else sum(block.num_rows for block in self.run.blocks(shard))
         return with_passes(found, captures, replayed=self.spec.executor == "replay")
 
@@ -115,7 +120,8 @@ def _prepared(spec: Spec, model: Model) -> Prepared:
     for edit in (edit for cell in cells.cells for edit in cell.edits):
         edit.layer_indices(model.config.decoder)
         edit.head_indices(model.config.decoder)
-    samples = tuple(_sample(spec, clip, model) for clip in spec.all_clips())
+    reader = IsolatedReader(spec.decode_seconds)
+    samples = tuple(_sample(spec, clip, model, reader) for clip in spec.all_clips())
     settings = {name: getattr(spec, name) for name in ("executor", "compat", "allow_noop", "memory_bytes")}
     fixed = model_identity(model) | {"executor": spec.executor, "compat": spec.compat, "allow_noop": spec.allow_noop}
     fixed["metrics"] = [metric.model_dump(exclude_none=True) for metric in spec.metrics]
@@ -132,10 +138,10 @@ def _prepared(spec: Spec, model: Model) -> Prepared:
         block_cells=spec.block_cells,
         captured=captured,
     )
-    return Prepared(spec=spec, model=model, run=run, fixed=fixed)
+    return Prepared(spec=spec, model=model, run=run, fixed=fixed, reader=reader)
 
 
-def _sample(spec: Spec, clip: Clip, model: Model) -> Sample:
+def _sample(spec: Spec, clip: Clip, model: Model, reader: IsolatedReader) -> Sample:
     try:
         metrics = [metric.build(clip.labels) for metric in spec.metrics]
         _check_metrics(metrics, model)
@@ -156,8 +162,9 @@ def _sample(spec: Spec, clip: Clip, model: Model) -> Sample:
     deciding = [texts, contents, settings, [metric_json(metric) for metric in metrics]]
 
     def prompt() -> Prompt:
+        host = dataclasses.replace(model.host, processor=model.processor.with_reader(reader))
         try:
-            return model.prompt(**texts, **found, **media)
+            return dataclasses.replace(model, host=host).prompt(**texts, **found, **media)
         except ValueError as error:
             raise type(error)(as_keys(str(error))) from error
 

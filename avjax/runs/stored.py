@@ -17,7 +17,7 @@ from avjax.grids import Grid, as_cells
 from avjax.interventions import Edit
 from avjax.metrics import Metric
 from avjax.model import Model
-from avjax.prompt import Prompt, named_prompts
+from avjax.prompt import TOKEN_COUNTS, Prompt, named_prompts
 from avjax.provenance import of_run
 from avjax.runs.blocks import CELLS_PER_BLOCK, Run, Sample, execute
 from avjax.runs.identity import digest, metric_json, model_identity, owner, prompt_digest
@@ -173,12 +173,26 @@ def summary(place: str | os.PathLike[str]) -> dict[str, Any]:
     if missing := [key for key in ("layout", "provenance") if key not in found]:
         raise ValueError(f"{store.path}: expected a run, got a run.json without {', '.join(missing)}")
     layout = Layout.from_json(found["layout"])
-    done = sum(pq.read_metadata(io.BytesIO(data)).num_rows for _, data in contents(store))
+    parts = [pq.read_metadata(io.BytesIO(data)) for _, data in contents(store)]
     return {
         "store": str(store.path),
         "checkpoint": Path(found["provenance"]["checkpoint"]).name,
         "samples": len(layout.samples),
         "cells": (len(layout.cells) + 1) * len(layout.samples),
-        "done": done,
+        "done": sum(part.num_rows for part in parts),
+        "tokens": _token_ranges(parts),
         "failed": len(store.failures()),
     }
+
+
+def _token_ranges(parts: Sequence[pq.FileMetaData]) -> dict[str, list[int]]:
+    """The fewest and the most tokens of each modality that a prompt has, from the statistics of the parts' columns."""
+    ranges: dict[str, list[int]] = {}
+    for part in parts:
+        for group in map(part.row_group, range(part.num_row_groups)):
+            for column in map(group.column, range(group.num_columns)):
+                if column.path_in_schema in TOKEN_COUNTS:
+                    modality, statistics = column.path_in_schema.removesuffix("_tokens"), column.statistics
+                    ends = [*ranges.get(modality, []), statistics.min, statistics.max]
+                    ranges[modality] = [min(ends), max(ends)]
+    return ranges

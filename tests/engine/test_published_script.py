@@ -137,4 +137,4 @@ def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt):
         checked_compat("script")
     opened = prompt.continued([5, 6])
     with pytest.raises(ValueError, match="compat='published-script' with an opened answer"):
-        avjax.generate(omni_model, opened, Knockout("generated", "video"), compat="published-script")
+        avjax.generate(omni_model, opened, Knockout(query="generated", key="video"), compat="published-script")

@@ -44,7 +44,7 @@ CASES: dict[str, Callable[[dict[str, Path]], dict[str, Any]]] = {
     "text": lambda f: {},
     "image": lambda f: {"image": f["wide"]},
     "two images": lambda f: {"image": [f["wide"], str(f["tall"])]},
-    "video": lambda f: {"video": f["clip"]},
+    "video": lambda f: {"video": f["clip"], "audio": None},
     "audio": lambda f: {"audio": str(f["tone"])},
     "audio in video": lambda f: {"video": f["clip"], "audio": "from_video"},
     "audio and image": lambda f: {"image": f["tall"], "audio": f["tone"]},

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from PIL import Image
 
-from avjax.media import decode
+from avjax.media import sound as sound_module
 from avjax.media.decode import MediaError, read_audio, read_frames, read_image, video_info
 
 RATE = 16_000
@@ -294,7 +294,7 @@ def test_damaged_images_are_refused_whatever_their_parser_raises(tmp_path: Path)
 
 def test_sounds_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A damaged header may announce more samples than there is memory for."""
-    monkeypatch.setattr(decode, "BLOCK", 1000)
+    monkeypatch.setattr(sound_module, "BLOCK", 1000)
     asked: list[int] = []
     read = soundfile.SoundFile.read
 

@@ -36,10 +36,10 @@ def hf_batch(model: avjax.Model, tiny: TinyCheckpoint, case: str, files: dict[st
         size = {"shortest_edge": 3136, "longest_edge": 12845056}
         batch |= Qwen2VLImageProcessorPil(size=size)(images, return_tensors="pt")
     if "video" in media:
-        clip = model.prompt(TEXT, video=media["video"]).videos[0]
+        clip = model.prompt(TEXT, video=media["video"], audio=None).videos[0]
         batch["pixel_values_videos"], batch["video_grid_thw"] = torch.tensor(clip.patches), torch.tensor([clip.grid])
         batch["video_second_per_grid" if "audio" in tiny.ids else "second_per_grid_ts"] = torch.tensor([1.0])
-    if "audio" in media:
+    if media.get("audio") is not None:
         waveform = read_audio(media["video"] if media["audio"] == "from_video" else media["audio"])
         out = WhisperFeatureExtractor(feature_size=128, chunk_length=300)(
             waveform, sampling_rate=16_000, padding="max_length", return_attention_mask=True, return_tensors="pt"

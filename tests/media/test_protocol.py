@@ -149,7 +149,7 @@ def test_advice_is_in_the_words_of_the_interface(clip: Path, silent: Path, tmp_p
     shutil.copy(silent, tmp_path / "silent.mp4")
     write_clip(tmp_path / "clip.mp4")
     (tmp_path / "spec.yaml").write_text(
-        f"model: {omni.directory}\nprompt: Hello.\nmedia: {{max_pixels: 9408}}\nstore: store\n"
+        f"model: {omni.directory}\nprompt: Hello.\nmedia: {{min_pixels: 784, max_pixels: 9408}}\nstore: store\n"
         "clips: [{video: clip.mp4}, {video: silent.mp4, audio: from_video}]\n"
         "grid: {edit: knockout, query: last, key: video}\nmetrics: [{metric: kl}]\n"
     )
@@ -176,7 +176,8 @@ def test_a_run_records_the_order_and_the_tokens(clip: Path, omni: TinyCheckpoint
 
     shutil.copy(clip, tmp_path / "clip.mp4")
     (tmp_path / "spec.yaml").write_text(
-        f"model: {omni.directory}\nprompt: Hello.\norder: text-first\nmedia: {{max_pixels: 9408}}\nstore: store\n"
+        f"model: {omni.directory}\nprompt: Hello.\norder: text-first\nstore: store\n"
+        "media: {min_pixels: 784, max_pixels: 9408}\n"
         "clips: [{name: heard, video: clip.mp4}, {name: unheard, video: clip.mp4, audio: none}]\n"
         "grid: {edit: knockout, query: last, key: video}\nmetrics: [{metric: kl}]\n"
     )

@@ -1,0 +1,207 @@
+"""Opening media files with libav, and the decoded frames of one of their streams."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from avjax.media.truncation import refuse_truncated
+
+SAMPLE_RATE = 16_000  # Hz; what the audio towers were trained on
+
+# Formats that name other files to read instead of holding a clip.
+PLAYLISTS = frozenset({"hls", "concat", "dash", "imf", "sdp", "rtsp", "lavfi", "webm_dash_manifest"})
+# Bare packets without a clock; the times that libav gives them are counted at the first packet's rate.
+BARE = frozenset({"aac", "ac3", "amr", "dts", "eac3", "h264", "hevc", "loas", "m4v", "mjpeg", "mp3", "mpegvideo"})
+# Formats without an index or a length: they may begin and end anywhere, and hold tags between packets.
+STREAMED = BARE | {"mpeg", "mpegts"}
+MAX_DAMAGED_SHARE = 0.1  # of the packets of a streamed format
+TS_DISCONT = 0x0200  # a format's flag: its clock may jump
+MAX_BACKWARD_SECONDS, MAX_FORWARD_SECONDS = 0.1, 10.0  # jumps beyond these restart the clock, as in ffmpeg
+
+
+class MediaError(ValueError):
+    """A media file cannot be used as asked; the message names the file and the next step."""
+
+
+def require_file(path: str | Path) -> None:
+    """Raises MediaError where there is no regular file."""
+    if not Path(path).is_file():
+        raise MediaError(f"{path}: no such file; check the path")
+
+
+@contextlib.contextmanager
+def opened(path: str | Path) -> Iterator[Any]:
+    """The file as an `av.container.InputContainer`; it and nothing else is read.
+
+    Raises:
+      MediaError: there is no such file, libav cannot read it, or it is a playlist; also for whatever else libav or
+        PyAV raise in the block, so that the file is named.
+    """
+    import av
+
+    require_file(path)
+    try:
+        _refuse_playlist(path)
+        # With a protocol in front, neither colons nor dashes in the name mean anything else.
+        with av.open(
+            f"file:{Path(path).absolute()}",
+            options={"protocol_whitelist": "file"},
+            metadata_errors="replace",
+        ) as container:
+            if set(container.format.name.split(",")) & PLAYLISTS:
+                raise MediaError(_playlist(path))
+            yield container
+    except MediaError:
+        raise
+    except Exception as error:  # FFmpegError, but also ValueError, UnicodeDecodeError and others of PyAV
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(
+            f"{path}: expected a readable media file, got {reason}; it may be truncated or damaged: "
+            "copy it again or re-encode it"
+        ) from error
+
+
+def _refuse_playlist(path: str | Path) -> None:
+    with Path(path).open("rb") as file:
+        head = file.read(16)
+    if head.removeprefix(b"\xef\xbb\xbf").startswith((b"#EXTM3U", b"ffconcat")):
+        raise MediaError(_playlist(path))
+
+
+def _playlist(path: str | Path) -> str:
+    return f"{path}: expected a clip, got a playlist of other files; pass one of those, or join them first"
+
+
+def video_stream(container: Any) -> Any | None:
+    """The first video stream that is not the cover of an album."""
+    import av
+
+    cover = av.stream.Disposition.attached_pic
+    return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+
+
+def audio_stream(container: Any) -> Any | None:
+    """The first audio stream."""
+    return next(iter(container.streams.audio), None)
+
+
+@dataclasses.dataclass
+class _Clock:
+    """Times of a broadcast's packets made continuous where they jump, as ffmpeg does it."""
+
+    shift_seconds: float = 0.0
+    next_seconds: dict[int, float] = dataclasses.field(default_factory=dict)
+
+    def adjust(self, packet: Any) -> None:
+        """Moves the packet's times by the jumps so far."""
+        if packet.dts is None or not packet.time_base:
+            return
+        tick = float(packet.time_base)
+        seconds = packet.dts * tick + self.shift_seconds
+        expected = self.next_seconds.get(packet.stream.index)
+        if expected is not None and not -MAX_BACKWARD_SECONDS <= seconds - expected <= MAX_FORWARD_SECONDS:
+            self.shift_seconds += expected - seconds
+            seconds = expected
+        ticks = round(self.shift_seconds / tick)
+        self.next_seconds[packet.stream.index] = seconds + (packet.duration or 0) * tick
+        if ticks:
+            packet.dts += ticks
+            packet.pts = None if packet.pts is None else packet.pts + ticks
+
+
+def packets(path: str | Path, container: Any, stream: Any) -> Iterator[Any]:
+    """The packets of a stream that hold something, to the end of the file, in decoding order.
+
+    Raises:
+      MediaError: the file ends before its header says.
+    """
+    streamed = is_streamed(container)
+    clock = _Clock() if container.format.flags & TS_DISCONT else None
+    counts = dict.fromkeys((s.index for s in container.streams), 0)
+    end_seconds = 0.0
+    for packet in container.demux():
+        if packet.size == 0:  # a frame that the encoder dropped, or the end; a decoder would take it for the end
+            continue
+        if clock is not None:
+            clock.adjust(packet)
+        counts[packet.stream.index] = counts.get(packet.stream.index, 0) + 1
+        if packet.pts is not None and packet.time_base is not None:
+            end_seconds = max(end_seconds, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        if packet.is_corrupt and not streamed:
+            raise MediaError(
+                f"{path}: truncated inside packet {counts[packet.stream.index]} of the {packet.stream.type}; "
+                "copy it again or re-encode it"
+            )
+        if packet.stream.index == stream.index:
+            yield packet
+    refuse_truncated(path, container, counts, end_seconds)
+
+
+def is_streamed(container: Any) -> bool:
+    """Whether the format has neither an index nor a length."""
+    return bool(set(container.format.name.split(",")) & STREAMED)
+
+
+def has_clock(container: Any) -> bool:
+    """Whether the file itself says when a packet is played."""
+    return not set(container.format.name.split(",")) & BARE
+
+
+def counts_frames(container: Any) -> bool:
+    """Whether a frame's time is its place in the file: AVI has no other, so that reordered frames have none."""
+    return container.format.name == "avi"
+
+
+def packet_seconds(packet: Any, stream: Any, container: Any) -> float | None:
+    """When what is in a packet is shown or played, on the file's clock."""
+    ticks = packet.dts if packet.pts is None or counts_frames(container) else packet.pts
+    return None if ticks is None or not stream.time_base else float(ticks * stream.time_base)
+
+
+def decoded_frames(path: str | Path, container: Any, stream: Any) -> Iterator[Any]:
+    """The frames of a stream that a player shows or plays, in the order of their times.
+
+    What the file asks to be skipped (an edit list, an encoder's delay) is skipped. Packets of a streamed format that do
+    not decode, such as a tag between two songs, are passed over, as are pictures before the first key frame.
+
+    Raises:
+      MediaError: the file is truncated or damaged.
+    """
+    from av.error import FFmpegError
+
+    stream.thread_type = "AUTO"
+    streamed = is_streamed(container)
+    total, damaged, begun = 0, 0, False
+    for packet in packets(path, container, stream):
+        total += 1
+        try:
+            frames = packet.decode()
+        except FFmpegError as error:
+            damaged += 1
+            before_key_frame = stream.type == "video" and not begun and not packet.is_keyframe
+            if not streamed and not before_key_frame:
+                at = "" if packet.pts is None else f" at {float(packet.pts * packet.time_base):.2f} s"
+                raise MediaError(
+                    f"{path}: the {stream.type} is damaged{at}: {error.strerror}; copy it again or re-encode it"
+                ) from error
+            continue
+        begun = begun or bool(frames)
+        yield from frames
+    if streamed and damaged > MAX_DAMAGED_SHARE * total:
+        raise MediaError(
+            f"{path}: the {stream.type} is damaged: {damaged} of {total} packets cannot be decoded; "
+            "copy it again or re-encode it"
+        )
+    try:
+        yield from stream.decode(None)
+    except FFmpegError as error:
+        if not streamed:
+            raise MediaError(f"{path}: the end of the {stream.type} is damaged; re-encode it") from error
+
+
+def frame_seconds(frame: Any, stream: Any) -> float | None:
+    """When a frame is shown or played, on the file's clock."""
+    ticks = frame.dts if frame.pts is None else frame.pts
+    return None if ticks is None or not stream.time_base else float(ticks * stream.time_base)
