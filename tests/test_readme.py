@@ -22,7 +22,12 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         exec(compile(code, "README.md", "exec"), names)
         exec(compile(analysis, "README.md", "exec"), names)
-    assert "{'text': 36, 'audio': 51, 'video': 18}" in printed.getvalue()
+    (shown,) = re.findall(r"# (Prompt\(.*\))", code)
+    assert printed.getvalue().splitlines()[0] == shown and names["prompt"].counts() == {
+        "text": 36,
+        "audio": 51,
+        "video": 18,
+    }
     assert "a dog is seen, ticking is heard" in code
     clip = world.clip("test", 0, "counterfactual")
     assert (world.KINDS[clip.seen or 0].thing, world.KINDS[clip.heard or 0].sound) == ("dog", "ticking")

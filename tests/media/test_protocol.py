@@ -189,3 +189,33 @@ def test_a_run_records_the_order_and_the_tokens(clip: Path, omni: TinyCheckpoint
     assert (rows.video_tokens > 0).all()
     shown = CliRunner().invoke(app, ["runs", "show", str(tmp_path / "store")])
     assert "audio 0 - " in " ".join(shown.output.split())
+
+
+def test_media_may_be_arrays_pictures_and_lists_of_one(omni_model: avjax.Model, clip: Path, tmp_path: Path):
+    import soundfile
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (84, 140, 3), dtype=np.uint8)
+    samples = (0.3 * np.sin(np.arange(20_000) / 5)).astype(np.float32)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    soundfile.write(tmp_path / "tone.wav", samples, 16_000, subtype="FLOAT")
+    expected = omni_model.prompt(QUESTION, image=tmp_path / "image.png", audio=tmp_path / "tone.wav")
+    for image in (pixels, Image.fromarray(pixels), [pixels], (str(tmp_path / "image.png"),)):
+        for audio in ((samples, 16_000), (16_000, samples), {"array": samples, "sampling_rate": 16_000}):
+            assert same(omni_model.prompt(QUESTION, image=image, audio=audio), expected)
+    frames = np.repeat(pixels[None], 8, axis=0)
+    moving = omni_model.prompt(QUESTION, video=(frames, 4.0), audio=(samples, 16_000))
+    assert moving.counts()["video"] > 0 and moving.counts()["audio"] > 0
+    assert "audio" not in omni_model.prompt(QUESTION, video=(frames, 4.0)).counts()
+    assert same(
+        omni_model.prompt(QUESTION, video=[clip], audio=None), omni_model.prompt(QUESTION, video=clip, audio=None)
+    )
+    for wrong, message in (
+        ({"video": [clip, clip]}, "video: expected one video .* got a list of 2"),
+        ({"audio": [clip, clip]}, "audio: expected one audio .* got a list of 2"),
+        ({"audio": samples}, "audio: .*array without its rate"),
+        ({"video": (frames, 4.0), "audio": "from_video"}, "frames were given, which have no sound"),
+        ({"image": 3}, "image: expected a file, a Pillow image, or an array"),
+    ):
+        with pytest.raises(MediaError, match=message):
+            omni_model.prompt(QUESTION, **wrong)
