@@ -15,6 +15,7 @@ from avjax.options import (
     Audio,
     Cache,
     DType,
+    Fidelity,
     Fps,
     Image,
     MaxPixels,
@@ -66,6 +67,7 @@ def run(
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
     sync: Sync = None,
+    media: Fidelity = None,
     memory_bytes: Memory = None,
     cache_dir: Cache = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -89,7 +91,9 @@ def run(
         if cache_dir is not None:
             avjax.cache_compilations(cache_dir)
         loaded = avjax.load(model, dtype=dtype)
-        made = prompt_of(loaded, prompt, video, audio, image, system, fps, min_pixels, max_pixels, sync=sync)
+        made = prompt_of(
+            loaded, prompt, video, audio, image, system, fps, min_pixels, max_pixels, sync=sync, media=media
+        )
         options: dict[str, Any] = {"compat": compat, "allow_noop": allow_noop, "memory_bytes": memory_bytes}
         if rules:
             planned = avjax.plan(loaded, made, rules, avjax.metrics.Caption(max_new_tokens), **options)
@@ -140,6 +144,7 @@ def inspect(
     min_pixels: MinPixels = None,
     max_pixels: MaxPixels = None,
     sync: Sync = None,
+    media: Fidelity = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show the tokens that a model sees of a clip: spans, counts, seconds and positions."""
@@ -158,7 +163,9 @@ def inspect(
             audio=sound,
             image=clip if kind == "image" else None,
             system=None,
-            options=processor.options.override(fps=fps, min_pixels=min_pixels, max_pixels=max_pixels, sync=sync),
+            options=processor.options.override(
+                fps=fps, min_pixels=min_pixels, max_pixels=max_pixels, sync=sync, media=media
+            ),
         )
         own_sound = kind == "video" and sound in (FROM_VIDEO, str(clip))
         offset = sound_offset_seconds(clip) if own_sound else 0.0

@@ -21,6 +21,13 @@ Sync = Annotated[
     str | None,
     typer.Option(help="Where a video's sound lies: 'clock', under its picture, or 'published', without gaps."),
 ]
+Fidelity = Annotated[
+    str | None,
+    typer.Option(
+        "--media",
+        help="How files are read: 'avjax', as players show them, or 'qwen-omni-utils', as that package does.",
+    ),
+]
 Video = Annotated[Path | None, typer.Option(help="A video file.")]
 Audio = Annotated[
     str | None,
@@ -65,11 +72,13 @@ def prompt_of(
     corrupt: Any = (),
     opening: str = "",
     sync: str | None = None,
+    media: str | None = None,
 ) -> "Prompt":
     """A prompt from what the command line gives."""
     sound = audio_of(model, audio, video)
     options = {"fps": fps, "min_pixels": min_pixels, "max_pixels": max_pixels, "corrupt": corrupt, "opening": opening}
     options |= {} if sync is None else {"sync": sync}
+    options |= {} if media is None else {"media": media}
     return model.prompt(text, video=video, audio=sound, image=image, system=system, **options)
 
 

@@ -54,7 +54,8 @@ def _read_16_bits(path: str | Path) -> tuple[np.ndarray, int]:
         # ffmpeg's own choice: the default track, then the one with most channels, then the first
         stream = max(container.streams.audio, key=lambda s: (bool(s.disposition & 1), s.channels))
         rounding = av.AudioResampler(format="s16")
-        blocks, channels, rate = [np.zeros(0, np.int16)], 1, int(stream.rate)
+        blocks: list[np.ndarray] = [np.zeros(0, np.int16)]
+        channels, rate = 1, int(stream.rate)
         for frame in itertools.chain(_decoded(container, stream), [None]):
             try:
                 parts = rounding.resample(frame)
