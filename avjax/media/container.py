@@ -76,9 +76,9 @@ def _playlist(path: str | Path) -> str:
 
 def video_stream(container: Any) -> Any | None:
     """The first video stream that is not the cover of an album."""
-    import av
+    from av.stream import Disposition
 
-    cover = av.stream.Disposition.attached_pic
+    cover = Disposition.attached_pic
     return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
 
 

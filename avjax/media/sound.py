@@ -205,9 +205,9 @@ def _decoded_blocks(path: str | Path, container: Any, stream: Any) -> Iterator[S
 
 def _packing_graph(sample_format: str, layout: str, rate: int) -> Any:
     """Makes any sample format 32-bit float, channel beside channel; the channels stay."""
-    import av
+    from av.filter import Graph
 
-    graph = av.filter.Graph()
+    graph = Graph()
     source = graph.add("abuffer", sample_rate=str(rate), sample_fmt=sample_format, channel_layout=layout)
     graph.link_nodes(source, graph.add("aformat", sample_fmts="flt"), graph.add("abuffersink")).configure()
     return graph

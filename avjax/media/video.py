@@ -200,9 +200,9 @@ class RgbConverter:
         return upright(graph.pull().to_ndarray(), matrix)
 
     def _graph(self, width: int, height: int, pixel_format: str, colorspace: int, color_range: int) -> Any:
-        import av
+        from av.filter import Graph
 
-        graph = av.filter.Graph()
+        graph = Graph()
         source = graph.add(
             "buffer",
             video_size=f"{width}x{height}",

@@ -93,9 +93,9 @@ def expected_kind(path: Path) -> str | None:
     if name in ("", "tty") or not probe.get("streams"):
         return None
     brand = probe["format"].get("tags", {}).get("major_brand", "")
-    if name in STILLS or name.endswith("_pipe") or brand in ("heic", "heix", "mif1", "avif"):
+    if name in STILLS or brand in ("heic", "heix", "mif1", "avif"):
         return "image"
-    if name in ("gif", "apng"):
+    if name in ("gif", "apng") or name.endswith("_pipe"):
         return "video" if len(_frames(path, "V:0", "pts")) > 1 else "image"
     if _streams(path, "V:0"):
         return "video"
