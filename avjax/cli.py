@@ -28,6 +28,7 @@ from avjax.options import (
     Video,
     audio_of,
     friendly,
+    isolated_reader,
     prompt_of,
 )
 from avjax.plan_cli import plan
@@ -157,16 +158,18 @@ def inspect(
         processor = load_processor(model)
         kind = media_kind(clip)
         sound = str(clip) if kind == "audio" else audio_of(processor, audio, clip) if kind == "video" else None
-        made = processor.prompt(
-            prompt,
-            video=clip if kind == "video" else None,
-            audio=sound,
-            image=clip if kind == "image" else None,
-            system=None,
-            options=processor.options.override(
-                fps=fps, min_pixels=min_pixels, max_pixels=max_pixels, sync=sync, media=media
-            ),
+        options = processor.options.override(
+            fps=fps, min_pixels=min_pixels, max_pixels=max_pixels, sync=sync, media=media
         )
+        with isolated_reader() as reader:
+            made = processor.with_reader(reader).prompt(
+                prompt,
+                video=clip if kind == "video" else None,
+                audio=sound,
+                image=clip if kind == "image" else None,
+                system=None,
+                options=options,
+            )
         own_sound = kind == "video" and sound in (FROM_VIDEO, str(clip))
         offset = sound_offset_seconds(clip) if own_sound else 0.0
         if as_json:

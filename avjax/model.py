@@ -18,6 +18,7 @@ from avjax.encoder_cache import kept, same_buffers
 from avjax.engine.encoding import encode_audio, encode_vision
 from avjax.media.corruption import Corruption
 from avjax.media.processor import Processor, StrPath
+from avjax.media.reading import Reader
 from avjax.mesh import mesh_of
 from avjax.parameters import Network
 from avjax.prompt import AudioFeatures, Inputs, Prompt, VisionFeatures
@@ -77,6 +78,11 @@ class Model:
     def mesh(self) -> Mesh | None:
         """The devices that the parameters lie on; None for one device."""
         return mesh_of(self.network.decoder.embed)
+
+    def with_reader(self, reader: Reader) -> "Model":
+        """The same model, with the media of its prompts read by another reader."""
+        host = dataclasses.replace(self.host, processor=self.processor.with_reader(reader))
+        return dataclasses.replace(self, host=host)
 
     def prompt(
         self,

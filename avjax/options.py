@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from avjax.media.isolated import IsolatedReader
     from avjax.model import Model
     from avjax.prompt import Prompt
 
@@ -79,7 +80,16 @@ def prompt_of(
     options = {"fps": fps, "min_pixels": min_pixels, "max_pixels": max_pixels, "corrupt": corrupt, "opening": opening}
     options |= {} if sync is None else {"sync": sync}
     options |= {} if media is None else {"media": media}
-    return model.prompt(text, video=video, audio=sound, image=image, system=system, **options)
+    with isolated_reader() as reader:
+        files = {"video": video, "audio": sound, "image": image}
+        return model.with_reader(reader).prompt(text, **files, system=system, **options)
+
+
+def isolated_reader() -> "IsolatedReader":
+    """Decodes in a process of its own: a decoder that crashes or never ends leaves a message, not a dead command."""
+    from avjax.media.isolated import IsolatedReader
+
+    return IsolatedReader(remedy="re-encode or cut the file")
 
 
 def audio_of(model: "Model | Any", audio: str | None, video: Path | None) -> str | None:

@@ -161,8 +161,7 @@ def _sample(spec: Spec, clip: Clip, model: Model, reader: IsolatedReader) -> Sam
     deciding = [texts, contents, settings, [metric_json(metric) for metric in metrics]]
 
     def prompt() -> Prompt:
-        host = dataclasses.replace(model.host, processor=model.processor.with_reader(reader))
-        return dataclasses.replace(model, host=host).prompt(**texts, **found, **media)
+        return model.with_reader(reader).prompt(**texts, **found, **media)
 
     return Sample(name=clip.sample, digest=digest(deciding), prompt=prompt, metrics=metrics)
 
