@@ -28,6 +28,7 @@ from avjax.options import (
     Sync,
     Video,
     friendly,
+    isolated_reader,
     prompt_of,
 )
 from avjax.plan_cli import plan
@@ -169,18 +170,20 @@ def inspect(
 
         processor = load_processor(model)
         kind = media_kind(clip)
-        made = processor.prompt(
-            prompt,
-            video=clip if kind == "video" else None,
-            audio=clip if kind == "audio" else "auto" if audio is None else audio,
-            image=clip if kind == "image" else None,
-            system=None,
-            options=processor.options.override(
-                fps=fps, min_pixels=min_pixels, max_pixels=max_pixels, sync=sync, media=media
-            ),
-            order=order,  # pyright: ignore[reportArgumentType] - checked there
-            positions=positions,  # pyright: ignore[reportArgumentType]
+        options = processor.options.override(
+            fps=fps, min_pixels=min_pixels, max_pixels=max_pixels, sync=sync, media=media
         )
+        with isolated_reader() as reader:
+            made = processor.with_reader(reader).prompt(
+                prompt,
+                video=clip if kind == "video" else None,
+                audio=clip if kind == "audio" else "auto" if audio is None else audio,
+                image=clip if kind == "image" else None,
+                system=None,
+                options=options,
+                order=order,  # pyright: ignore[reportArgumentType] - checked there
+                positions=positions,  # pyright: ignore[reportArgumentType]
+            )
         own_sound = kind == "video" and "audio" in made.counts() and audio in (None, FROM_VIDEO, str(clip))
         offset = sound_offset_seconds(clip) if own_sound else 0.0
         if as_json:

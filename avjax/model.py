@@ -19,6 +19,7 @@ from avjax.engine.encoding import encode_audio, encode_vision
 from avjax.media.corruption import Corruption
 from avjax.media.layout import PositionRule
 from avjax.media.processor import Order, Processor, Sound
+from avjax.media.reading import Reader
 from avjax.media.sources import ImageSource, VideoSource
 from avjax.mesh import mesh_of
 from avjax.parameters import Network
@@ -85,6 +86,11 @@ class Model:
     def mesh(self) -> Mesh | None:
         """The devices that the parameters lie on; None for one device."""
         return mesh_of(self.network.decoder.embed)
+
+    def with_reader(self, reader: Reader) -> "Model":
+        """The same model, with the media of its prompts read by another reader."""
+        host = dataclasses.replace(self.host, processor=self.processor.with_reader(reader))
+        return dataclasses.replace(self, host=host)
 
     def prompt(
         self,

@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 from avjax.wording import as_options
 
 if TYPE_CHECKING:
+    from avjax.media.isolated import IsolatedReader
     from avjax.model import Model
     from avjax.prompt import Prompt
 
@@ -115,13 +116,16 @@ def prompt_of(
     """A prompt from what the command line gives."""
     options = {"fps": fps, "min_pixels": min_pixels, "max_pixels": max_pixels, "corrupt": corrupt, "opening": opening}
     options |= {"sync": sync, "media": media}
-    return model.prompt(
-        text,
-        video=video,
-        audio="auto" if audio is None else audio,
-        image=image,
-        system=system,
-        order=order,
-        positions=positions,
-        **options,
-    )
+    sound = "auto" if audio is None else audio
+    with isolated_reader() as reader:
+        files = {"video": video, "audio": sound, "image": image}
+        return model.with_reader(reader).prompt(
+            text, **files, system=system, order=order, positions=positions, **options
+        )
+
+
+def isolated_reader() -> "IsolatedReader":
+    """Decodes in a process of its own: a decoder that crashes or never ends leaves a message, not a dead command."""
+    from avjax.media.isolated import IsolatedReader
+
+    return IsolatedReader(remedy="re-encode or cut the file")

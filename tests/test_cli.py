@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 import avjax
 from avjax.cli import app
+from avjax.media import isolated
 from tests.engine.knockout_oracle import Oracle, Rule
 from tests.tiny_hf import TinyCheckpoint
 
@@ -146,3 +148,16 @@ def test_help_imports_nothing_heavy():
     code = "import sys, avjax.cli; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not HEAVY & set(modules)
+
+
+def test_a_clip_that_its_decoder_dies_of_leaves_a_message(
+    clip: Path, omni: TinyCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(isolated, "WORKER", "tests.media.faulty_worker")
+    shutil.copy(clip, tmp_path / "crash.mp4")
+    for arguments in (
+        ["inspect", tmp_path / "crash.mp4", "-m", omni.directory],
+        ["run", "-m", omni.directory, "-p", "What?", "--video", tmp_path / "crash.mp4"],
+    ):
+        refused = invoke(*arguments, status=2)
+        assert "SIGSEGV" in refused.stderr and "crash.mp4" in refused.stderr

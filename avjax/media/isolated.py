@@ -23,6 +23,8 @@ from avjax.media.options import MediaOptions
 from avjax.media.sources import ImageSource, SoundSource, VideoSource
 
 DECODE_SECONDS = 300.0  # a file's limit
+WORKER = "avjax.media.worker"
+REMEDY = "re-encode or cut the file, or raise decode_seconds"
 STOPPING = {signal.SIGINT, signal.SIGTERM}  # meant for the parent, who finishes its block and the clip for it
 
 
@@ -35,16 +37,17 @@ class IsolatedReader:
 
     Args:
       seconds: the most time that one file may take.
-      module: what a worker runs, with `avjax.media.worker.serve` in it.
+      remedy: what the message says to do when that is over.
+      module: what a worker runs, with `avjax.media.worker.serve` in it; by default that itself.
 
     Raises:
       ValueError: the limit is no time.
     """
 
-    def __init__(self, seconds: float = DECODE_SECONDS, *, module: str = "avjax.media.worker"):
+    def __init__(self, seconds: float = DECODE_SECONDS, *, remedy: str = REMEDY, module: str | None = None):
         if not 0 < seconds < threading.TIMEOUT_MAX:
             raise ValueError(f"decode_seconds: expected a time above 0 s, got {seconds!r}")
-        self.seconds, self.module = seconds, module
+        self.seconds, self.remedy, self.module = seconds, remedy, module or WORKER
         self._lock = threading.Lock()
         self._idle: list[_Worker] = []
         self._busy: set[_Worker] = set()
@@ -93,7 +96,7 @@ class IsolatedReader:
     def _read(self, task: str, clip: Any, *arguments: Any) -> Any:
         name = str(clip) if isinstance(clip, str | Path) else task
         with self._worker(name) as worker:
-            succeeded, result = worker.ask((task, (clip, *arguments), self.seconds), name, self.seconds)
+            succeeded, result = worker.ask((task, (clip, *arguments), self.seconds), name, self.seconds, self.remedy)
         if not succeeded:
             raise result
         return result
@@ -153,7 +156,7 @@ class _Worker:
     def alive(self) -> bool:
         return self.end.alive and self.process.poll() is None
 
-    def ask(self, request: Any, clip: str, seconds: float) -> Any:
+    def ask(self, request: Any, clip: str, seconds: float, remedy: str) -> Any:
         """The answer to a request.
 
         Raises:
@@ -161,9 +164,9 @@ class _Worker:
         """
         with contextlib.suppress(OSError):  # it is gone; how is said below
             send(self.process.stdin, request)  # pyright: ignore[reportArgumentType]
-        return self._receive(clip, seconds)
+        return self._receive(clip, seconds, remedy)
 
-    def _receive(self, clip: str, seconds: float) -> Any:
+    def _receive(self, clip: str, seconds: float, remedy: str) -> Any:
         late = threading.Event()
 
         def end() -> None:
@@ -176,7 +179,11 @@ class _Worker:
         try:
             return receive(self.process.stdout)  # pyright: ignore[reportArgumentType]
         except (EOFError, OSError, ValueError) as error:  # ValueError: another thread has closed the pipe
-            raise MediaError(_reason(clip, self.process, seconds if late.is_set() else None)) from error
+            if late.is_set():
+                reason = f"decoding was ended after {seconds:g} s without a result; {remedy}"
+            else:
+                reason = _death(self.process)
+            raise MediaError(f"{clip}: {reason}") from error
         finally:
             timer.cancel()
 
@@ -185,26 +192,17 @@ def _known_to_workers(corrupt: Sequence[Corruption]) -> bool:
     return all(type(corruption).__module__.startswith("avjax.") for corruption in corrupt)
 
 
-def _reason(clip: str, process: "subprocess.Popen[bytes]", seconds: float | None) -> str:
-    """Why there is no answer.
-
-    Args:
-      seconds: the limit that was reached.
-    """
-    if seconds is not None:
-        return (
-            f"{clip}: decoding was ended after {seconds:g} s without a result; re-encode or cut the file, or raise "
-            "decode_seconds"
-        )
+def _death(process: "subprocess.Popen[bytes]") -> str:
+    """How a process ended that gave no answer, and what to do."""
     process.kill()  # where only the pipe is closed
     status = process.wait()
     if status >= 0:
-        return f"{clip}: the decoder's process ended with status {status}; re-encode the file or leave it out"
+        return f"the decoder's process ended with status {status}; re-encode the file or leave it out"
     name = signal.Signals(-status).name
     why = ", as the system does when memory runs out" if name == "SIGKILL" else ""
     return (
-        f"{clip}: the decoder's process was ended by {name}{why}; the file may be damaged or too large: re-encode it "
-        "or leave it out"
+        f"the decoder's process was ended by {name}{why}; the file may be damaged or too large: re-encode it or leave "
+        "it out"
     )
 
 

@@ -162,9 +162,8 @@ def _sample(spec: Spec, clip: Clip, model: Model, reader: IsolatedReader) -> Sam
     deciding = [texts, contents, settings, [metric_json(metric) for metric in metrics]]
 
     def prompt() -> Prompt:
-        host = dataclasses.replace(model.host, processor=model.processor.with_reader(reader))
         try:
-            return dataclasses.replace(model, host=host).prompt(**texts, **found, **media)
+            return model.with_reader(reader).prompt(**texts, **found, **media)
         except ValueError as error:
             raise type(error)(as_keys(str(error))) from error
 
