@@ -1,6 +1,7 @@
 """Sound of every wrapping: channels, lossy formats without a length, changing formats, clocks."""
 
 import io
+import json
 import math
 import struct
 from collections.abc import Sequence
@@ -12,11 +13,14 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from typer.testing import CliRunner
 
 import avjax
+from avjax.cli import app
 from avjax.media.decode import MediaError, media_kind, read_audio, sound_offset_seconds
 from avjax.media.options import MediaOptions
 from avjax.media.sound import SoundBlock, keep_clock
+from tests.tiny_hf import TinyCheckpoint
 
 RATE = 16_000
 
@@ -305,3 +309,16 @@ def test_sound_of_a_film(omni_model: avjax.Model, tmp_path: Path, name: str):
 def test_sync_is_one_of_two():
     with pytest.raises(ValueError, match="expected sync 'clock' or 'published', got 'none'"):
         MediaOptions().override(sync="none")
+
+
+def test_inspect_says_how_far_a_sound_is_off(omni: TinyCheckpoint, tmp_path: Path):
+    lines = {}
+    for name in ("together", "late"):
+        times, first_picture, _ = FILMS[name]
+        write_film(tmp_path / f"{name}.mkv", times, first_picture=first_picture)
+        command = ["inspect", str(tmp_path / f"{name}.mkv"), "-m", str(omni.directory)]
+        lines[name] = CliRunner().invoke(app, command).stdout
+        shown = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
+        assert shown["sound_offset_seconds"] == pytest.approx(times[0], abs=1e-3)
+    assert "the sound starts 2.00 s after the first picture" in lines["late"].replace("\n", " ")
+    assert "the sound starts" not in lines["together"]
