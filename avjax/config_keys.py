@@ -40,7 +40,8 @@ DECODER_SIZES = _words(
     hidden_act rms_norm_eps rope_theta rope_scaling rope_parameters use_sliding_window layer_types
     """
 )
-# Lengths at which a decoder was trained; without `use_sliding_window` a window is none.
+# Lengths at which a decoder was trained; without `use_sliding_window` a window is none. (Until 4.51 the masks of VL
+# ended at one all the same, which 4.52 mended; published windows are longer than any prompt here.)
 DECODER_LENGTHS = _words("max_position_embeddings max_window_layers sliding_window")
 # The section above the decoder places media, and reads these there.
 MARKERS = _words(
@@ -78,12 +79,12 @@ VL = COMMON | _words("audio_token_id")
 # section of the model ("model"), in the decoder's ("text"), in either, or nowhere (it never ties).
 # - Omni: no output embeddings were declared until 4.54, so nothing was tied; a whole checkpoint is tied since 4.56,
 #   when every part of a model began to be; since 5.0 the thinker's own key counts.
-# - VL: one flat section until 4.51; since 4.52 the decoder's; since 5.0 the model's; since 5.13 the decoder's too,
+# - VL: one flat section until 4.51; since 4.52 the decoder's; since 5.0 the model's; since 5.16 the decoder's too,
 #   because older files have it only there.
 TIED: Mapping[str, tuple[tuple[Version, tuple[str, ...]], ...]] = {
     "qwen2_5_omni": (((0, 0), ()), ((4, 56), ("text",)), ((5, 0), ("model",))),
     "qwen2_5_omni_thinker": (((0, 0), ()), ((4, 54), ("text",)), ((5, 0), ("model",))),
-    "qwen2_5_vl": (((0, 0), ("model",)), ((4, 52), ("text",)), ((5, 0), ("model",)), ((5, 13), ("model", "text"))),
+    "qwen2_5_vl": (((0, 0), ("model",)), ((4, 52), ("text",)), ((5, 0), ("model",)), ((5, 16), ("model", "text"))),
 }
 NESTED_VL: Version = (4, 52)  # the first version that reads `text_config`
 

@@ -91,10 +91,16 @@ AUDIO_KEYS = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_
 
 
 def read_options(directory: Path, config: ModelConfig) -> MediaOptions:
-    """Reads `preprocessor_config.json` or transformers 5's `processor_config.json`; absent files mean defaults."""
+    """Reads `preprocessor_config.json` or transformers 5's `processor_config.json`; absent files mean defaults.
+
+    Raises:
+      ValueError: the files are of another checkpoint, or want images and videos in different colours.
+    """
     legacy, nested = _json(directory / "preprocessor_config.json"), _json(directory / "processor_config.json")
-    image = {**legacy, **nested.get("image_processor", {})}
-    audio = {**legacy, **nested.get("feature_extractor", {})}
+    # Where transformers 5 has a section for a processor, it reads that alone, whatever older files are still there.
+    image = nested.get("image_processor") or legacy
+    audio = nested.get("feature_extractor") or legacy
+    video = nested.get("video_processor") or _json(directory / "video_preprocessor_config.json")
     bounds = image.get("size") or {}
     # `media_options` is ours: the clips that a model was trained on may be smaller than Qwen's.
     options = (
@@ -107,7 +113,14 @@ def read_options(directory: Path, config: ModelConfig) -> MediaOptions:
             image_std=tuple(image["image_std"]) if image.get("image_std") else None,
         )
     )
-    _check_patches(image, config, directory)
+    _check_patches("image", image, config, directory)
+    _check_patches("video", video, config, directory)
+    for key in ("image_mean", "image_std"):
+        if video.get(key) is not None and tuple(video[key]) != tuple(getattr(options, key)):
+            raise ValueError(
+                f"{directory}: expected {key} of the video processor to be that of the image processor, "
+                f"{list(getattr(options, key))}, got {list(video[key])}; set both alike"
+            )
     if config.audio is None:
         return options
     found = {key: audio[key] for key in AUDIO_KEYS if audio.get(key) is not None}
@@ -120,17 +133,17 @@ def read_options(directory: Path, config: ModelConfig) -> MediaOptions:
     return options.override(audio=tuple(sorted(found.items())))
 
 
-def _check_patches(image: Mapping[str, Any], config: ModelConfig, directory: Path) -> None:
+def _check_patches(kind: str, settings: Mapping[str, Any], config: ModelConfig, directory: Path) -> None:
     vision = config.vision
     expected = {
         "patch_size": vision.patch_size,
         "temporal_patch_size": vision.temporal_patch_size,
         "merge_size": vision.spatial_merge_size,
     }
-    wrong = {k: image[k] for k, v in expected.items() if image.get(k) not in (None, v)}
+    wrong = {k: settings[k] for k, v in expected.items() if settings.get(k) not in (None, v)}
     if wrong:
         raise ValueError(
-            f"{directory}: the image processor has {wrong}, the vision tower {expected}; "
+            f"{directory}: the {kind} processor has {wrong}, the vision tower {expected}; "
             "the files are of different checkpoints"
         )
 
