@@ -7,7 +7,6 @@ from typing import Literal
 import numpy as np
 
 from avjax.config import TokenIds
-from avjax.model import GenerationDefaults, Model
 from avjax.models.attention import Compat as AttentionCompat
 from avjax.prompt import Prompt
 
@@ -48,11 +47,6 @@ def compatible_prompt(prompt: Prompt, compat: Compat | None) -> Prompt:
         return prompt
     positions = _script_positions(prompt.token_ids, prompt.positions, prompt.made_for.tokens)
     return dataclasses.replace(prompt, positions=positions)
-
-
-def generation_for(model: Model, compat: Compat | None) -> GenerationDefaults:
-    """Stop tokens and settings of greedy decoding: the checkpoint's, or those that hold in the published script."""
-    return model.host.script_generation if compat == "published-script" else model.host.generation
 
 
 def max_new_tokens_for(compat: Compat | None, max_new_tokens: int | None) -> int:

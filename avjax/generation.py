@@ -144,7 +144,7 @@ def decoded(session: Session, max_new_tokens: int, penalty: float, executor: Exe
             jnp.asarray(_prompt_tokens(model, prompt)),
             jnp.int32(prompt.next_position()),
             jnp.int32(max_new_tokens),
-            jnp.asarray(session.generation.stop_tokens or (-1,), jnp.int32),
+            jnp.asarray(model.generation.stop_tokens or (-1,), jnp.int32),
             jnp.float32(penalty),
             num_slots=num_slots(max_new_tokens),
             keep_logits=session.budget.kept_logits > 0,
@@ -189,7 +189,7 @@ def generation_penalty(session: Session, asked: float | None = None) -> float:
     Raises:
       ValueError: the checkpoint's settings are not implemented, or the penalty cannot be.
     """
-    prompt, defaults = session.prompt, session.generation
+    prompt, defaults = session.prompt, session.model.generation
     unsupported = defaults.unsupported
     if unsupported:
         raise ValueError(

@@ -100,7 +100,6 @@ def assemble_model(network: Network, config: ModelConfig, directory: Path) -> Mo
     host = Host(
         processor=processor,
         generation=_generation(directory),
-        script_generation=_script_generation(directory),
         source=str(directory),
     )
     return Model(network=network, config=config, host=host)
@@ -126,20 +125,18 @@ GREEDY = {
 
 
 def _generation(directory: Path) -> GenerationDefaults:
+    """What HF's greedy decoding takes from a checkpoint's files.
+
+    In a whole Omni model the thinker generates, and HF makes its settings from `thinker_config` alone: neither the
+    directory's generation config nor the outer config reaches it.
+    """
+    config = read_json(directory / "config.json")
+    if thinker := config.get("thinker_config"):
+        return _defaults(_with_text(thinker), _with_text(thinker))
     path = directory / "generation_config.json"
     own: dict[str, Any] = read_json(path) if path.is_file() else {}
-    config = read_json(directory / "config.json")
     # Without a generation config, HF takes these settings from the model's config, outermost first.
-    sections = [*_with_text(config), *_with_text(config.get("thinker_config") or {})]
-    return _defaults([own, *sections], [own]) if own else _defaults(sections, sections)
-
-
-def _script_generation(directory: Path) -> GenerationDefaults:
-    """What decides in a whole Omni model's `generate`: its thinker has a generation config of its own, which HF makes
-    from the thinker's config, whatever the directory's generation config says. Other models have one alone.
-    """
-    thinker = read_json(directory / "config.json").get("thinker_config")
-    return _generation(directory) if not thinker else _defaults(_with_text(thinker), _with_text(thinker))
+    return _defaults([own, *_with_text(config)], [own]) if own else _defaults(_with_text(config), _with_text(config))
 
 
 def _with_text(section: dict[str, Any]) -> list[dict[str, Any]]:

@@ -48,7 +48,6 @@ class Host:
 
     processor: Processor
     generation: GenerationDefaults
-    script_generation: GenerationDefaults  # under compat="published-script"
     source: str
     encoded: collections.OrderedDict[bytes, tuple[list[jax.Array], jax.Array]] = dataclasses.field(
         default_factory=collections.OrderedDict

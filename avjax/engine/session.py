@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.compat import Compat, attention_compat, compatible_prompt, generation_for
+from avjax.compat import Compat, attention_compat, compatible_prompt
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import folded, lower
 from avjax.engine.operations import EdgeOp
@@ -83,7 +83,7 @@ class Session:
         model.check(prompt)
         prompt = compatible_prompt(prompt, compat)
         self.model, self.prompt, self.reads = model, prompt, reads or Reads()
-        self.compat, self.generation = attention_compat(compat), generation_for(model, compat)
+        self.compat = attention_compat(compat)
         self.variants = variants
         self.num_reads = max(1, len(self.reads.continuation))
         fed = self.num_reads - 1

@@ -89,9 +89,11 @@ def token_layout(
 
     Args:
       token_ids: int [T] with every clip's tokens written out.
-      positions: where text goes on after a video of Qwen2.5-VL. "trained": one past the clip's largest position, as
-        Qwen's own code, vLLM and transformers up to 5.2 have it. "transformers-5.3": past the clip's larger side,
-        however long it lasts, as transformers 5.3 to 5.24 have it (its issue 45381).
+      positions: of Qwen2.5-VL. "trained": text after a video starts one past its largest position, as in Qwen's own
+        code, vLLM and transformers 4.49 to 5.2; a grid step's time is its seconds in units, truncated (4.52 to 5.2 cut
+        the seconds to whole ones first). "transformers-5.3": text starts past the clip's larger side, however long it
+        lasts, as in transformers 5.3 to 5.24 (its issue 45381); to the last position that of 5.22 to 5.24, since the
+        versions before cut seconds too.
 
     Raises:
       ValueError: the media tokens do not add up to the clips, or the rule is unknown or not one of this family.

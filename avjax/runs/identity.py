@@ -82,7 +82,7 @@ def model_identity(model: Model) -> dict[str, Any]:
     return {
         "checkpoint": checkpoint_digest(directory),
         "parameters": digest([[str(x.dtype), *x.shape, *np.asarray(_checksum(x)).tolist()] for x in leaves]),
-        "settings": digest(repr(model.config), repr(host.generation), repr(host.script_generation)),
+        "settings": digest(repr(model.config), repr(host.generation)),
         "family": read_json(directory / "config.json").get("model_type", model.config.family),
         "dtype": str(model.dtype),
         "numerics": numerics.VERSION,

@@ -67,7 +67,7 @@ def abstract_model(config: ModelConfig, dtype: str, mesh: Mesh, source: str) -> 
     )
     generation = GenerationDefaults(stop_tokens=(), repetition_penalty=1.0, unsupported=())
     words: Any = _Words(config.decoder.vocab_size)
-    host = Host(processor=words, generation=generation, script_generation=generation, source=source)
+    host = Host(processor=words, generation=generation, source=source)
     return Model(network=network, config=config, host=host)
 
 

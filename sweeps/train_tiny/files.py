@@ -94,6 +94,8 @@ def _name_published_class(path: Path) -> None:
     """A class that older releases of transformers know too."""
     settings = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     settings.pop("backend", None)
+    if not settings.get("extra_special_tokens"):  # an empty list, which transformers 4 cannot read
+        settings.pop("extra_special_tokens", None)
     path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
