@@ -114,7 +114,8 @@ def run(
         )
         names = ["clean", *("; ".join(map(str, edits)) for edits in rules)]
         if as_json:
-            shown = {"model": model, "prompt": prompt, "tokens": made.counts(), "variants": caption_rows(names, found)}
+            shown = {"model": model, "prompt": prompt, "tokens": made.counts(), "order": made.order, "compat": compat}
+            shown |= {"positions": positions, "media": media or "avjax", "variants": caption_rows(names, found)}
             typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         else:
             print_captions(made, names, found)

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.compat import max_new_tokens_for
 from avjax.model import Model
 from avjax.prompt import Prompt
 from avjax.tokens import Selector, as_indices
@@ -380,13 +381,22 @@ class AttentionMass(Metric):
 
 @dataclasses.dataclass(frozen=True)
 class Caption(Metric):
-    """The greedy continuation as text, and its number of tokens as `NAME_tokens`."""
+    """The greedy continuation as text, and its number of tokens as `NAME_tokens`.
 
-    max_new_tokens: int = 50
+    Attributes:
+      max_new_tokens: by default 50, and under compat="published-script" 1,024, see `avjax.generate`.
+    """
+
+    max_new_tokens: int | None = None
     name: str = "caption"
     unit: ClassVar[str] = "text"
     averages: ClassVar[bool] = False
 
     def __post_init__(self):
-        if type(self.max_new_tokens) is not int or self.max_new_tokens < 1:
+        if self.max_new_tokens is not None and (type(self.max_new_tokens) is not int or self.max_new_tokens < 1):
             raise ValueError(f"Caption: expected max_new_tokens of at least 1, got {self.max_new_tokens}")
+
+    @property
+    def limit(self) -> int:
+        """The most tokens of a continuation; a sweep puts in what its `compat` asks for."""
+        return max_new_tokens_for(None, self.max_new_tokens)

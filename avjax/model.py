@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -169,6 +170,8 @@ class Model:
         """Raises ValueError when the prompt is not one of this architecture."""
         if prompt.made_for != self.config:
             raise ValueError("prompt: it was made for another architecture; make it with this model's own methods")
+        if prompt.audio and not self.hears:
+            raise ValueError(f"prompt: {Path(self.host.source).name} was not trained on sound; make it with audio=None")
         vocab = self.config.decoder.vocab_size
         ids = prompt.token_ids[0 if prompt.embeddings is None else len(prompt.embeddings) :]
         if bad := sorted(set(ids[(ids < 0) | (ids >= vocab)].tolist())):

@@ -144,7 +144,7 @@ def cost(planned: Sweep, *, calibrate: bool) -> Plan:
         needed = {id(prompt): prompt for prompt, _ in session.folded.bank.needs}
         sources.setdefault(sample, {}).update(needed)
         one = planned.parts[place]
-        steps = one.max_new_tokens - 1 if isinstance(one, Caption) else 0
+        steps = one.limit - 1 if isinstance(one, Caption) else 0
         size = session.num_positions
         tokens = None if isinstance(one, Caption) else one.unembedded(planned.model)
         unembed = counts.unembed(session.num_reads, cfg.vocab_size if tokens is None else len(tokens))

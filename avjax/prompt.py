@@ -30,6 +30,7 @@ class Prompt:
       frames: int32 [T]; the temporal grid step of a video token, -1 elsewhere.
       audio, images, videos: media features, in order of appearance.
       embeddings: float [T, D] when the prompt was built from them, without rows for an opening; else None.
+      order: whether the words stand after the clips or before them; None where the prompt was not made of both.
       made_for: the architecture that the token ids, features and positions are of.
     """
 
@@ -44,6 +45,7 @@ class Prompt:
     images: tuple[VisionFeatures, ...] = ()
     videos: tuple[VisionFeatures, ...] = ()
     embeddings: np.ndarray | None = None
+    order: str | None = None
     made_for: ModelConfig
 
     def __len__(self) -> int:
@@ -68,7 +70,13 @@ class Prompt:
         return {name: n for i, name in enumerate(KINDS) if (n := int(np.sum(self.kinds == i)))}
 
     def next_position(self) -> int:
-        """The rotary position of the first generated token, on all three axes."""
+        """The rotary position of the first generated token, on all three axes.
+
+        One past the largest position; a prompt of tokens goes on from its last one, which is the largest but where
+        Qwen2.5-VL is numbered as transformers 5.3 does, whose `generate` counts so.
+        """
+        if self.embeddings is None and self.made_for.family == "qwen2_5_vl":
+            return int(self.positions[:, -1].max()) + 1
         return int(self.positions.max()) + 1
 
     def continued(self, tokens: Sequence[int] | np.ndarray) -> "Prompt":
@@ -142,6 +150,12 @@ def token_counts(prompts: Mapping[Any, Prompt]) -> dict[str, tuple[str, list[int
         name: ("sample", [count.get(modality, 0) for count in counts])
         for name, modality in zip(TOKEN_COUNTS, MODALITIES, strict=True)
     }
+
+
+def common_order(prompts: Iterable[Prompt]) -> str | None:
+    """An attribute of a dataset: the order of words and clips in its prompts, or "mixed"; None where none says."""
+    orders = {prompt.order for prompt in prompts} - {None}
+    return "mixed" if len(orders) > 1 else next(iter(orders), None)
 
 
 def of_each_sample(samples: Iterable[Any], given: Any, what: str) -> dict[Any, Any]:

@@ -5,7 +5,9 @@ import re
 # Arguments of `model.prompt` and `avjax.generate` that are options of the command line and keys of a specification.
 _ARGUMENTS = "audio video image system order positions opening compat media sync fps min_pixels max_pixels".split()
 _IN_MEDIA = ("media", "sync", "fps", "min_pixels", "max_pixels")
-_MENTION = re.compile(rf"\b({'|'.join(_ARGUMENTS)})=(None\b|'[^']*'|\"[^\"]*\"|[\w.+-]+)?")
+# A word of the message, no part of a file's name: nothing but space or punctuation before and after it.
+_VALUE = r"""None|'[^']*'|"[^"]*"|[\w+-]+(?:\.\d+)?"""
+_MENTION = re.compile(rf"(?<![\w/.=-])({'|'.join(_ARGUMENTS)})=({_VALUE})?(?![\w/=]|\.\w)")
 
 
 def as_options(message: str) -> str:

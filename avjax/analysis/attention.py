@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from avjax.analysis.captions import Captioned, Captions, captioned
+from avjax.analysis.sampled import with_prompts
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.reference import prefill
@@ -23,7 +24,7 @@ from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention
 from avjax.models.layers import dot
 from avjax.models.sites import Site
-from avjax.prompt import Inputs, Prompt, named_prompts, token_counts
+from avjax.prompt import Inputs, Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.slices import memory_of
@@ -113,7 +114,7 @@ def attention_mass(
             found.append(_reduced(one, *_read(sessions.pop(name), keys, one.rows), per_token))
             bar.advance(1)
     about = {"query": str(query), "edits": "; ".join(map(str, changes)) or None}
-    return _dataset(model, asked, found, labels, per_token, about).assign_coords(token_counts(named))
+    return with_prompts(_dataset(model, asked, found, labels, per_token, about), named)
 
 
 def _refuse_absent(name: Any, prompt: Prompt, keys: Sequence[Selector], query: Selector) -> None:

@@ -16,6 +16,7 @@ from jax.scipy.stats import rankdata
 
 from avjax.analysis.gradients import Rows, Target, objective, prepared
 from avjax.analysis.objective import Case, Metrics, arithmetic, cases, exact, of_one_kind, refuse_missing
+from avjax.analysis.sampled import with_prompts
 from avjax.config import DecoderConfig
 from avjax.interventions import Edit, Knockout, Scale
 from avjax.metrics import Metric
@@ -23,7 +24,7 @@ from avjax.model import Model
 from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention
 from avjax.models.sites import FLOW, Site, SiteEdit, SiteSources, num_site_heads, site_shape
-from avjax.prompt import Prompt, token_counts
+from avjax.prompt import Prompt
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.tokens import MODALITIES, Selector
@@ -110,7 +111,7 @@ def attribute(
         data = _dataset(plan, {key: np.stack(values) for key, values in found.items()}, name, unit)
         if top:
             data = _verified(model, plan, data, int(top), bar)
-    data = data.assign_coords(token_counts({sample: case.prompt for sample, case in plan.cases.items()}))
+    data = with_prompts(data, {sample: case.prompt for sample, case in plan.cases.items()})
     return data.assign_attrs(provenance(model, metric=name, estimate="minus the slope at the clean run"))
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import xarray as xr
 
 from avjax.analysis.captions import Captioned, Captions, captioned
-from avjax.analysis.sampled import Prompts
+from avjax.analysis.sampled import Prompts, with_prompts
 from avjax.api import run
 from avjax.model import Model
-from avjax.prompt import Prompt, named_prompts, token_counts
+from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.tokens import KINDS
@@ -82,7 +82,7 @@ def compare_with_base(
             texts[row, : len(tokens)], tags[row, : len(tokens)] = _tagged(model, tokens, words)
             bar.advance(1)
     dataset = _dataset(list(named), values, texts, tags, provenance(model, base=base.host.source, caveat=CAVEAT))
-    return dataset.assign_coords(token_counts(named))
+    return with_prompts(dataset, named)
 
 
 def check_base(model: Model, base: Model) -> None:

@@ -10,9 +10,10 @@ import xarray as xr
 
 from avjax.analysis.gate_training import Penalty, Per, Training, Window, learned
 from avjax.analysis.objective import Case, Metrics, cases, exact, of_one_kind, refuse_missing
+from avjax.analysis.sampled import with_prompts
 from avjax.interventions import Indices, Knockout, name_of
 from avjax.model import Model
-from avjax.prompt import Prompt, named_prompts, token_counts
+from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.slices import memory_of
@@ -94,7 +95,7 @@ def learn_gates(
             bar.advance(1)
     data = _dataset(window, gates, curve, sets, list(test), (values, clean), (name, unit), seed)
     settings = {**dataclasses.asdict(training), "per": per, "query": str(query), "key": str(key)}
-    data = data.assign_coords(token_counts({sample: case.prompt for sample, case in test.items()}))
+    data = with_prompts(data, {sample: case.prompt for sample, case in test.items()})
     return data.assign_attrs(provenance(model, metric=name, num_train=len(train), **settings))
 
 

@@ -17,12 +17,13 @@ import xarray as xr
 from avjax.analysis.captions import Captions
 from avjax.analysis.places import Places, checked_site, places_of, refuse_unreadable
 from avjax.analysis.projection import CHUNK_BYTES, NO_FORM, Projected, chunk_rows, lens_pass, padded_rows
+from avjax.analysis.sampled import with_prompts
 from avjax.analysis.tuned_lens import TunedLens
 from avjax.engine.reference import bucket, pad_inputs
 from avjax.metrics import Answer, answer_tokens
 from avjax.model import Model
 from avjax.models.sites import Site
-from avjax.prompt import Prompt, named_prompts, token_counts
+from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.tokens import Selector, as_indices
@@ -137,7 +138,7 @@ def logit_lens(
             found.append(how.read(name, places, tokens[name]))
             bar.advance(1)
     dataset = _dataset(how, looked, labels, found, how.attributes(where=str(where)))
-    return dataset.assign_coords(token_counts(named))
+    return with_prompts(dataset, named)
 
 
 def checked_lens(

@@ -9,7 +9,7 @@ from avjax.grids import Grid
 from avjax.interventions import Edit
 from avjax.metrics import Metric
 from avjax.model import Model
-from avjax.prompt import Prompt, named_prompts, of_each_sample
+from avjax.prompt import Prompt, common_order, named_prompts, of_each_sample, token_counts
 from avjax.report.progress import Progress
 from avjax.sweeping import sweep
 from avjax.sweeping.plan import prepare
@@ -51,6 +51,12 @@ def sweep_samples(
             parts.append(sweep(model, {name: prompt}, grid, by_sample[name], progress=False, **options))
             bar.advance(1)
     return joined(parts)
+
+
+def with_prompts(dataset: xr.Dataset, prompts: Mapping[Any, Prompt]) -> xr.Dataset:
+    """The dataset with what its samples' prompts hold: tokens of each modality, and where their words stand."""
+    order = common_order(prompts.values())
+    return dataset.assign_coords(token_counts(prompts)).assign_attrs({} if order is None else {"order": order})
 
 
 def joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:

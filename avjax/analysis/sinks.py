@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from avjax.compat import Compat, checked_compat
+from avjax.analysis.sampled import with_prompts
+from avjax.compat import Compat, checked_compat, compatible_prompt
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.reference import bucket, pad_inputs, reduced_prefill
@@ -20,7 +21,7 @@ from avjax.model import Model
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
 from avjax.models.sites import Site
-from avjax.prompt import Inputs, Prompt, named_prompts, token_counts
+from avjax.prompt import Inputs, Prompt, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.tokens import KINDS, MODALITIES, BySample, as_indices, select
@@ -108,6 +109,7 @@ def find_sinks(
     if len(set(modalities)) != 2 or set(modalities) - set(MODALITIES):
         raise ValueError(f"modalities: expected two of {', '.join(MODALITIES)}, got {modalities!r}")
     zero = checked_compat(compat) is not None
+    named = {name: compatible_prompt(prompt, compat) for name, prompt in named.items()}
     for prompt in named.values():
         model.check(prompt)
     seen = {}
@@ -119,7 +121,7 @@ def find_sinks(
     about = {"threshold": threshold, "compat": compat, "outliers": "estimated" if known is None else "given"}
     attributes = provenance(model, analysis="sinks", **about)
     dataset = _dataset(named, seen, outliers, modalities, zero).assign_attrs(attributes)
-    return dataset.assign_coords(token_counts(named))
+    return with_prompts(dataset, named)
 
 
 def _checked_threshold(threshold: float | None, embed_dim: int) -> float:

@@ -58,7 +58,7 @@ def read_batch(batch: Mapping[str, Any], config: ModelConfig) -> tuple[np.ndarra
 def _check_audio_in_video(flag: Any, token_ids: np.ndarray, config: ModelConfig) -> None:
     """Scripts pass the flag on to `generate`; here the tokens say it themselves, so both must agree."""
     value = np.asarray(flag)
-    if value.shape not in ((), (1,)) or value.dtype != bool:
+    if value.dtype != bool or not value.size or value.any() != value.all():
         raise ValueError(f"batch: expected use_audio_in_video to be True or False, got {flag!r}; pass it as a bool")
     ids = config.tokens
     after = token_ids[1:][token_ids[:-1] == ids.vision_bos]

@@ -98,7 +98,7 @@ def token_layout(
     Raises:
       ValueError: the media tokens do not add up to the clips, or the rule is unknown or not one of this family.
     """
-    _check_rule(positions, config)
+    check_rule(positions, config)
     if config.family == "qwen2_5_omni":
         parts = list(_omni_parts(token_ids, shapes, config))
     else:
@@ -111,7 +111,8 @@ def token_layout(
     )
 
 
-def _check_rule(rule: str, config: ModelConfig) -> None:
+def check_rule(rule: str, config: ModelConfig) -> None:
+    """Raises ValueError when a rule of positions is unknown, or not one of the family."""
     if rule not in get_args(PositionRule):
         raise ValueError(f"positions: expected {' or '.join(map(repr, get_args(PositionRule)))}, got {rule!r}")
     if rule != "trained" and config.family != "qwen2_5_vl":

@@ -77,6 +77,8 @@ class Processor:
     ) -> Prompt:
         """See `avjax.Model.prompt`."""
         vision = self.config.vision
+        if not isinstance(text, str):
+            raise TypeError(f"text: expected the user's words, got {type(text).__name__}; pass a str")
         video, audio = _single(video), _single(audio)
         audio = self.sound_source(video, audio, options)
         corruptions = corruptions_of(corrupt, has_audio=audio is not None, has_video=video is not None)
@@ -154,7 +156,8 @@ class Processor:
             self.config,
             audio_in_video=audio_in_video,
         )
-        return self.assemble(token_ids, images=images, videos=videos, audio=audio, positions=positions)
+        prompt = self.assemble(token_ids, images=images, videos=videos, audio=audio, positions=positions)
+        return dataclasses.replace(prompt, order=order) if clips else prompt
 
     def _templated(self, content: list[dict[str, str]], system: str | None) -> list[int]:
         if not self.tokenizer.chat_template:
@@ -231,6 +234,8 @@ class Processor:
     def from_hf(self, batch: Mapping[str, Any], positions: PositionRule = "trained") -> Prompt:
         """See `avjax.Model.prompt_from_hf`."""
         token_ids, clips = read_batch(batch, self.config)
+        if clips["audio"] and not self.options.hears:
+            raise ValueError(f"batch: {self.directory.name} was not trained on sound; leave input_features out")
         return self.assemble(token_ids, **clips, positions=positions)
 
     def from_embeddings(self, embeddings: np.ndarray, positions: np.ndarray, types: Sequence[str]) -> Prompt:

@@ -160,7 +160,8 @@ def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
         samples = np.array([place[name] for name in table["sample"].to_pylist()])
         done[rows, samples] = True  # the unedited run is last
         for name, by_sample in counts.items():
-            by_sample[samples] = table[name].to_numpy()
+            if name in table.column_names:  # parts of older versions do not say
+                by_sample[samples] = table[name].to_numpy()
         for field in table.schema:
             if not field.metadata or ABOUT not in field.metadata:
                 continue

@@ -40,6 +40,12 @@ class Clip(Strict):
     image: Text | list[Text] | None = None
     labels: dict[str, str | int | float] = Field({}, description="For the {names} in prompt, opening and answers.")
 
+    @field_validator("audio", mode="before")
+    @classmethod
+    def _null_is_silence(cls, audio: Any) -> Any:
+        """As `audio=None` in Python; a clip that does not mention its sound is heard."""
+        return "none" if audio is None else audio
+
     @model_validator(mode="after")
     def _has_media(self) -> Self:
         if not any(getattr(self, kind) not in (None, "none", []) for kind in MEDIA):
@@ -124,6 +130,15 @@ class Spec(Strict):
     mesh: MeshSizes | None = Field(None, description="By default one device; with --distributed, data: -1.")
     store: Text | None = Field(None, description="Where cells are kept: a directory, or gs://...")
     _directory: Path = PrivateAttr(Path())
+
+    @model_validator(mode="after")
+    def _compat_without_opening(self) -> Self:
+        if self.compat is not None and self.opening:
+            raise ValueError(
+                f"compat: {self.compat} expected no opening, in which a blocked query would read later tokens; remove "
+                "one of them"
+            )
+        return self
 
     @field_validator("clips")
     @classmethod
@@ -306,6 +321,8 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 def _clip_of(row: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """A row's other columns are labels."""
     own = {key: row[key] for key in ("name", *MEDIA, "labels") if row.get(key) is not None}
+    if "audio" in row:  # a table of JSON says null where a clip is silent
+        own["audio"] = row["audio"]
     if not isinstance(own.get("labels", {}), Mapping) or None in row:
         raise ValueError(f"clips: expected as many columns as names, and labels with names, got the row {dict(row)}")
     labels = {key: value for key, value in row.items() if key not in own and value is not None}

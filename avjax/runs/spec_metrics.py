@@ -100,7 +100,7 @@ class Caption(_Metric):
     """The greedy continuation as text."""
 
     metric: Literal["caption"]
-    max_new_tokens: int = Field(50, ge=1)
+    max_new_tokens: int | None = Field(None, ge=1, description="By default 50; with published-script 1,024.")
 
 
 AnyMetric = Annotated[

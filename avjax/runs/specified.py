@@ -9,7 +9,9 @@ from avjax.assets.builtin import builtin_directory
 from avjax.grids import as_cells
 from avjax.interventions import Edit
 from avjax.loading import load
+from avjax.media.decode import MediaError
 from avjax.media.isolated import IsolatedReader
+from avjax.media.layout import check_rule
 from avjax.mesh import mesh_of_sizes
 from avjax.metrics import Metric
 from avjax.model import Model
@@ -121,6 +123,7 @@ def _prepared(spec: Spec, model: Model) -> Prepared:
         edit.layer_indices(model.config.decoder)
         edit.head_indices(model.config.decoder)
     reader = IsolatedReader(spec.decode_seconds)
+    check_rule(spec.positions, model.config)
     samples = tuple(_sample(spec, clip, model, reader) for clip in spec.all_clips())
     settings = {name: getattr(spec, name) for name in ("executor", "compat", "allow_noop", "memory_bytes")}
     fixed = model_identity(model) | {"executor": spec.executor, "compat": spec.compat, "allow_noop": spec.allow_noop}
@@ -164,8 +167,10 @@ def _sample(spec: Spec, clip: Clip, model: Model, reader: IsolatedReader) -> Sam
     def prompt() -> Prompt:
         try:
             return model.with_reader(reader).prompt(**texts, **found, **media)
+        except MediaError as error:
+            raise MediaError(as_keys(str(error))) from error
         except ValueError as error:
-            raise type(error)(as_keys(str(error))) from error
+            raise ValueError(as_keys(str(error))) from error
 
     return Sample(name=clip.sample, digest=digest(deciding), prompt=prompt, metrics=metrics)
 

@@ -25,7 +25,7 @@ from avjax.grids import Grid
 from avjax.interventions import Edit
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
-from avjax.prompt import Prompt, named_prompts
+from avjax.prompt import Prompt, common_order, named_prompts
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.slices import Slice, Team, at_once, slices_here
@@ -49,7 +49,7 @@ def computed(
     settings = {"memory_bytes": memory_bytes, "compat": compat, "allow_noop": allow_noop}
     named = named_prompts(prompts)
     parts, team = [part for part in slices_here(model) if part.deal(named)], Team(model.mesh)
-    attributes = provenance(model, executor=executor, compat=compat)
+    attributes = provenance(model, executor=executor, compat=compat, order=common_order(named.values()))
 
     def checked(part: Slice) -> Sweep:
         return prepare(part.model, part.deal(named), grid, metrics, **settings)
@@ -70,7 +70,7 @@ def _swept(planned: Sweep, executor: Executor, attributes: Mapping[str, Any], pr
                 session = planned.sessions.pop((name, place))  # and with it, what it keeps on the device
                 if isinstance(one, Caption):
                     penalty = generation_penalty(session)
-                    columns.add_captions(sample, one, decoded(session, one.max_new_tokens, penalty, executor))
+                    columns.add_captions(sample, one, decoded(session, one.limit, penalty, executor))
                     bar.advance(len(planned.cells.cells) + 1)
                     continue
                 session.begin()

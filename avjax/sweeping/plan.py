@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from avjax.compat import Compat, checked_compat
+from avjax.compat import Compat, checked_compat, max_new_tokens_for
 from avjax.engine.activations import CleanRuns
 from avjax.engine.scoring import check_values, unembedded
 from avjax.engine.session import Reads, Session, with_fed
@@ -60,7 +60,7 @@ class Sweep:
 
     def num_decoded(self) -> int:
         """The most generated tokens that any metric feeds back."""
-        fed = [len(p.continuation) - 1 for p in self.passes] + [c.max_new_tokens - 1 for c in self.captions]
+        fed = [len(p.continuation) - 1 for p in self.passes] + [c.limit - 1 for c in self.captions]
         return max(0, *fed)
 
     def session(self, prompt: Prompt, one: Pass | Caption, variants: Sequence[Sequence[Edit]]) -> Session:
@@ -69,7 +69,7 @@ class Sweep:
         Raises:
           ValueError: an edit does not fit the prompt, or the memory does not suffice.
         """
-        slots = num_slots(one.max_new_tokens) if isinstance(one, Caption) else 0
+        slots = num_slots(one.limit) if isinstance(one, Caption) else 0
         return Session(
             self.model,
             prompt,
@@ -121,7 +121,12 @@ def prepare(
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ValueError(f"metrics: {twice[0]!r} occurs twice; give one of them another name=")
-    captions = tuple(m for m in several if isinstance(m, Caption))
+    compat = checked_compat(compat, named.values())
+    captions = tuple(
+        dataclasses.replace(m, max_new_tokens=max_new_tokens_for(compat, m.max_new_tokens))
+        for m in several
+        if isinstance(m, Caption)
+    )
     read = [m for m in several if not isinstance(m, Caption)]
     planned = Sweep(
         model=model,
@@ -129,7 +134,7 @@ def prepare(
         cells=cells,
         passes=_passes(model, read),
         captions=captions,
-        compat=checked_compat(compat, named.values()),
+        compat=compat,
         allow_noop=allow_noop,
         memory_bytes=memory_of(model, memory_bytes),
         clean_runs=clean_runs or CleanRuns(model, compat),

@@ -297,7 +297,7 @@ def _decoding(
     last = jax.ShapeDtypeStruct((size, cfg.embed_dim), session.model.dtype)
     own = OwnPrompt(keys=found.keys, values=found.values, last=last)  # pyright: ignore[reportArgumentType]
     bench.add(
-        f"decoding, {size} variants x {one.max_new_tokens} tokens, {found.keys.shape[2]} own rows",
+        f"decoding, {size} variants x {one.limit} tokens, {found.keys.shape[2]} own rows",
         decode,
         session.model.network.decoder,
         prompt,
@@ -310,8 +310,8 @@ def _decoding(
         jax.ShapeDtypeStruct((), jnp.float32),
         calls=calls,
         resident=sources,
-        trips=one.max_new_tokens - 1,
-        num_slots=num_slots(one.max_new_tokens),
+        trips=one.limit - 1,
+        num_slots=num_slots(one.limit),
         keep_logits=session.budget.kept_logits > 0,
         compat=session.compat,
     )

@@ -12,8 +12,10 @@ import pytest
 import torch
 
 import avjax
+from avjax.analysis import find_sinks
 from avjax.compat import checked_compat, compatible_prompt, max_new_tokens_for
 from avjax.interventions import Knockout
+from avjax.sweeping.plan import prepare
 from tests.engine.knockout_oracle import Oracle, Rule
 from tests.engine.knockout_rules import edits
 from tests.tiny_hf import TinyCheckpoint
@@ -146,6 +148,22 @@ def test_what_ends_the_caption_of_a_whole_model(omni: TinyCheckpoint, tmp_path: 
     alone, inner = (avjax.load(tmp_path / name).generation for name in ("thinker", "whole"))
     assert (alone.stop_tokens, alone.repetition_penalty) == ((5, 6), 1.1)
     assert (inner.stop_tokens, inner.repetition_penalty) == ((7,), 1.0)
+
+
+def test_captions_of_sweeps_have_the_limit_too(omni_model: avjax.Model):
+    prompt, tall = omni_model.prompt("Hello."), avjax.metrics.Caption()
+    for compat, limit in ((None, 50), ("published", 50), ("published-script", 1024)):
+        planned = prepare(omni_model, prompt, "generated->text", tall, compat=compat)
+        assert [caption.limit for caption in planned.captions] == [limit]
+    assert prepare(omni_model, prompt, "generated->text", avjax.metrics.Caption(7)).captions[0].limit == 7
+
+
+def test_sinks_are_of_the_scripts_positions(omni_model: avjax.Model, prompt: avjax.Prompt):
+    paid = {
+        compat: find_sinks(omni_model, prompt, 1.5, compat=compat)["paid"].values
+        for compat in ("published", "published-script")
+    }
+    assert np.nanmax(np.abs(paid["published"] - paid["published-script"])) > 1e-4
 
 
 def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt):

@@ -219,3 +219,81 @@ def test_media_may_be_arrays_pictures_and_lists_of_one(omni_model: avjax.Model, 
     ):
         with pytest.raises(MediaError, match=message):
             omni_model.prompt(QUESTION, **wrong)
+
+
+def test_file_names_stay_in_messages():
+    for name in ("/tmp/fps=30.mp4", "order=a.mp4", "clips/max_pixels=9/x.mp4", "a-video=b"):
+        assert as_options(f"{name}: no such file") == as_keys(f"{name}: no such file") == f"{name}: no such file"
+    assert (
+        as_options("audio='from_video': no video; pass video= too") == "--audio from_video: no video; pass --video too"
+    )
+
+
+def test_words_are_text(omni_model: avjax.Model):
+    for words in (None, ["Hello."], 3):
+        with pytest.raises(TypeError, match="text: expected the user's words, got"):
+            omni_model.prompt(words)  # pyright: ignore[reportArgumentType]
+
+
+def test_no_door_lets_sound_into_a_model_that_does_not_hear(omni_model: avjax.Model, clip: Path):
+    deaf, prompt = avjax.load("tiny-vl"), avjax.load("tiny-av").prompt(QUESTION, video=clip)
+    with pytest.raises(ValueError, match="tiny-vl was not trained on sound"):
+        avjax.run(deaf, prompt)
+    mel = prompt.audio[0].mel
+    batch = {
+        "input_ids": prompt.token_ids[None],
+        "input_features": mel.T[None],
+        "feature_attention_mask": np.ones((1, len(mel))),
+    }
+    with pytest.raises(ValueError, match="tiny-vl was not trained on sound; leave input_features out"):
+        deaf.prompt_from_hf(batch)
+
+
+def test_what_cannot_be_is_refused_before_any_clip(tmp_path: Path, omni: TinyCheckpoint):
+    """A specification whose settings contradict each other, or its model, has no failed clips: it is not begun."""
+    write_clip(tmp_path / "clip.mp4")
+    spec = (
+        f"model: {omni.directory}\nprompt: Hello.\nstore: store\nclips: [{{video: clip.mp4}}]\n"
+        "grid: {edit: knockout, query: last, key: video}\nmetrics: [{metric: kl}]\n"
+    )
+    for more, message in (
+        ("opening: I hear\ncompat: published-script\n", "compat: published-script expected no opening"),
+        ("positions: transformers-5.3\n", "every version of transformers numbers qwen2_5_omni alike"),
+    ):
+        (tmp_path / "spec.yaml").write_text(spec + more)
+        told = CliRunner().invoke(app, ["run", str(tmp_path / "spec.yaml")])
+        assert told.exit_code == 2 and message in " ".join(told.output.split()), told.output
+        assert not (tmp_path / "store").exists()
+
+
+def test_null_in_a_table_is_silence(tmp_path: Path):
+    import json
+
+    from avjax.runs.spec import Spec
+
+    rows = [{"name": "silent", "video": "a.mp4", "audio": None}, {"name": "heard", "video": "a.mp4"}]
+    (tmp_path / "clips.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    given = {"model": "tiny-av", "prompt": "x", "grid": {"edit": "knockout", "query": "last", "key": "video"}}
+    given |= {"metrics": [{"metric": "kl"}]}
+    for clips in ("clips.jsonl", rows):
+        assert [c.audio for c in Spec.of({**given, "clips": clips}, tmp_path).all_clips()] == ["none", None]
+
+
+def test_datasets_say_the_order(omni_model: avjax.Model, clip: Path):
+    from avjax.analysis import logit_lens
+
+    prompts = {
+        o: omni_model.prompt(QUESTION, video=clip, order=o, max_pixels=9408, min_pixels=784)
+        for o in ("media-first", "text-first")
+    }
+    for names, expected in ((["text-first"], "text-first"), ([*prompts], "mixed")):
+        chosen = {name: prompts[name] for name in names}
+        assert (
+            avjax.sweep(omni_model, chosen, "last->video", avjax.metrics.KL(), progress=False).attrs["order"]
+            == expected
+        )
+        assert logit_lens(omni_model, chosen, "last").attrs["order"] == expected
+    assert (
+        "order"
+        not in avjax.sweep(omni_model, omni_model.prompt("x"), "last->text", avjax.metrics.KL(), progress=False).attrs
+    )
