@@ -120,7 +120,7 @@ class Model:
             examples do; "text-first" puts the words before all of them, as the paper's published script does. Under
             "text-first" the words cannot attend to the clip: `text->video` then names only what follows it.
           positions: "trained" numbers tokens as the weights were trained; "transformers-5.3" is for comparisons with
-            transformers 5.3 to 5.24 on Qwen2.5-VL, see `avjax.media.layout.token_layout`.
+            transformers 5.22 to 5.24 on Qwen2.5-VL, see `avjax.media.layout.token_layout`.
           corrupt: what to do to the video's frames or to the sound before the encoders, such as `avjax.MuteAudio()`;
             several apply in order. The token layout stays that of the clean prompt.
           opening: what the answer begins with, as `Prompt.continued`.

@@ -52,7 +52,7 @@ Order = Annotated[
     str, typer.Option(help="media-first, or text-first: the words before the clip, as the published script has them.")
 ]
 Positions = Annotated[
-    str, typer.Option(help="trained, or transformers-5.3: how these versions number text after a Qwen2.5-VL video.")
+    str, typer.Option(help="trained, or transformers-5.3: as transformers 5.22 to 5.24 number Qwen2.5-VL.")
 ]
 Tokens = Annotated[int, typer.Option(min=1, help="The most tokens of a caption.")]
 Memory = Annotated[int | None, typer.Option(help="Bytes beside the parameters; by default half of what is free.")]
