@@ -4,6 +4,7 @@ Colour profiles and PNG's gamma are left alone: the models were trained on pictu
 """
 
 import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +37,7 @@ def is_image(path: str | Path) -> bool:
     if _is_heif(path):
         return True
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             return _is_still_format(image, path) and not _is_animation(image)
     except Image.DecompressionBombError:
         return True
@@ -46,12 +47,10 @@ def is_image(path: str | Path) -> bool:
 
 def refuse_picture(path: str | Path) -> None:
     """Raises MediaError when a file that is to be a video is a picture, or an animation that libav does not play."""
-    from PIL import Image
-
     if is_image(path):
         raise MediaError(f"{path}: expected a video, got a still picture; pass it as image=")
     unplayable = None
-    with contextlib.suppress(Exception), Image.open(path, formats=UNPLAYABLE) as image:
+    with contextlib.suppress(Exception), _opened(path, formats=UNPLAYABLE) as image:
         unplayable = _unplayable(path, image)
     if unplayable is not None:
         raise unplayable
@@ -67,14 +66,12 @@ def read_image(path: str | Path, *, as_viewers_show: bool = True) -> np.ndarray:
     Raises:
       MediaError: it is no picture, several, or one whose values have no range.
     """
-    from PIL import Image
-
     if not Path(path).is_file():
         raise MediaError(f"{path}: no such file; check the path")
     if _is_heif(path):
         _register_heif(path)
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             _select_page(image, path)
             return picture_array(image, str(path)) if as_viewers_show else pillow_array(image)
     except MediaError:
@@ -91,6 +88,7 @@ def picture_array(image: "Image", source: str) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
+    _load_unmapped(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = Image.fromarray(_grey_of_integers(image, source))
         grey.getexif().update(image.getexif())
@@ -132,6 +130,30 @@ def array_picture(values: np.ndarray, source: str) -> np.ndarray:
             f"{list(values.shape)}; move the channels last"
         )
     return picture_array(Image.fromarray(np.ascontiguousarray(values)), source)
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path, formats: Sequence[str] | None = None) -> "Iterator[Image]":
+    """A file as a Pillow image whose file stays open.
+
+    Pillow gets no path: by path it maps an uncompressed TIFF into memory with the sides that it has after its turn.
+    """
+    from PIL import Image
+
+    with Path(path).open("rb") as file, Image.open(file, formats=formats) as image:
+        yield image
+
+
+def _load_unmapped(image: "Image") -> None:
+    """Decodes an image of the caller's that may be open by its path; see `_opened`."""
+    path = getattr(image, "filename", "")
+    if path:
+        image.filename = ""  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        image.load()
+    finally:
+        if path:
+            image.filename = path  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _is_still_format(image: Any, path: str | Path) -> bool:
@@ -213,6 +235,7 @@ def pillow_array(image: "Image") -> np.ndarray:
     """As `to_rgb` of `qwen-omni-utils` has it."""
     from PIL import Image
 
+    _load_unmapped(image)
     if image.mode == "RGBA":
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(image, mask=image.getchannel("A"))

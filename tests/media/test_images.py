@@ -41,6 +41,33 @@ def test_grey_of_16_bits_is_scaled(tmp_path: Path, name: str):
     assert_grey(read_image(tmp_path / name), np.rot90(EXPECTED_RAMP, -1))
 
 
+UPRIGHT = {  # what a viewer does to the stored picture
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: np.rot90(a, 2),
+    4: lambda a: a[::-1],
+    5: lambda a: np.rot90(a[:, ::-1]),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a[:, ::-1], -1),
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_turned_tiffs(tmp_path: Path, mode: str, compression: str | None):
+    stored = Image.fromarray(RAMP[:40]) if mode == "I;16" else Image.fromarray(noise()).convert(mode)
+    upright = picture_array(stored, "stored")
+    path = tmp_path / "turned.tif"
+    for orientation, turned in UPRIGHT.items():
+        stored.save(path, compression=compression, tiffinfo={274: orientation})
+        np.testing.assert_array_equal(read_image(path), turned(upright))
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(picture_array(image, "image"), turned(upright))
+        if mode != "I;16":
+            np.testing.assert_array_equal(read_image(path, as_viewers_show=False), turned(upright))
+
+
 @pytest.mark.parametrize("largest", [65_535, 4095])
 def test_grey_of_a_pgm_is_scaled_by_its_header(tmp_path: Path, largest: int):
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
