@@ -10,18 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avjax.media.container import MediaError
+from avjax.media.container import MediaError, require_file
+from avjax.media.stills import CONCATENATED, refuse_unreadable_still
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Still formats that begin with a mark of their own. Pillow also takes MPEG streams and weather maps for pictures.
-STILLS = frozenset("AVIF BMP GIF HEIF ICNS ICO JPEG JPEG2000 MPO PNG PPM PSD QOI SGI TIFF WEBP".split())
+# Still formats that begin with a mark of their own. Pillow also takes MPEG streams and weather maps for pictures, and
+# reads some others wrongly: Sun rasters of odd width, textures in DDS.
+STILLS = frozenset("AVIF BMP GIF HEIF ICNS ICO JPEG JPEG2000 MPO MSP PNG PPM PSD QOI SGI TIFF WEBP XBM".split())
+UNMARKED = {"PCX": ".pcx", "TGA": ".tga"}  # only their names tell these from other bytes
 ANIMATIONS = frozenset({"AVIF", "GIF", "PNG", "WEBP"})  # of which one file may be a picture or a film
 UNPLAYABLE = ("AVIF", "WEBP")  # as films, by libav
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
-MJPEG_SUFFIXES = frozenset({".mjpeg", ".mjpg"})  # JPEGs one after the other, each whole
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SUBFILE = 258, 262, 254
 
 
@@ -32,7 +34,7 @@ def is_image(path: str | Path) -> bool:
     """
     from PIL import Image
 
-    if Path(path).suffix.lower() in MJPEG_SUFFIXES:
+    if Path(path).suffix.lower() in CONCATENATED:
         return False
     if _is_heif(path):
         return True
@@ -46,7 +48,10 @@ def is_image(path: str | Path) -> bool:
 
 
 def refuse_picture(path: str | Path) -> None:
-    """Raises MediaError when a file that is to be a video is a picture, or an animation that libav does not play."""
+    """Raises MediaError when a file that is to be a video is a picture, or an animation that libav does not play.
+
+    That is a still picture of any format that libav knows, also where Pillow cannot read it.
+    """
     if is_image(path):
         raise MediaError(f"{path}: expected a video, got a still picture; pass it as image=")
     unplayable = None
@@ -54,6 +59,7 @@ def refuse_picture(path: str | Path) -> None:
         unplayable = _unplayable(path, image)
     if unplayable is not None:
         raise unplayable
+    refuse_unreadable_still(path)
 
 
 def read_image(path: str | Path, *, as_viewers_show: bool = True) -> np.ndarray:
@@ -66,8 +72,9 @@ def read_image(path: str | Path, *, as_viewers_show: bool = True) -> np.ndarray:
     Raises:
       MediaError: it is no picture, several, or one whose values have no range.
     """
-    if not Path(path).is_file():
-        raise MediaError(f"{path}: no such file; check the path")
+    from PIL import UnidentifiedImageError
+
+    require_file(path)
     if _is_heif(path):
         _register_heif(path)
     try:
@@ -76,6 +83,11 @@ def read_image(path: str | Path, *, as_viewers_show: bool = True) -> np.ndarray:
             return picture_array(image, str(path)) if as_viewers_show else pillow_array(image)
     except MediaError:
         raise
+    except UnidentifiedImageError as error:
+        refuse_unreadable_still(path)
+        raise MediaError(
+            f"{path}: expected an image, got a file that Pillow does not know; convert it to PNG or JPEG"
+        ) from error
     except Exception as error:  # damaged ones raise whatever their parser does
         raise MediaError(f"{path}: expected an image, got {error}; convert it to PNG or JPEG") from error
 
@@ -157,8 +169,7 @@ def _load_unmapped(image: "Image") -> None:
 
 
 def _is_still_format(image: Any, path: str | Path) -> bool:
-    """TGA has no mark: only its name tells it from other bytes."""
-    return image.format in STILLS or (image.format == "TGA" and Path(path).suffix.lower() == ".tga")
+    return image.format in STILLS or UNMARKED.get(image.format) == Path(path).suffix.lower()
 
 
 def _is_animation(image: "Image") -> bool:
@@ -172,6 +183,7 @@ def _select_page(image: Any, path: str | Path) -> None:
       MediaError: it is no picture, or has several.
     """
     if not _is_still_format(image, path):
+        refuse_unreadable_still(path)
         raise MediaError(f"{path}: expected an image, got {image.format}; convert it to PNG or JPEG")
     if _is_animation(image):
         if image.format in UNPLAYABLE:
