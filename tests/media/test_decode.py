@@ -12,7 +12,7 @@ import soundfile
 from PIL import Image
 
 from avjax.media import sound as sound_module
-from avjax.media.decode import MediaError, read_audio, read_frames, read_image, video_info
+from avjax.media.decode import MediaError, has_sound, read_audio, read_frames, read_image, video_info
 
 RATE = 16_000
 
@@ -246,6 +246,19 @@ def test_video_without_frames(tmp_path: Path):
         stream.pix_fmt = "yuv420p"
         container.start_encoding()
     assert_refused(video_info, tmp_path / "none.mkv")
+
+
+def test_a_track_without_packets_is_no_sound(clip: Path, tmp_path: Path):
+    assert has_sound(clip)
+    with av.open(str(clip)) as source, av.open(str(tmp_path / "silent.mkv"), "w") as target:
+        copies = {stream.type: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = copies["video"]
+                target.mux(packet)
+    with av.open(str(tmp_path / "silent.mkv")) as container:
+        assert container.streams.audio
+    assert not has_sound(tmp_path / "silent.mkv")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
