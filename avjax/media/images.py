@@ -4,7 +4,7 @@ Colour profiles and PNG's gamma are left alone: the models were trained on pictu
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,7 +145,7 @@ def array_picture(values: np.ndarray, source: str) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path, formats: Sequence[str] | None = None) -> "Iterator[Image]":
+def _opened(path: str | Path, formats: tuple[str, ...] | None = None) -> "Iterator[Image]":
     """A file as a Pillow image whose file stays open.
 
     Pillow gets no path: by path it maps an uncompressed TIFF into memory with the sides that it has after its turn.

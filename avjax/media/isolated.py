@@ -144,17 +144,17 @@ class _Worker:
                 env=_environment(),
             )
         self.end = weakref.finalize(self, _end, self.process)  # at exit too
-        try:
-            with self._killed_after(START_SECONDS) as late:
+        with self._killed_after(START_SECONDS) as late:
+            try:
                 receive(self.process.stdout)  # pyright: ignore[reportArgumentType]
-        except EOFError as error:
-            status = self.process.wait()
-            self.end()
-            reason = f"within {START_SECONDS:g} s" if late.is_set() else f"(status {status})"
-            raise MediaError(
-                f"{clip}: the process that decodes did not start {reason}; its own message is on standard error, try "
-                f"`{sys.executable} -m {module}`"
-            ) from error
+            except EOFError as error:
+                status = self.process.wait()
+                self.end()
+                reason = f"within {START_SECONDS:g} s" if late.is_set() else f"(status {status})"
+                raise MediaError(
+                    f"{clip}: the process that decodes did not start {reason}; its own message is on standard error, "
+                    f"try `{sys.executable} -m {module}`"
+                ) from error
 
     @property
     def alive(self) -> bool:

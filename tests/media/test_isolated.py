@@ -140,9 +140,9 @@ def test_the_start_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(isolated_module, "START_SECONDS", 0.5)
     before = children(), open_files()
-    with IsolatedReader(60, module="sleepy_worker") as reader:
-        with pytest.raises(MediaError, match=r"clip\.mp4: .*did not start within 0\.5 s"):
-            reader.audio("clip.mp4", OMNI)
+    words = r"clip\.mp4: .*did not start within 0\.5 s"
+    with IsolatedReader(60, module="sleepy_worker") as reader, pytest.raises(MediaError, match=words):
+        reader.audio("clip.mp4", OMNI)
     assert (children(), open_files()) == before
 
 
