@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import avjax
 from avjax.config import VisionConfig
@@ -74,6 +74,14 @@ class IsolatedReader:
     def has_sound(self, path: str | Path) -> bool:
         """See `avjax.media.decode.has_sound`."""
         return self._read("has_sound", path)
+
+    def media_kind(self, path: str | Path) -> Literal["image", "video", "audio"]:
+        """See `avjax.media.decode.media_kind`."""
+        return self._read("media_kind", path)
+
+    def sound_offset_seconds(self, path: str | Path) -> float:
+        """See `avjax.media.decode.sound_offset_seconds`."""
+        return self._read("sound_offset_seconds", path)
 
     def image(self, image: ImageSource, config: VisionConfig, options: MediaOptions) -> VisionFeatures:
         """See `avjax.media.features.image_features`."""

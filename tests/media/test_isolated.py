@@ -19,7 +19,7 @@ import avjax
 from avjax.media import features
 from avjax.media import isolated as isolated_module
 from avjax.media.corruption import AudioCorruption, MuteAudio, ShiftAudio
-from avjax.media.decode import MediaError
+from avjax.media.decode import MediaError, sound_offset_seconds
 from avjax.media.isolated import IsolatedReader
 from avjax.media.options import MediaOptions
 
@@ -80,6 +80,13 @@ def test_errors_are_those_of_this_process(reader: IsolatedReader, tmp_path: Path
         with pytest.raises(MediaError) as isolated:
             reader.audio(path, OMNI)
         assert str(isolated.value) == str(here.value)
+
+
+def test_what_a_file_holds(reader: IsolatedReader, clip: Path, tmp_path: Path):
+    assert (reader.media_kind(clip), reader.has_sound(clip)) == ("video", True)
+    assert reader.sound_offset_seconds(clip) == sound_offset_seconds(clip)
+    with pytest.raises(MediaError, match=r"absent\.mp4: no such file"):
+        reader.media_kind(tmp_path / "absent.mp4")
 
 
 class OwnCorruption(AudioCorruption):
