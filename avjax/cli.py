@@ -164,17 +164,16 @@ def inspect(
     """Show the tokens that a model sees of a clip: spans, counts, seconds and positions."""
     with friendly():
         from avjax.loading import load_processor
-        from avjax.media.decode import media_kind, sound_offset_seconds
         from avjax.media.layout import TOKENS_PER_SECOND
         from avjax.media.processor import FROM_VIDEO
         from avjax.report.terminal import print_layout, span_rows
 
         processor = load_processor(model)
-        kind = media_kind(clip)
         options = processor.options.override(
             fps=fps, min_pixels=min_pixels, max_pixels=max_pixels, sync=sync, media=media
         )
         with isolated_reader() as reader:
+            kind = reader.media_kind(clip)
             made = processor.with_reader(reader).prompt(
                 prompt,
                 video=clip if kind == "video" else None,
@@ -185,8 +184,8 @@ def inspect(
                 order=order,  # pyright: ignore[reportArgumentType] - checked there
                 positions=positions,  # pyright: ignore[reportArgumentType]
             )
-        own_sound = kind == "video" and "audio" in made.counts() and audio in (None, FROM_VIDEO, str(clip))
-        offset = sound_offset_seconds(clip) if own_sound else 0.0
+            own_sound = kind == "video" and "audio" in made.counts() and audio in (None, FROM_VIDEO, str(clip))
+            offset = reader.sound_offset_seconds(clip) if own_sound else 0.0
         if as_json:
             shown = {"clip": str(clip), "tokens": made.counts(), "sound_offset_seconds": offset}
             typer.echo(json.dumps({**shown, "spans": span_rows(made)}, indent=2))
@@ -194,7 +193,8 @@ def inspect(
         print_layout(made, str(clip))
         if abs(offset) > 1 / TOKENS_PER_SECOND:
             side = "after" if offset > 0 else "before"
-            typer.echo(f"{clip}: the sound starts {abs(offset):.2f} s {side} the first picture; see --sync")
+            advice = f"--media {options.media} does not keep that" if options.as_published else "see --sync"
+            typer.echo(f"{clip}: the sound starts {abs(offset):.2f} s {side} the first picture; {advice}")
 
 
 @app.command()

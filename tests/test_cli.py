@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 import avjax
 from avjax.cli import app
-from avjax.media import isolated
+from avjax.media import decode, isolated
 from tests.engine.knockout_oracle import Oracle, Rule
 from tests.tiny_hf import TinyCheckpoint
 
@@ -148,6 +148,15 @@ def test_help_imports_nothing_heavy():
     code = "import sys, avjax.cli; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not HEAVY & set(modules)
+
+
+def test_inspect_opens_no_clip_in_its_own_process(clip: Path, omni: TinyCheckpoint, monkeypatch: pytest.MonkeyPatch):
+    def crash(path: Path) -> None:
+        raise AssertionError(f"{path} is opened here")
+
+    for name in ("media_kind", "sound_offset_seconds", "has_sound"):
+        monkeypatch.setattr(decode, name, crash)
+    assert "seconds" in invoke("inspect", clip, "-m", omni.directory).stdout
 
 
 def test_a_clip_that_its_decoder_dies_of_leaves_a_message(

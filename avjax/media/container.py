@@ -27,8 +27,13 @@ class MediaError(ValueError):
 
 def require_file(path: str | Path) -> None:
     """Raises MediaError where there is no regular file."""
-    if not Path(path).is_file():
+    file = Path(path)
+    if file.is_file():
+        return
+    if not file.exists():
         raise MediaError(f"{path}: no such file; check the path")
+    kind = "a directory; pass one of its files" if file.is_dir() else "a device or a pipe; save it to a file first"
+    raise MediaError(f"{path}: expected a file, got {kind}")
 
 
 @contextlib.contextmanager

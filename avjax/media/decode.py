@@ -25,14 +25,15 @@ __all__ = [
 
 
 def has_sound(path: str | Path) -> bool:
-    """Whether a file has an audio stream.
+    """Whether a file has an audio stream that holds something; some recorders write empty ones.
 
     Raises:
       MediaError: it cannot be opened.
     """
     require_file(path)
     with opened(path) as container:
-        return audio_stream(container) is not None
+        sounds = container.streams.audio
+        return bool(sounds) and any(packet.size for packet in container.demux(sounds))
 
 
 def media_kind(path: str | Path) -> Literal["image", "video", "audio"]:

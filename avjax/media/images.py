@@ -4,23 +4,26 @@ Colour profiles and PNG's gamma are left alone: the models were trained on pictu
 """
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avjax.media.container import MediaError
+from avjax.media.container import MediaError, require_file
+from avjax.media.stills import CONCATENATED, refuse_unreadable_still
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Still formats that begin with a mark of their own. Pillow also takes MPEG streams and weather maps for pictures.
-STILLS = frozenset("AVIF BMP GIF HEIF ICNS ICO JPEG JPEG2000 MPO PNG PPM PSD QOI SGI TIFF WEBP".split())
+# Still formats that begin with a mark of their own. Pillow also takes MPEG streams and weather maps for pictures, and
+# reads some others wrongly: Sun rasters of odd width, textures in DDS.
+STILLS = frozenset("AVIF BMP GIF HEIF ICNS ICO JPEG JPEG2000 MPO MSP PNG PPM PSD QOI SGI TIFF WEBP XBM".split())
+UNMARKED = {"PCX": ".pcx", "TGA": ".tga"}  # only their names tell these from other bytes
 ANIMATIONS = frozenset({"AVIF", "GIF", "PNG", "WEBP"})  # of which one file may be a picture or a film
 UNPLAYABLE = ("AVIF", "WEBP")  # as films, by libav
 HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"})
 AVIF_BRANDS = frozenset({b"avif", b"avis"})
-MJPEG_SUFFIXES = frozenset({".mjpeg", ".mjpg"})  # JPEGs one after the other, each whole
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_SUBFILE = 258, 262, 254
 
 
@@ -31,12 +34,12 @@ def is_image(path: str | Path) -> bool:
     """
     from PIL import Image
 
-    if Path(path).suffix.lower() in MJPEG_SUFFIXES:
+    if Path(path).suffix.lower() in CONCATENATED:
         return False
     if _is_heif(path):
         return True
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             return _is_still_format(image, path) and not _is_animation(image)
     except Image.DecompressionBombError:
         return True
@@ -45,16 +48,18 @@ def is_image(path: str | Path) -> bool:
 
 
 def refuse_picture(path: str | Path) -> None:
-    """Raises MediaError when a file that is to be a video is a picture, or an animation that libav does not play."""
-    from PIL import Image
+    """Raises MediaError when a file that is to be a video is a picture, or an animation that libav does not play.
 
+    That is a still picture of any format that libav knows, also where Pillow cannot read it.
+    """
     if is_image(path):
         raise MediaError(f"{path}: expected a video, got a still picture; pass it as image=")
     unplayable = None
-    with contextlib.suppress(Exception), Image.open(path, formats=UNPLAYABLE) as image:
+    with contextlib.suppress(Exception), _opened(path, formats=UNPLAYABLE) as image:
         unplayable = _unplayable(path, image)
     if unplayable is not None:
         raise unplayable
+    refuse_unreadable_still(path)
 
 
 def read_image(path: str | Path, *, as_viewers_show: bool = True) -> np.ndarray:
@@ -67,18 +72,22 @@ def read_image(path: str | Path, *, as_viewers_show: bool = True) -> np.ndarray:
     Raises:
       MediaError: it is no picture, several, or one whose values have no range.
     """
-    from PIL import Image
+    from PIL import UnidentifiedImageError
 
-    if not Path(path).is_file():
-        raise MediaError(f"{path}: no such file; check the path")
+    require_file(path)
     if _is_heif(path):
         _register_heif(path)
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
             _select_page(image, path)
             return picture_array(image, str(path)) if as_viewers_show else pillow_array(image)
     except MediaError:
         raise
+    except UnidentifiedImageError as error:
+        refuse_unreadable_still(path)
+        raise MediaError(
+            f"{path}: expected an image, got a file that Pillow does not know; convert it to PNG or JPEG"
+        ) from error
     except Exception as error:  # damaged ones raise whatever their parser does
         raise MediaError(f"{path}: expected an image, got {error}; convert it to PNG or JPEG") from error
 
@@ -91,6 +100,7 @@ def picture_array(image: "Image", source: str) -> np.ndarray:
     """
     from PIL import Image, ImageOps
 
+    _load_unmapped(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = Image.fromarray(_grey_of_integers(image, source))
         grey.getexif().update(image.getexif())
@@ -134,9 +144,32 @@ def array_picture(values: np.ndarray, source: str) -> np.ndarray:
     return picture_array(Image.fromarray(np.ascontiguousarray(values)), source)
 
 
+@contextlib.contextmanager
+def _opened(path: str | Path, formats: tuple[str, ...] | None = None) -> "Iterator[Image]":
+    """A file as a Pillow image whose file stays open.
+
+    Pillow gets no path: by path it maps an uncompressed TIFF into memory with the sides that it has after its turn.
+    """
+    from PIL import Image
+
+    with Path(path).open("rb") as file, Image.open(file, formats=formats) as image:
+        yield image
+
+
+def _load_unmapped(image: "Image") -> None:
+    """Decodes an image of the caller's that may be open by its path; see `_opened`."""
+    path = getattr(image, "filename", "")
+    if path:
+        image.filename = ""  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        image.load()
+    finally:
+        if path:
+            image.filename = path  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _is_still_format(image: Any, path: str | Path) -> bool:
-    """TGA has no mark: only its name tells it from other bytes."""
-    return image.format in STILLS or (image.format == "TGA" and Path(path).suffix.lower() == ".tga")
+    return image.format in STILLS or UNMARKED.get(image.format) == Path(path).suffix.lower()
 
 
 def _is_animation(image: "Image") -> bool:
@@ -150,6 +183,7 @@ def _select_page(image: Any, path: str | Path) -> None:
       MediaError: it is no picture, or has several.
     """
     if not _is_still_format(image, path):
+        refuse_unreadable_still(path)
         raise MediaError(f"{path}: expected an image, got {image.format}; convert it to PNG or JPEG")
     if _is_animation(image):
         if image.format in UNPLAYABLE:
@@ -213,6 +247,7 @@ def pillow_array(image: "Image") -> np.ndarray:
     """As `to_rgb` of `qwen-omni-utils` has it."""
     from PIL import Image
 
+    _load_unmapped(image)
     if image.mode == "RGBA":
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(image, mask=image.getchannel("A"))

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import avjax
 from avjax.config import VisionConfig
@@ -23,6 +23,7 @@ from avjax.media.options import MediaOptions
 from avjax.media.sources import ImageSource, SoundSource, VideoSource
 
 DECODE_SECONDS = 300.0  # a file's limit
+START_SECONDS = 120.0  # a new process's, which imports from a disk that may be far away
 WORKER = "avjax.media.worker"
 REMEDY = "re-encode or cut the file, or raise decode_seconds"
 STOPPING = {signal.SIGINT, signal.SIGTERM}  # meant for the parent, who finishes its block and the clip for it
@@ -73,6 +74,14 @@ class IsolatedReader:
     def has_sound(self, path: str | Path) -> bool:
         """See `avjax.media.decode.has_sound`."""
         return self._read("has_sound", path)
+
+    def media_kind(self, path: str | Path) -> Literal["image", "video", "audio"]:
+        """See `avjax.media.decode.media_kind`."""
+        return self._read("media_kind", path)
+
+    def sound_offset_seconds(self, path: str | Path) -> float:
+        """See `avjax.media.decode.sound_offset_seconds`."""
+        return self._read("sound_offset_seconds", path)
 
     def image(self, image: ImageSource, config: VisionConfig, options: MediaOptions) -> VisionFeatures:
         """See `avjax.media.features.image_features`."""
@@ -143,14 +152,17 @@ class _Worker:
                 env=_environment(),
             )
         self.end = weakref.finalize(self, _end, self.process)  # at exit too
-        try:
-            receive(self.process.stdout)  # pyright: ignore[reportArgumentType]
-        except EOFError as error:
-            status = self.process.wait()
-            raise MediaError(
-                f"{clip}: the process that decodes did not start (status {status}); its own message is on standard "
-                f"error, try `{sys.executable} -m {module}`"
-            ) from error
+        with self._killed_after(START_SECONDS) as late:
+            try:
+                receive(self.process.stdout)  # pyright: ignore[reportArgumentType]
+            except EOFError as error:
+                status = self.process.wait()
+                self.end()
+                reason = f"within {START_SECONDS:g} s" if late.is_set() else f"(status {status})"
+                raise MediaError(
+                    f"{clip}: the process that decodes did not start {reason}; its own message is on standard error, "
+                    f"try `{sys.executable} -m {module}`"
+                ) from error
 
     @property
     def alive(self) -> bool:
@@ -162,11 +174,21 @@ class _Worker:
         Raises:
           MediaError: the process has died of it, or was ended when its time was over.
         """
-        with contextlib.suppress(OSError):  # it is gone; how is said below
-            send(self.process.stdin, request)  # pyright: ignore[reportArgumentType]
-        return self._receive(clip, seconds, remedy)
+        with self._killed_after(seconds) as late:
+            with contextlib.suppress(OSError):  # it is gone; how is said below
+                send(self.process.stdin, request)  # pyright: ignore[reportArgumentType]
+            try:
+                return receive(self.process.stdout)  # pyright: ignore[reportArgumentType]
+            except (EOFError, OSError, ValueError) as error:
+                if late.is_set():
+                    reason = f"decoding was ended after {seconds:g} s without a result; {remedy}"
+                else:
+                    reason = _death(self.process)
+                raise MediaError(f"{clip}: {reason}") from error
 
-    def _receive(self, clip: str, seconds: float, remedy: str) -> Any:
+    @contextlib.contextmanager
+    def _killed_after(self, seconds: float) -> Iterator[threading.Event]:
+        """Ends the process, and with it what waits for its pipes, when a time is over; the event says so."""
         late = threading.Event()
 
         def end() -> None:
@@ -177,13 +199,7 @@ class _Worker:
         timer.daemon = True
         timer.start()
         try:
-            return receive(self.process.stdout)  # pyright: ignore[reportArgumentType]
-        except (EOFError, OSError, ValueError) as error:  # ValueError: another thread has closed the pipe
-            if late.is_set():
-                reason = f"decoding was ended after {seconds:g} s without a result; {remedy}"
-            else:
-                reason = _death(self.process)
-            raise MediaError(f"{clip}: {reason}") from error
+            yield late
         finally:
             timer.cancel()
 

@@ -29,7 +29,9 @@ class MediaOptions:
       audio: arguments of `transformers.WhisperFeatureExtractor`.
       hears: whether the checkpoint was trained on sound; one that was not refuses it.
       media: how files are read. "avjax", the default, as a player shows them: upright, white behind what is
-        transparent, sound as the codec gives it, frames resized as Hugging Face resizes images. "qwen-omni-utils", to
+        transparent (the separate opacity layer of VP8 and VP9 in WebM is not read), sound as the codec gives it, frames
+        resized as Hugging Face resizes images. Pixels are taken as stored: a sample aspect ratio other than 1 is not
+        applied, nor is it in Qwen's own code. "qwen-omni-utils", to
         the bit what that package feeds the model where torchvision reads its videos: a video's sound rounded and
         clipped to 16 bits and taken end to end, whatever `sync`; frames sampled by index, resized in float32 and
         rounded once; no rotation applied.

@@ -25,6 +25,8 @@ VideoSource = str | Path | tuple[np.ndarray, float]
 
 MAX_CHANNELS = 16  # the longer side of a two-dimensional sound is time where the other one is at most this
 LOUDEST_FLOAT = 10.0  # samples of floats lie within -1 to 1, with room for sounds that clip
+LARGEST_INT16 = 2**15  # 96 dB below the full scale of int32, where 16 bits of it hold nothing
+MIN_SOUND_RATE, MAX_SOUND_RATE = 1e3, 1e6  # Hz
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,6 +101,11 @@ def sound(audio: SoundSource, options: MediaOptions) -> tuple[np.ndarray, str]:
         published = options.as_published
         return qwen_omni_utils.read_audio(audio) if published else read_audio(audio, sync=options.sync), str(audio)
     samples, rate = _array_and_rate(audio, "audio", "(samples, rate), such as (np.zeros(16_000, np.float32), 16_000)")
+    if not MIN_SOUND_RATE <= rate <= MAX_SOUND_RATE:
+        raise MediaError(
+            f"audio: expected a rate of {MIN_SOUND_RATE:.0f} to {MAX_SOUND_RATE:.0f} Hz beside the samples, got "
+            f"{rate:g}; give it in samples per second"
+        )
     return to_mono_16k(_channels_last(_as_floats(samples)), rate, "audio (an array)"), "audio (an array)"  # pyright: ignore[reportArgumentType]
 
 
@@ -114,9 +121,11 @@ def picture(image: ImageSource, options: MediaOptions) -> tuple[np.ndarray, str]
         return read_image(image, as_viewers_show=not options.as_published), str(image)
     if isinstance(image, Image.Image):
         source = f"image (Pillow's, mode {image.mode})"
+        if not image.width or not image.height:
+            raise MediaError(f"{source}: expected pixels, got {image.width} x {image.height}; choose another picture")
         return pillow_array(image) if options.as_published else picture_array(image, source), source
     if isinstance(image, np.ndarray):
-        return array_picture(image, "image (an array)"), "image (an array)"
+        return array_picture(_plain(image, "image"), "image (an array)"), "image (an array)"
     raise _unexpected(image, "image", "a file, a Pillow image, or an array [height, width, 3]")
 
 
@@ -124,18 +133,37 @@ def _array_and_rate(clip: Any, name: str, expected: str) -> tuple[np.ndarray, fl
     if (
         isinstance(clip, Mapping) and {"array", "sampling_rate"} <= clip.keys()
     ):  # as Hugging Face's datasets hold sounds
-        clip = (np.asarray(clip["array"]), clip["sampling_rate"])
-    if isinstance(clip, tuple) and len(clip) == 2 and isinstance(clip[1], np.ndarray):  # as scipy reads them
-        clip = clip[::-1]
+        clip = (np.asanyarray(clip["array"]), clip["sampling_rate"])
+    if isinstance(clip, tuple) and len(clip) == 2 and _has_axes(clip[1]) and not _has_axes(clip[0]):
+        clip = clip[::-1]  # as scipy reads them
     if isinstance(clip, np.ndarray):
         raise MediaError(f"{name}: expected {expected}, got an array without its rate; give both: ({name}, rate)")
     if not isinstance(clip, tuple) or len(clip) != 2 or not isinstance(clip[0], np.ndarray):
         raise _unexpected(clip, name, f"a file, or {expected}")
-    rate = clip[1]
+    samples, rate = clip
+    if isinstance(rate, np.ndarray) and rate.ndim == 0:
+        rate = rate[()]
     number = isinstance(rate, int | float | np.integer | np.floating) and not isinstance(rate, bool)
     if not number or not 0 < rate < math.inf:
-        raise MediaError(f"{name}: expected a rate above 0 beside the array, got {rate!r}; give it as a number")
-    return clip[0], float(rate)
+        shown = f"an array {list(rate.shape)}" if isinstance(rate, np.ndarray) else repr(rate)
+        raise MediaError(f"{name}: expected a rate above 0 beside the array, got {shown}; give it as a number")
+    return _plain(samples, name), float(rate)
+
+
+def _has_axes(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.ndim > 0
+
+
+def _plain(values: np.ndarray, name: str) -> np.ndarray:
+    """The same values in this machine's byte order, without a mask.
+
+    Raises:
+      MediaError: some of them are masked.
+    """
+    if np.ma.is_masked(values):
+        count = int(np.ma.count_masked(values))
+        raise MediaError(f"{name}: expected an array without gaps, got {count} masked values; fill them: x.filled(0)")
+    return np.asarray(values, values.dtype.newbyteorder("="))
 
 
 def _unexpected(clip: Any, name: str, expected: str) -> MediaError:
@@ -148,6 +176,13 @@ def _unexpected(clip: Any, name: str, expected: str) -> MediaError:
 
 def _as_floats(samples: np.ndarray) -> np.ndarray:
     """Integers by their type's range, floats as they are; full scale is 1."""
+    if samples.dtype == np.int32:
+        largest = int(np.abs(samples.astype(np.int64)).max(initial=0))
+        if 0 < largest <= LARGEST_INT16:
+            raise MediaError(
+                f"audio: expected int32 samples of full scale 2^31, got {largest} at most, which are samples of 16 "
+                "bits; give them as int16, or as floats divided by their full scale"
+            )
     if samples.dtype in (np.int16, np.int32):
         return samples / np.float64(2 ** (8 * samples.dtype.itemsize - 1))
     if not np.issubdtype(samples.dtype, np.floating):

@@ -182,7 +182,7 @@ class RgbConverter:
     """Frames of any size and pixel format to upright RGB, as `ffmpeg -pix_fmt rgb24` converts them.
 
     libav's scale filter knows matrix, range and interlacing of each frame. A frame of another size is scaled to the
-    first one's.
+    first one's. What is transparent becomes white.
     """
 
     def __init__(self, *, width: int, height: int):
@@ -197,7 +197,11 @@ class RgbConverter:
         graph = self._graphs[key]
         matrix = display_matrix(frame)
         graph.push(frame)
-        return upright(graph.pull().to_ndarray(), matrix)
+        picture = graph.pull().to_ndarray()
+        if picture.shape[2] == 4:
+            unused = frame.format.name == "bgra" and _is_opacity_unused(picture)
+            picture = picture[..., :3] if unused else over_white(picture)
+        return upright(picture, matrix)
 
     def _graph(self, width: int, height: int, pixel_format: str, colorspace: int, color_range: int) -> Any:
         from av.filter import Graph
@@ -212,9 +216,29 @@ class RgbConverter:
             range=str(color_range),
         )
         scale = graph.add("scale", f"w={self.width}:h={self.height}:flags=bicubic")
-        rgb = graph.add("format", pix_fmts="rgb24")
+        rgb = graph.add("format", pix_fmts="rgba" if has_alpha(pixel_format) else "rgb24")
         graph.link_nodes(source, scale, rgb, graph.add("buffersink")).configure()
         return graph
+
+
+def has_alpha(pixel_format: str) -> bool:
+    """Whether pixels have an opacity; those of a palette have it there."""
+    from av import VideoFormat
+
+    return pixel_format == "pal8" or any(component.is_alpha for component in VideoFormat(pixel_format).components)
+
+
+def _is_opacity_unused(picture: np.ndarray) -> bool:
+    """Uncompressed AVI has a fourth byte that most programs leave at 0, and that libav takes for opacity."""
+    return not picture[..., 3].any() and bool((picture != picture[0, 0]).any())
+
+
+def over_white(picture: np.ndarray) -> np.ndarray:
+    """uint8 [height, width, 3] of RGB and opacity [height, width, 4], as pictures from files are shown."""
+    if (picture[..., 3] == 255).all():
+        return picture[..., :3]
+    opacity = picture[..., 3:].astype(np.uint32)
+    return ((picture[..., :3] * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
 
 
 def display_matrix(frame: Any) -> np.ndarray | None:

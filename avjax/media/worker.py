@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from avjax.media.decode import MediaError, has_sound
+from avjax.media.decode import MediaError, has_sound, media_kind, sound_offset_seconds
 from avjax.media.features import corrupted_sound, image_features, video_features
 from avjax.media.messages import receive, send
 
@@ -22,6 +22,8 @@ TASKS: dict[str, Callable[..., Any]] = {
     "video": video_features,
     "sound": corrupted_sound,
     "has_sound": has_sound,
+    "media_kind": media_kind,
+    "sound_offset_seconds": sound_offset_seconds,
 }
 READY = "ready"
 OUTLIVED_SECONDS = 10  # past the limit at which the parent kills this process

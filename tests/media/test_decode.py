@@ -4,6 +4,7 @@ import math
 import struct
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -12,7 +13,7 @@ import soundfile
 from PIL import Image
 
 from avjax.media import sound as sound_module
-from avjax.media.decode import MediaError, read_audio, read_frames, read_image, video_info
+from avjax.media.decode import MediaError, has_sound, read_audio, read_frames, read_image, video_info
 
 RATE = 16_000
 
@@ -163,13 +164,16 @@ def assert_refused(read: Callable[[Path], object], path: Path, *words: str) -> N
     message = str(refused.value)
     for word in (str(path), *words):
         assert word in message
-    assert any(step in message for step in ("check", "copy", "re-encode", "choose", "convert", "pass", "repair"))
+    assert any(
+        step in message for step in ("check", "copy", "re-encode", "choose", "convert", "pass", "repair", "save")
+    )
 
 
 @pytest.mark.parametrize("kind", READERS)
 def test_missing_file(tmp_path: Path, kind: str):
     assert_refused(READERS[kind], tmp_path / "absent.mp4", "no such file")
-    assert_refused(READERS[kind], tmp_path, "no such file")
+    assert_refused(READERS[kind], tmp_path, "expected a file, got a directory")
+    assert_refused(READERS[kind], Path("/dev/null"), "expected a file, got a device")
 
 
 @pytest.mark.parametrize("kind", READERS)
@@ -246,6 +250,19 @@ def test_video_without_frames(tmp_path: Path):
         stream.pix_fmt = "yuv420p"
         container.start_encoding()
     assert_refused(video_info, tmp_path / "none.mkv")
+
+
+def test_a_track_without_packets_is_no_sound(clip: Path, tmp_path: Path):
+    assert has_sound(clip)
+    with av.open(str(clip)) as source, av.open(str(tmp_path / "silent.mkv"), "w") as target:
+        copies: dict[str, Any] = {stream.type: target.add_stream_from_template(stream) for stream in source.streams}
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = copies["video"]
+                target.mux(packet)
+    with av.open(str(tmp_path / "silent.mkv")) as container:
+        assert container.streams.audio
+    assert not has_sound(tmp_path / "silent.mkv")
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

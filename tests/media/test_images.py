@@ -41,6 +41,33 @@ def test_grey_of_16_bits_is_scaled(tmp_path: Path, name: str):
     assert_grey(read_image(tmp_path / name), np.rot90(EXPECTED_RAMP, -1))
 
 
+UPRIGHT = {  # what a viewer does to the stored picture
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: np.rot90(a, 2),
+    4: lambda a: a[::-1],
+    5: lambda a: np.rot90(a[:, ::-1]),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a[:, ::-1], -1),
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK", "I;16"])
+def test_turned_tiffs(tmp_path: Path, mode: str, compression: str | None):
+    stored = Image.fromarray(RAMP[:40]) if mode == "I;16" else Image.fromarray(noise()).convert(mode)
+    upright = picture_array(stored, "stored")
+    path = tmp_path / "turned.tif"
+    for orientation, turned in UPRIGHT.items():
+        stored.save(path, compression=compression, tiffinfo={274: orientation})
+        np.testing.assert_array_equal(read_image(path), turned(upright))
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(picture_array(image, "image"), turned(upright))
+        if mode != "I;16":
+            np.testing.assert_array_equal(read_image(path, as_viewers_show=False), turned(upright))
+
+
 @pytest.mark.parametrize("largest", [65_535, 4095])
 def test_grey_of_a_pgm_is_scaled_by_its_header(tmp_path: Path, largest: int):
     values = np.arange(4096, dtype=np.uint16).reshape(64, 64)
@@ -127,7 +154,9 @@ def test_modes(tmp_path: Path):
     assert np.abs(read_image(tmp_path / "half.png").astype(int) - 127).max() <= 1
 
 
-@pytest.mark.parametrize("extension", ["bmp", "gif", "ico", "jp2", "jpg", "png", "ppm", "tga", "tif", "webp"])
+@pytest.mark.parametrize(
+    "extension", ["bmp", "gif", "ico", "jp2", "jpg", "pcx", "png", "ppm", "sgi", "tga", "tif", "webp"]
+)
 def test_still_formats(tmp_path: Path, extension: str):
     path = tmp_path / f"still.{extension}"
     Image.new("RGB", (32, 32), (255, 0, 0)).save(path)
@@ -135,6 +164,66 @@ def test_still_formats(tmp_path: Path, extension: str):
     assert np.abs(read_image(path).astype(int) - (255, 0, 0)).max() <= 4
     with pytest.raises(MediaError, match="still picture; pass it as image="):
         refuse_picture(path)
+
+
+@pytest.mark.parametrize("extension", ["xbm", "msp"])
+def test_still_formats_of_single_bits(tmp_path: Path, extension: str):
+    bits = Image.fromarray(noise()).convert("1")
+    bits.save(tmp_path / f"still.{extension}")
+    assert media_kind(tmp_path / f"still.{extension}") == "image"
+    assert_grey(read_image(tmp_path / f"still.{extension}"), np.where(np.asarray(bits), 255, 0))
+
+
+JPEG_XL = bytes.fromhex("ff0afaff0d10105818000001002098040020") + bytes(64)
+IFF_PICTURE = b"".join([
+    b"FORM", struct.pack(">I", 4 + 28 + 8 + 32), b"ILBM",
+    b"BMHD", struct.pack(">IHHhhBBBBHBBhh", 20, 16, 16, 0, 0, 1, 0, 0, 0, 0, 1, 1, 16, 16),
+    b"BODY", struct.pack(">I", 32), bytes(range(32)),
+])  # fmt: skip
+
+
+def write_foreign_still(path: Path) -> None:
+    codec, pixel_format = {
+        ".dpx": ("dpx", "rgb24"), ".exr": ("exr", "gbrpf32le"), ".hdr": ("hdr", "gbrpf32le"),
+        ".jls": ("jpegls", "rgb24"), ".pam": ("pam", "rgb24"), ".ras": ("sunrast", "bgr24"), ".xwd": ("xwd", "rgb24"),
+    }[path.suffix]  # fmt: skip
+    with av.open(str(path), "w", format="image2") as container:
+        stream: Any = container.add_stream(codec, rate=1)
+        stream.width, stream.height, stream.pix_fmt = 36, 24, pixel_format
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(noise(), format="rgb24").reformat(format=pixel_format)))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(
+    ("extension", "words"),
+    [
+        ("dds", "a DDS"), ("dpx", "a DPX"), ("exr", "an EXR"), ("hdr", "a Radiance HDR"), ("iff", "an IFF"),
+        ("jls", "a JPEG-LS"), ("jxl", "a JPEG XL"), ("pam", "a PAM"), ("ras", "a Sun raster"), ("xwd", "an XWD"),
+    ],
+)  # fmt: skip
+def test_stills_that_are_not_read_are_named(tmp_path: Path, extension: str, words: str):
+    path = tmp_path / f"still.{extension}"
+    if extension == "dds":
+        Image.fromarray(noise()).save(path)
+    elif extension in ("iff", "jxl"):
+        path.write_bytes(IFF_PICTURE if extension == "iff" else JPEG_XL)
+    else:
+        write_foreign_still(path)
+    for read in (media_kind, read_image, refuse_picture):
+        message = rf"still\.{extension}: expected a JPEG or PNG.*, got {words} picture; convert it to PNG"
+        with pytest.raises(MediaError, match=message):
+            read(path)
+
+
+def test_a_picture_that_pillow_cannot_open_is_no_video(tmp_path: Path):
+    path = tmp_path / "broken.png"
+    Image.fromarray(noise()).save(path)
+    data = bytearray(path.read_bytes())
+    data[24] = 7  # bits that no PNG has
+    path.write_bytes(data)
+    for read in (media_kind, read_image, refuse_picture):
+        with pytest.raises(MediaError, match=r"broken\.png: "):
+            read(path)
 
 
 def test_a_phone_photo_of_several_pictures_is_its_first(tmp_path: Path):

@@ -17,8 +17,9 @@ from PIL import Image
 
 import avjax
 from avjax.media import features
+from avjax.media import isolated as isolated_module
 from avjax.media.corruption import AudioCorruption, MuteAudio, ShiftAudio
-from avjax.media.decode import MediaError
+from avjax.media.decode import MediaError, sound_offset_seconds
 from avjax.media.isolated import IsolatedReader
 from avjax.media.options import MediaOptions
 
@@ -81,6 +82,13 @@ def test_errors_are_those_of_this_process(reader: IsolatedReader, tmp_path: Path
         assert str(isolated.value) == str(here.value)
 
 
+def test_what_a_file_holds(reader: IsolatedReader, clip: Path, tmp_path: Path):
+    assert (reader.media_kind(clip), reader.has_sound(clip)) == ("video", True)
+    assert reader.sound_offset_seconds(clip) == sound_offset_seconds(clip)
+    with pytest.raises(MediaError, match=r"absent\.mp4: no such file"):
+        reader.media_kind(tmp_path / "absent.mp4")
+
+
 class OwnCorruption(AudioCorruption):
     """One that workers do not have."""
 
@@ -123,6 +131,25 @@ def test_a_clip_that_never_ends_is_ended(clip: Path, tmp_path: Path, fault: str)
         with pytest.raises(MediaError, match=rf"{fault}\.mp4: .* after 1\.5 s .*decode_seconds"):
             reader.audio(tmp_path / f"{fault}.mp4", OMNI)
         assert time.monotonic() - began < 30
+    assert (children(), open_files()) == before
+
+
+def test_the_limit_covers_a_request_that_nobody_takes():
+    frames = np.zeros((64, 256, 256, 3), np.uint8)  # more than a pipe holds
+    with IsolatedReader(1.5, module=FAULTY) as reader:
+        os.kill(int(sound_process(reader)), signal.SIGSTOP)
+        with pytest.raises(MediaError, match=r"video: .* after 1\.5 s"):
+            reader._read("video", (frames, 10.0))  # pyright: ignore[reportPrivateUsage]
+
+
+def test_the_start_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "sleepy_worker.py").write_text("import time\ntime.sleep(600)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(isolated_module, "START_SECONDS", 0.5)
+    before = children(), open_files()
+    words = r"clip\.mp4: .*did not start within 0\.5 s"
+    with IsolatedReader(60, module="sleepy_worker") as reader, pytest.raises(MediaError, match=words):
+        reader.audio("clip.mp4", OMNI)
     assert (children(), open_files()) == before
 
 

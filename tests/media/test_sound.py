@@ -320,5 +320,8 @@ def test_inspect_says_how_far_a_sound_is_off(omni: TinyCheckpoint, tmp_path: Pat
         lines[name] = CliRunner().invoke(app, command).stdout
         shown = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
         assert shown["sound_offset_seconds"] == pytest.approx(times[0], abs=1e-3)
-    assert "the sound starts 2.00 s after the first picture" in lines["late"].replace("\n", " ")
+    assert "the sound starts 2.00 s after the first picture; see --sync" in lines["late"].replace("\n", " ")
     assert "the sound starts" not in lines["together"]
+    command = ["inspect", str(tmp_path / "late.mkv"), "-m", str(omni.directory), "--media", "qwen-omni-utils"]
+    shown = CliRunner().invoke(app, command).stdout.replace("\n", " ")
+    assert "first picture; --media qwen-omni-utils does not keep that" in shown and "--sync" not in shown

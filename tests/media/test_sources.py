@@ -12,7 +12,7 @@ import avjax
 from avjax.media.decode import MediaError
 from avjax.media.features import audio_features, frame_features, image_features, video_features
 from avjax.media.options import MediaOptions
-from avjax.media.sources import sound
+from avjax.media.sources import picture, sound
 
 RATE = 16_000
 OPTIONS = MediaOptions(audio=(("chunk_length", 300), ("feature_size", 128)), min_pixels=28 * 28, max_pixels=56 * 56)
@@ -54,6 +54,26 @@ def test_samples_are_floats_of_full_scale_1(samples: np.ndarray):
     assert waveform.dtype == np.float32 and waveform.flags.c_contiguous and "audio" in source
     step = np.iinfo(samples.dtype).max if samples.dtype.kind == "i" else np.inf
     np.testing.assert_allclose(waveform, tone(), rtol=1e-7, atol=0.51 / step)
+
+
+@pytest.mark.parametrize(
+    "clip",
+    [
+        (RATE, tone()), (tone(), np.array(RATE)), (np.array(RATE), tone()), (tone().astype(">f4"), RATE),
+        (np.ma.masked_invalid(tone()), RATE), {"array": tone(), "sampling_rate": RATE},
+    ],
+    ids=["as scipy", "rate as an array", "as scipy, as arrays", "big-endian", "without a masked value", "datasets"],
+)  # fmt: skip
+def test_samples_that_are_plainly_meant(clip: Any):
+    np.testing.assert_array_equal(sound(clip, OPTIONS)[0], tone())
+
+
+def test_other_byte_orders_and_silence():
+    samples = np.rint(tone() * 2**15).astype(np.int16)
+    np.testing.assert_array_equal(sound((samples.astype(">i2"), RATE), OPTIONS)[0], sound((samples, RATE), OPTIONS)[0])
+    assert not sound((np.zeros(RATE, np.int32), RATE), OPTIONS)[0].any()
+    grey = np.arange(28 * 28, dtype=np.uint16).reshape(28, 28) * 80
+    np.testing.assert_array_equal(picture(grey.astype(">u2"), OPTIONS)[0], picture(grey, OPTIONS)[0])
 
 
 @pytest.mark.parametrize("rate", [8000, 44_100, np.int64(48_000), 22_050.0])
@@ -105,7 +125,6 @@ READ = {
         ("video", (pixels(8, 28, 28, 3) / 255, 2.0), "got float64"),
         ("video", (pixels(0, 28, 28, 3), 2.0), r"got uint8 \[0, 28, 28, 3\]"),
         ("audio", tone(), "got an array without its rate"),
-        ("audio", (RATE, tone()), r"expected a file, or \(samples, rate\)"),
         ("audio", (tone(), float("nan")), "expected a rate above 0"),
         ("audio", (tone() * 32768, RATE), "expected floats within -1 to 1, got 13107"),
         ("audio", ((tone() * 100).astype(np.int64), RATE), "expected samples as floats within -1 to 1, int16 or int32"),
@@ -115,6 +134,16 @@ READ = {
         ("audio", (np.zeros((2, 2, 99), np.float32), RATE), r"got \[2, 2, 99\]"),
         ("audio", (np.zeros(0, np.float32), RATE), "the audio is empty"),
         ("audio", (np.full(RATE, np.nan, np.float32), RATE), "16000 NaN or infinite"),
+        ("audio", (np.rint(tone() * 32767).astype(np.int32), RATE), "got 13107 at most, which are samples of 16 bits"),
+        ("audio", (np.full(RATE, -32768, np.int32), RATE), "got 32768 at most"),
+        ("audio", (tone(), 16), "expected a rate of 1000 to 1000000 Hz beside the samples, got 16;"),
+        ("audio", (tone(), 1.6e7), "got 1.6e"),
+        ("audio", (tone(), np.array([RATE])), r"expected a rate above 0 beside the array, got an array \[1\]"),
+        ("audio", (tone(), tone()), r"got an array \[16000\]"),
+        ("audio", (np.ma.masked_greater(tone(), 0.3), RATE), r"got \d+ masked values; fill them"),
+        ("video", (np.ma.masked_less(pixels(8, 28, 28, 3), 9), 2.0), "masked values"),
+        ("image", np.ma.masked_less(pixels(28, 28, 3), 9), "masked values"),
+        ("image", Image.new("RGB", (0, 5)), "expected pixels, got 0 x 5"),
         ("audio", ["a.wav"], "expected one audio .*got a list of 1"),
     ],
 )

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 import avjax
 from avjax.media.decode import MediaError, media_kind, read_frames, read_video, video_info
@@ -198,3 +200,49 @@ def write_pictures_at_25(path: Path) -> None:
             frame = av.VideoFrame.from_ndarray(np.full((HEIGHT, WIDTH, 3), 10 + 3 * i, np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+def half_transparent() -> np.ndarray:
+    """uint8 [16, 32, 4]: colour with opacity rising from left to right."""
+    picture = np.random.default_rng(0).integers(0, 256, (16, 32, 4), dtype=np.uint8)
+    picture[..., 3] = np.linspace(0, 255, 32).round()
+    return picture
+
+
+def write_raw(path: Path, codec: str, pixel_format: str, picture: np.ndarray) -> None:
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(codec, rate=5)
+        stream.height, stream.width, stream.pix_fmt = *picture.shape[:2], pixel_format
+        frame = av.VideoFrame.from_ndarray(picture, format="rgba").reformat(format=pixel_format)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("name", ["film.png", "film.mov", "film.mkv"])
+def test_what_is_transparent_in_a_film_is_white(tmp_path: Path, name: str):
+    picture, path = half_transparent(), tmp_path / name
+    if name == "film.png":
+        Image.fromarray(picture).save(path, save_all=True, append_images=[Image.fromarray(picture[::-1])])
+    else:
+        codec, pixel_format = {"film.mov": ("qtrle", "argb"), "film.mkv": ("ffv1", "bgra")}[name]
+        write_raw(path, codec, pixel_format, picture)
+    opacity = picture[..., 3:] / 255
+    expected = picture[..., :3] * opacity + 255 * (1 - opacity)
+    frames, _ = read_video(path, lambda info: [0])
+    assert frames.shape == (1, 16, 32, 3) and np.abs(frames[0] - expected).max() <= 0.51
+
+
+def test_what_is_transparent_in_a_gif_is_white(tmp_path: Path):
+    clear = Image.new("RGBA", (32, 16), (200, 30, 30, 255))
+    clear.paste((0, 0, 0, 0), (0, 0, 16, 16))
+    other = Image.new("RGBA", (32, 16), (0, 0, 200, 255))
+    clear.save(tmp_path / "film.gif", save_all=True, append_images=[other], duration=200, disposal=2)
+    frame = read_video(tmp_path / "film.gif", lambda info: [0])[0][0]
+    assert (frame[:, :16] == 255).all() and (frame[:, 16:] == (200, 30, 30)).all()
+
+
+def test_an_unused_fourth_byte_is_no_opacity(tmp_path: Path):
+    picture = half_transparent()
+    picture[..., 3] = 0
+    write_raw(tmp_path / "screen.avi", "rawvideo", "bgra", picture)
+    np.testing.assert_array_equal(read_video(tmp_path / "screen.avi", lambda info: [0])[0][0], picture[..., :3])
