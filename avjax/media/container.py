@@ -75,16 +75,32 @@ def _playlist(path: str | Path) -> str:
 
 
 def video_stream(container: Any) -> Any | None:
-    """The first video stream that is not the cover of an album."""
+    """The video stream that a player shows: the default one, then the largest, then the first; never a cover."""
     from av.stream import Disposition
 
-    cover = Disposition.attached_pic
-    return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
+    covers = Disposition.attached_pic | Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & covers]
+    return max(streams, key=lambda stream: (_is_default(stream), _pixels(stream)), default=None)
 
 
 def audio_stream(container: Any) -> Any | None:
-    """The first audio stream."""
-    return next(iter(container.streams.audio), None)
+    """The audio stream that a player plays: the default one, then that with most channels, then the first."""
+    return max(container.streams.audio, key=lambda stream: (_is_default(stream), _channels(stream)), default=None)
+
+
+def _is_default(stream: Any) -> bool:
+    from av.stream import Disposition
+
+    return bool(stream.disposition & Disposition.default)
+
+
+def _pixels(stream: Any) -> int:
+    context = stream.codec_context  # None where libav has no decoder
+    return 0 if context is None else context.width * context.height
+
+
+def _channels(stream: Any) -> int:
+    return 0 if stream.codec_context is None else stream.codec_context.channels
 
 
 @dataclasses.dataclass

@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 
 import avjax
 from avjax.media.decode import MediaError, media_kind, read_frames, read_video, video_info
@@ -198,3 +199,26 @@ def write_pictures_at_25(path: Path) -> None:
             frame = av.VideoFrame.from_ndarray(np.full((HEIGHT, WIDTH, 3), 10 + 3 * i, np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "default", "shown"),
+    [([(48, 64), (32, 32)], 1, 1), ([(32, 32), (48, 64)], None, 1), ([(32, 32), (32, 32)], None, 0)],
+)
+def test_the_stream_that_players_show(
+    tmp_path: Path, sizes: list[tuple[int, int]], default: int | None, shown: int
+):
+    """The default one, else the largest, else the first. Each has other frames, and a grey of its own."""
+    with av.open(str(tmp_path / "x.mkv"), "w") as container:
+        streams = [container.add_stream("mjpeg", rate=10) for _ in sizes]
+        for i, (stream, size) in enumerate(zip(streams, sizes, strict=True)):
+            (stream.height, stream.width), stream.pix_fmt = size, "yuvj420p"
+            stream.disposition = Disposition.default if i == default else Disposition.dub
+        for i, (stream, size) in enumerate(zip(streams, sizes, strict=True)):
+            for _ in range(5 + i):
+                frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 40 + 100 * i, np.uint8), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    frames, info = read_video(tmp_path / "x.mkv", lambda info: [0])
+    assert frames.shape[1:3] == sizes[shown] and info.num_frames == 5 + shown
+    assert frames.mean() == pytest.approx(40 + 100 * shown, abs=3)
