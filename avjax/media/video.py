@@ -20,7 +20,7 @@ from avjax.media.container import (
 )
 
 MAX_RATE = 1000.0  # frames per second; more is a header's clock, no rate
-# Matrices that swscale knows, by the number of ISO/IEC 23091-2; that with constant luminance is read as the one without,
+# Matrices that swscale knows, by the number of ISO/IEC 23091-2; the one with constant luminance is read as without it,
 # as older versions did, and what remains as when nothing is said: by the matrix of standard television.
 MATRICES = {number: number for number in (0, 1, 4, 5, 6, 7, 9)} | {10: 9}
 UNSPECIFIED = 2

@@ -224,7 +224,7 @@ def test_the_stream_that_players_show(tmp_path: Path, sizes: list[tuple[int, int
 
 @pytest.mark.parametrize("kind", ["matrix", "primaries", "transfer"])
 def test_colours_that_swscale_does_not_know(kind: str):
-    """They are shown by the matrix of standard television, as older versions of ffmpeg do; 10 is 9 with another curve."""
+    """They are shown by the matrix of standard television, as ffmpeg 5 does; 10 is 9 with another curve."""
     values = np.random.default_rng(0).integers(16, 236, (72, 64), np.uint8)
 
     def rgb(number: int) -> np.ndarray:
