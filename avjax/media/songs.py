@@ -3,7 +3,6 @@
 import io
 import itertools
 import mmap
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,11 +58,11 @@ def _sound_of_header(payload: bytes) -> tuple[str, int, int] | None:
     """Codec, rate in Hz and channels; None for pictures and text."""
     payload = payload.ljust(64, b"\0")
     if payload.startswith(b"\x01vorbis"):
-        return "vorbis", *reversed(struct.unpack("<BI", payload[11:16]))
+        return "vorbis", int.from_bytes(payload[12:16], "little"), payload[11]
     if payload.startswith(b"OpusHead"):
         return "opus", 48_000, payload[9]
     if payload.startswith(b"\x7fFLAC"):
         return "flac", int.from_bytes(payload[27:30], "big") >> 4, (payload[29] >> 1 & 7) + 1
     if payload.startswith(b"Speex   "):
-        return "speex", *struct.unpack("<I8xI", payload[36:52])
+        return "speex", int.from_bytes(payload[36:40], "little"), int.from_bytes(payload[48:52], "little")
     return None

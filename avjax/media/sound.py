@@ -169,7 +169,7 @@ def _read_sound_file(path: str | Path, content: str | bytes | BinaryIO) -> tuple
     if head == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):  # an MP3, of which libsndfile prints warnings
         return None
     try:
-        sound = soundfile.SoundFile(content)
+        sound = soundfile.SoundFile(content)  # pyright: ignore[reportArgumentType] - bytes are names too
     except (soundfile.LibsndfileError, TypeError):  # the latter of a name that ends in .raw
         return None
     with sound:
