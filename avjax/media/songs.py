@@ -66,3 +66,22 @@ def _sound_of_header(payload: bytes) -> tuple[str, int, int] | None:
     if payload.startswith(b"Speex   "):
         return "speex", int.from_bytes(payload[36:40], "little"), int.from_bytes(payload[48:52], "little")
     return None
+
+
+def ogg_end_seconds(path: str | Path, rate: int) -> float | None:
+    """When the sound of an Ogg that was cut out of a longer one ends, on its own clock; None where it is whole.
+
+    Such a sound begins before 0. libav does not count what lies there, and shifts all that follows.
+    """
+    serial, first, last = None, None, 0
+    with Path(path).open("rb") as file:
+        while (head := file.read(OGG_HEAD_BYTES))[:4] == b"OggS" and len(head) == OGG_HEAD_BYTES:
+            size = sum(file.read(head[26]))
+            start = file.tell()
+            if serial is None and head[5] & OGG_FIRST_PAGE and _sound_of_header(file.read(64)) is not None:
+                serial = head[14:18]
+            position = int.from_bytes(head[6:14], "little", signed=True)
+            if head[14:18] == serial and position not in (0, -1):  # of headers, and of a page that ends no packet
+                first, last = position if first is None else first, position
+            file.seek(start + size)
+    return last / rate if first is not None and first < 0 else None

@@ -22,7 +22,7 @@ from avjax.media.container import (
     require_file,
     video_stream,
 )
-from avjax.media.songs import flac_songs, ogg_sound_changes
+from avjax.media.songs import flac_songs, ogg_end_seconds, ogg_sound_changes
 from avjax.media.truncation import count_songs, page_is_cut, size_is_missed, size_is_unknown
 
 BLOCK = 2**20  # samples that are read at a time
@@ -139,11 +139,21 @@ def _sounds(path: str | Path, sync: Sync) -> list[tuple[np.ndarray, int]]:
                 "re-encode each part at one rate, then join them"
             )
         blocks = list(_decoded_blocks(path, container, stream))
+        if container.format.name == "ogg" and blocks:
+            blocks = _timed_by_end(blocks, ogg_end_seconds(path, int(stream.rate)))
         has_video = video_stream(container) is not None
         clocked = sync == "clock" and has_clock(container)
     if clocked:
         blocks = keep_clock(blocks, first_picture_seconds(path) if has_video else None, str(path))
     return _joined(blocks)
+
+
+def _timed_by_end(blocks: Sequence[SoundBlock], end_seconds: float | None) -> list[SoundBlock]:
+    """The blocks end to end, the last one ending at a time that is known better than the others."""
+    if end_seconds is None:
+        return list(blocks)
+    begin_seconds = end_seconds - sum(block.duration for block in blocks)
+    return [dataclasses.replace(block, seconds=None if i else begin_seconds) for i, block in enumerate(blocks)]
 
 
 def _joined(blocks: Sequence[SoundBlock]) -> list[tuple[np.ndarray, int]]:

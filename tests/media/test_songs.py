@@ -11,7 +11,8 @@ import soundfile
 
 from avjax.media import qwen_omni_utils
 from avjax.media.decode import MediaError, media_kind, read_audio
-from avjax.media.songs import ogg_sound_changes
+from avjax.media.songs import ogg_end_seconds, ogg_sound_changes
+from avjax.media.sound import SoundBlock, _timed_by_end, keep_clock
 from tests.media.test_sound import tone, write_mp3
 
 RATE = 16_000
@@ -132,3 +133,32 @@ def test_names_that_are_not_utf_8(tmp_path: Path, extension: str):
             read(path)
         str(caught.value).encode()  # as a terminal and a report take it
         assert "\\udce9t\\udce9" in str(caught.value)
+
+
+def with_granules(data: bytes, shift: int) -> bytes:
+    """An Ogg whose positions in samples are all moved; the pages' checksums are left to be wrong."""
+    shifted, start = bytearray(data), 0
+    while start < len(shifted):
+        position = int.from_bytes(shifted[start + 6 : start + 14], "little", signed=True)
+        if position > 0:
+            shifted[start + 6 : start + 14] = (position + shift).to_bytes(8, "little", signed=True)
+        segments = shifted[start + 26]
+        start += 27 + segments + sum(shifted[start + 27 : start + 27 + segments])
+    return bytes(shifted)
+
+
+def test_an_ogg_that_begins_before_zero(tmp_path: Path):
+    """Its end is known, so that its beginning is, too."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(4 * 44_100)
+    soundfile.write(tmp_path / "x.ogg", noise, 44_100, format="OGG", subtype="VORBIS")
+    data = (tmp_path / "x.ogg").read_bytes()
+    assert ogg_end_seconds(tmp_path / "x.ogg", 44_100) is None
+    (tmp_path / "later.ogg").write_bytes(with_granules(data, 44_100))
+    assert ogg_end_seconds(tmp_path / "later.ogg", 44_100) is None
+    (tmp_path / "cut.ogg").write_bytes(with_granules(data, -3 * 44_100))
+    assert ogg_end_seconds(tmp_path / "cut.ogg", 44_100) == pytest.approx(1.0)
+    blocks = [SoundBlock(np.ones(RATE, np.float32), RATE, time) for time in (0.0, 1.0, 2.7, 3.7)]
+    timed = _timed_by_end(blocks, 1.0)
+    assert [block.seconds for block in timed] == [-3.0, None, None, None]
+    assert sum(len(block.samples) for block in keep_clock(timed, -0.5, "x")) == 1.5 * RATE
+    assert _timed_by_end(blocks, None) == blocks
