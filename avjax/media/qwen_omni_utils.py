@@ -35,8 +35,9 @@ def _read_sound_file(path: str | Path) -> tuple[np.ndarray, int] | None:
     """float32 [n, channels] and rate when libsndfile knows the format; as many samples as it announces."""
     import soundfile
 
+    name: Any = library_name(path)  # soundfile takes bytes too
     try:
-        samples, rate = soundfile.read(library_name(path), dtype="float32", always_2d=True)
+        samples, rate = soundfile.read(name, dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, TypeError):  # the latter of a name that ends in .raw
         return None
     except (MemoryError, ValueError) as error:  # the latter from numpy

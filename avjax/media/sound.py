@@ -178,8 +178,9 @@ def _read_sound_file(path: str | Path, content: str | bytes | BinaryIO) -> tuple
         head = file.read(3)
     if head == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):  # an MP3, of which libsndfile prints warnings
         return None
+    name: Any = content  # soundfile takes bytes too
     try:
-        sound = soundfile.SoundFile(content)  # pyright: ignore[reportArgumentType] - bytes are names too
+        sound = soundfile.SoundFile(name)
     except (soundfile.LibsndfileError, TypeError):  # the latter of a name that ends in .raw
         return None
     with sound:

@@ -162,3 +162,12 @@ def test_an_ogg_that_begins_before_zero(tmp_path: Path):
     assert [block.seconds for block in timed] == [-3.0, None, None, None]
     assert sum(len(block.samples) for block in keep_clock(timed, -0.5, "x")) == 1.5 * RATE
     assert _timed_by_end(blocks, None) == blocks
+
+
+def test_an_aiff_whose_recorder_died(tmp_path: Path):
+    soundfile.write(tmp_path / "x.aiff", tone(2.0), RATE)
+    data = bytearray((tmp_path / "x.aiff").read_bytes())
+    at = data.index(b"SSND")
+    data[at + 4 : at + 8] = bytes(4)
+    (tmp_path / "died.aiff").write_bytes(data)
+    np.testing.assert_array_equal(read_audio(tmp_path / "died.aiff"), read_audio(tmp_path / "x.aiff"))
