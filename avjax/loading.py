@@ -128,13 +128,14 @@ def _generation(directory: Path) -> GenerationDefaults:
     """What HF's greedy decoding takes from a checkpoint's files.
 
     In a whole Omni model the thinker generates, and HF makes its settings from `thinker_config` alone: neither the
-    directory's generation config nor the outer config reaches it.
+    directory's generation config nor the outer config reaches it. Where it names no stop token, HF goes on to the
+    limit; here those of the generation config end a caption.
     """
     config = read_json(directory / "config.json")
-    if thinker := config.get("thinker_config"):
-        return _defaults(_with_text(thinker), _with_text(thinker))
     path = directory / "generation_config.json"
     own: dict[str, Any] = read_json(path) if path.is_file() else {}
+    if thinker := config.get("thinker_config"):
+        return _defaults([*_with_text(thinker), own, *_with_text(config)], _with_text(thinker))
     # Without a generation config, HF takes these settings from the model's config, outermost first.
     return _defaults([own, *_with_text(config)], [own]) if own else _defaults(_with_text(config), _with_text(config))
 

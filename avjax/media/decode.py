@@ -47,4 +47,4 @@ def media_kind(path: str | Path) -> Literal["image", "video", "audio"]:
             return "video"
         if audio_stream(container) is not None:
             return "audio"
-    raise MediaError(f"{path}: expected a picture or a sound, found neither; check the path")
+    raise MediaError(f"{path}: expected a picture, a video or a sound, got a file without any; check the path")

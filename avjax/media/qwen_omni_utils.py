@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from avjax.media.container import MediaError, opened, require_file
+from avjax.media.container import MediaError, library_name, opened, require_file
 from avjax.media.sound import to_mono_16k
 
 FULL_SCALE_16 = 2**15
@@ -35,11 +35,12 @@ def _read_sound_file(path: str | Path) -> tuple[np.ndarray, int] | None:
     """float32 [n, channels] and rate when libsndfile knows the format; as many samples as it announces."""
     import soundfile
 
+    name: Any = library_name(path)  # soundfile takes bytes too
     try:
-        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except soundfile.LibsndfileError:
+        samples, rate = soundfile.read(name, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, TypeError):  # the latter of a name that ends in .raw
         return None
-    except MemoryError as error:
+    except (MemoryError, ValueError) as error:  # the latter from numpy
         raise MediaError(f"{path}: its header announces more sound than there is memory for; copy it again") from error
     return samples, int(rate)
 

@@ -1,10 +1,9 @@
 """Samples of sound files and of videos: libsndfile where it is exact, libav for the rest; resampling by soxr."""
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -16,13 +15,15 @@ from avjax.media.container import (
     decoded_frames,
     frame_seconds,
     has_clock,
+    library_name,
     opened,
     packet_seconds,
     packets,
     require_file,
     video_stream,
 )
-from avjax.media.truncation import count_songs, page_is_cut, size_is_missed
+from avjax.media.songs import flac_songs, ogg_end_seconds, ogg_sound_changes
+from avjax.media.truncation import count_songs, page_is_cut, size_is_missed, size_is_unknown
 
 BLOCK = 2**20  # samples that are read at a time
 # libsndfile would trust an estimated length of these, or decodes them in another way than everybody else.
@@ -123,19 +124,36 @@ def to_mono_16k(samples: np.ndarray, rate: int, source: str) -> np.ndarray:
 
 def _sounds(path: str | Path, sync: Sync) -> list[tuple[np.ndarray, int]]:
     """Samples [n] or [n, channels] and their rate; more than one where the rate changes."""
-    whole = _read_sound_file(path)
-    if whole is not None:
-        return [whole]
+    # Of several songs, libsndfile reads the first alone.
+    parts = [_read_sound_file(path, song) for song in flac_songs(path) or [library_name(path)]]
+    whole = [part for part in parts if part is not None]
+    if len(whole) == len(parts):
+        return whole
     with opened(path) as container:
         stream = audio_stream(container)
         if stream is None:
             raise MediaError(f"{path}: expected an audio stream, found none; pass audio=None or a sound file")
+        if container.format.name == "ogg" and ogg_sound_changes(path):
+            raise MediaError(
+                f"{path}: the sound changes its codec, rate or channels in mid-stream, which libav does not follow; "
+                "re-encode each part at one rate, then join them"
+            )
         blocks = list(_decoded_blocks(path, container, stream))
+        if container.format.name == "ogg" and blocks:
+            blocks = _timed_by_end(blocks, ogg_end_seconds(path, int(stream.rate)))
         has_video = video_stream(container) is not None
         clocked = sync == "clock" and has_clock(container)
     if clocked:
         blocks = keep_clock(blocks, first_picture_seconds(path) if has_video else None, str(path))
     return _joined(blocks)
+
+
+def _timed_by_end(blocks: Sequence[SoundBlock], end_seconds: float | None) -> list[SoundBlock]:
+    """The blocks end to end, the last one ending at a time that is known better than the others."""
+    if end_seconds is None:
+        return list(blocks)
+    begin_seconds = end_seconds - sum(block.duration for block in blocks)
+    return [dataclasses.replace(block, seconds=None if i else begin_seconds) for i, block in enumerate(blocks)]
 
 
 def _joined(blocks: Sequence[SoundBlock]) -> list[tuple[np.ndarray, int]]:
@@ -148,20 +166,27 @@ def _joined(blocks: Sequence[SoundBlock]) -> list[tuple[np.ndarray, int]]:
     return [(np.concatenate(samples), rate) for samples, rate in runs]
 
 
-def _read_sound_file(path: str | Path) -> tuple[np.ndarray, int] | None:
-    """Samples [n, channels] and rate when libsndfile reads the format without loss or guess."""
+def _read_sound_file(path: str | Path, content: str | bytes | BinaryIO) -> tuple[np.ndarray, int] | None:
+    """Samples [n, channels] and rate when libsndfile reads the format without loss or guess.
+
+    Args:
+      content: the file as libsndfile opens it, or a song in it.
+    """
     import soundfile
 
     with Path(path).open("rb") as file:
         head = file.read(3)
     if head == b"ID3" or (head[:1] == b"\xff" and head[1:2] >= b"\xe0"):  # an MP3, of which libsndfile prints warnings
         return None
+    name: Any = content  # soundfile takes bytes too
     try:
-        sound = soundfile.SoundFile(str(path))
-    except soundfile.LibsndfileError:
+        sound = soundfile.SoundFile(name)
+    except (soundfile.LibsndfileError, TypeError):  # the latter of a name that ends in .raw
         return None
     with sound:
         if sound.subtype.startswith(LEFT_TO_LIBAV) or sound.frames >= UNKNOWN_FRAMES:
+            return None
+        if sound.frames == 0 and size_is_unknown(path):
             return None
         blocks: list[Any] = [np.zeros((0, sound.channels), np.float32)]
         announced, rate, damage = sound.frames, sound.samplerate, None
@@ -261,10 +286,11 @@ def _lasting_jump(blocks: Sequence[SoundBlock], leads: Sequence[float | None], s
     if lead is None or abs(lead - level) <= GAP_SECONDS:
         return 0.0
     jumps, seconds = [lead - level], 0.0
-    for block, later in zip(itertools.islice(blocks, start, None), itertools.islice(leads, start, None), strict=True):
+    for i in range(start, len(blocks)):
+        later = leads[i]
         if later is not None:
             jumps.append(later - level)
-        seconds += block.duration
+        seconds += blocks[i].duration
         if seconds > LASTING_SECONDS:
             break
     lasts = min(jumps) > GAP_SECONDS or max(jumps) < -GAP_SECONDS

@@ -39,8 +39,11 @@ def refuse_truncated(path: str | Path, container: Any, counts: Mapping[int, int]
         if announced > end_seconds + EARLY_END_SECONDS and segment_is_cut(path) is not False:
             missing = f"its header announces {announced:.2f} s, {end_seconds:.2f} s are there"
     elif name == "mp3":
-        announced, count = xing_frames(path), sum(counts[s.index] for s in container.streams.audio)
-        if announced is not None and count < announced:
+        announced, size_fits = mp3_header(path)
+        count = sum(counts[s.index] for s in container.streams.audio)
+        # Some encoders count the frame that holds the count; the size tells whether the last one is there.
+        slack_seconds = EARLY_END_SECONDS if size_fits else 0.0
+        if count < announced and (announced - count) * end_seconds > slack_seconds * count:
             missing = f"its header announces {announced} frames, {count} are there"
     elif name in ("avi", "wav", "aiff", "asf") and size_is_missed(path):
         missing = f"its header announces more than its {Path(path).stat().st_size} bytes"
@@ -87,6 +90,48 @@ def _chunks_are_cut(path: str | Path, size: int) -> bool:
             if kind in (b"data", b"SSND"):
                 return 0 < length < UNKNOWN_SIZE and _is_over(start + length, size)
     return False
+
+
+def size_is_unknown(path: str | Path) -> bool:
+    """Whether a WAV, AIFF or CAF does not say how much sound it holds, so that it may end anywhere.
+
+    So do programs write that pipe their sound, or that died before they could put in the size.
+    """
+    with Path(path).open("rb") as file:
+        head = file.read(12)
+        if head[:4] == b"caff":
+            return any(kind == b"data" and length < 0 for kind, _, length in _caf_chunks(file))
+        if head[:4] not in (b"RIFF", b"RIFX", b"FORM") or head[8:12] not in (b"WAVE", b"AIFF", b"AIFC"):
+            return False
+        for kind, start, length in _chunks(file, "<" if head[:4] == b"RIFF" else ">"):
+            if kind in (b"data", b"SSND"):
+                return length >= UNKNOWN_SIZE or (length == 0 and not _ends_in_chunks(path, start))
+    return False
+
+
+def _ends_in_chunks(path: str | Path, position: int) -> bool:
+    """Whether there are chunks of a WAV or AIFF from a byte on, and nothing else: tags after an empty sound."""
+    size = Path(path).stat().st_size
+    with Path(path).open("rb") as file:
+        order = ">" if file.read(4) in (b"FORM", b"RIFX") else "<"
+        file.seek(position)
+        for kind, start, length in _chunks(file, order):
+            if not kind.strip().isalnum():
+                return False
+            position = start + length + length % 2
+    return position in (size, size + 1)
+
+
+def _caf_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """Kind, first byte and length of each chunk of a CAF; the last one's length may be -1."""
+    file.seek(8)
+    while len(head := file.read(12)) == 12:
+        kind, length = struct.unpack(">4sq", head)
+        start = file.tell()
+        yield kind, start, length
+        if length < 0:
+            return
+        file.seek(start + length)
 
 
 def _is_over(end: int, size: int, *, unknown: int = UNKNOWN_SIZE) -> bool:
@@ -173,26 +218,32 @@ def _ogg_pages(path: str | Path) -> Iterator[tuple[bool, int]]:
             file.seek(position)
 
 
-def xing_frames(path: str | Path) -> int | None:
-    """How many frames an MP3 says it has, in the frame that encoders put before the first."""
+def mp3_header(path: str | Path) -> tuple[int, bool]:
+    """How many frames an MP3 says it has, in the frame that encoders put before the first, and whether its size fits.
+
+    0 where it does not say; False where it says no size.
+    """
     with Path(path).open("rb") as file:
         head = file.read(10)
+        begin = 0
         if head[:3] == b"ID3":
             length = 0
             for byte in head[6:10]:
                 length = length << 7 | byte & 0x7F
-            file.seek(10 + length + (10 if head[5] & 0x10 else 0))
-        else:
-            file.seek(0)
+            begin = 10 + length + (10 if head[5] & 0x10 else 0)
+        file.seek(begin)
         frame = file.read(4096)
     start = next((i for i in range(len(frame) - 4) if frame[i] == 0xFF and frame[i + 1] & 0xE0 == 0xE0), None)
     if start is None:
-        return None
+        return 0, False
+    available = Path(path).stat().st_size - begin - start
     version, mono = frame[start + 1] >> 3 & 3, frame[start + 3] >> 6 == 3
     tag = start + 4 + ((17 if mono else 32) if version == 3 else (9 if mono else 17))
     if frame[tag : tag + 4] in (b"Xing", b"Info") and frame[tag + 7] & 1:
-        return int.from_bytes(frame[tag + 8 : tag + 12], "big")
+        size = int.from_bytes(frame[tag + 12 : tag + 16], "big") if frame[tag + 7] & 2 else 0
+        return int.from_bytes(frame[tag + 8 : tag + 12], "big"), 0 < size <= available
     vbri = start + 36
     if frame[vbri : vbri + 4] == b"VBRI":
-        return int.from_bytes(frame[vbri + 14 : vbri + 18], "big")
-    return None
+        size = int.from_bytes(frame[vbri + 10 : vbri + 14], "big")
+        return int.from_bytes(frame[vbri + 14 : vbri + 18], "big"), 0 < size <= available
+    return 0, False

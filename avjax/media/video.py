@@ -20,6 +20,10 @@ from avjax.media.container import (
 )
 
 MAX_RATE = 1000.0  # frames per second; more is a header's clock, no rate
+# Matrices that swscale knows, by the number of ISO/IEC 23091-2; the one with constant luminance is read as without it,
+# as older versions did, and what remains as when nothing is said: by the matrix of standard television.
+MATRICES = {number: number for number in (0, 1, 4, 5, 6, 7, 9)} | {10: 9}
+UNSPECIFIED = 2
 ADVICE = "re-encode it or choose another clip"
 
 
@@ -191,6 +195,10 @@ class RgbConverter:
 
     def __call__(self, frame: Any) -> np.ndarray:
         """uint8 [height, width, 3]."""
+        frame.colorspace = MATRICES.get(int(frame.colorspace), UNSPECIFIED)
+        frame.color_primaries = frame.color_trc = (
+            UNSPECIFIED  # which are left alone, but refused where swscale has none
+        )
         key = frame.width, frame.height, frame.format.name, int(frame.colorspace), int(frame.color_range)
         if key not in self._graphs:
             self._graphs = {key: self._graph(*key)}

@@ -1,6 +1,8 @@
 """Every media file of a folder as avjax reads it, held against ffprobe and ffmpeg."""
 
 import dataclasses
+import functools
+import io
 import itertools
 import json
 import subprocess
@@ -12,19 +14,28 @@ from typing import Any
 import numpy as np
 import soundfile
 import soxr
+from PIL import Image, ImageOps
 
-from avjax.media.decode import SAMPLE_RATE, MediaError, media_kind, read_audio, read_video
+from avjax.media.decode import SAMPLE_RATE, MediaError, media_kind, read_audio, read_image, read_video
 from avjax.media.frames import FrameChoice, choose_frames
 from avjax.media.options import MediaOptions
 from avjax.media.video import VideoInfo
 
-MAX_LEVELS = 1.0  # of 255, on average over a file's sampled frames
+MAX_LEVELS = 1.0  # of 255, on average over the frame that is furthest off
+MAX_PICTURE_LEVELS = 2.0  # decoders of JPEG round otherwise
 MAX_LOUDNESS = 1e-3  # mean difference of samples within -1 to 1
+MAX_SHARE = 0.02  # the same, of the sound's own loudness
+ROUNDING = 1e-5
 MAX_SHIFT_SECONDS = 0.002
 GAP_SECONDS = 0.02
 RESTART_SECONDS = 1.0
 # What ffprobe calls still images; each also has formats named "..._pipe".
 STILLS = {"image2", "ico", "tiff", "dds"}
+# Raw samples and pixels, and text: ffprobe takes a file for one by its name alone.
+MARKLESS = {"tty", "rawvideo", "bin", "xbin", "adf", "idf", "alaw", "mulaw", "s8", "u8"}
+MARKLESS |= {f"{kind}{bits}{end}" for kind in "suf" for bits in (16, 24, 32, 64) for end in ("le", "be")}
+FOREIGN_MODES = ("CMYK", "LAB", "F")  # of pictures that ffmpeg shows otherwise
+ORIENTATION = 0x112  # of EXIF
 RESTART_SLACK_SECONDS = 0.05  # where one song follows another, versions of libav cut otherwise
 BEST_TIME = "best_effort_timestamp_time"
 BARE = {"aac", "ac3", "amr", "dts", "eac3", "mp3"}
@@ -44,25 +55,28 @@ class Difference:
 
 
 def media_files(folder: Path) -> list[Path]:
-    """Every file that ffprobe takes for a picture or a sound."""
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and expected_kind(path) is not None]
+    """Every file of a folder, for what is no medium must be refused."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_file()]
 
 
 def differences(path: Path) -> Iterator[Difference]:
-    """Compares kind, frames, times and sound of one file."""
+    """Compares kind, pixels, times and sound of one file."""
     kind = expected_kind(path)
-    if kind is None:
-        return
     try:
         got = media_kind(path)
     except MediaError as error:
-        yield Difference(path, "kind", kind, error)
+        if kind is not None:
+            yield Difference(path, "kind", kind, error)
         return
+    if kind is None and got == "image" and _pillow_picture(path) is not None:
+        return  # a format that ffprobe does not know
     if kind != got:
-        yield Difference(path, "kind", kind, got)
+        yield Difference(path, "kind", kind or "a refusal", got)
+    if kind == "image":
+        yield from _picture_differences(path)
     if kind == "video":
         yield from _video_differences(path)
-    if kind != "image" and _streams(path, "a"):
+    if kind in ("video", "audio") and _streams(path, "a"):
         yield from _sound_differences(path)
 
 
@@ -78,7 +92,10 @@ def _run(*command: str) -> tuple[bytes, str]:
 
 def _probe(path: Path, *options: str) -> dict[str, Any]:
     stdout, _ = _run("ffprobe", "-v", "quiet", *options, "-of", "json", f"file:{path}")
-    return json.loads(stdout.decode(errors="replace") or "{}")
+    try:
+        return json.loads(stdout.decode(errors="replace"))
+    except json.JSONDecodeError:  # what ffprobe begins to write before it gives up
+        return {}
 
 
 def _streams(path: Path, letter: str) -> list[dict[str, Any]]:
@@ -86,34 +103,49 @@ def _streams(path: Path, letter: str) -> list[dict[str, Any]]:
     return _probe(path, "-select_streams", letter, "-show_streams").get("streams", [])
 
 
+@functools.cache
+def _chosen(path: Path, letter: str) -> str:
+    """The index of the stream that a player takes: the default one, else the largest, else the first."""
+
+    def rank(stream: dict[str, Any]) -> tuple[int, int]:
+        size = stream.get("channels", 0) if letter == "a" else stream.get("width", 0) * stream.get("height", 0)
+        return stream["disposition"]["default"], size
+
+    streams = sorted(_streams(path, letter), key=rank, reverse=True)
+    return str(streams[0]["index"]) if streams else letter
+
+
 def expected_kind(path: Path) -> str | None:
     """By ffprobe; None when it finds neither picture nor sound, as in text."""
     probe = _probe(path, "-show_format", "-show_streams")
     name = probe.get("format", {}).get("format_name", "")
-    if name in ("", "tty") or not probe.get("streams"):
+    if name == "" or name in MARKLESS or not probe.get("streams"):
         return None
     brand = probe["format"].get("tags", {}).get("major_brand", "")
-    if name in STILLS or brand in ("heic", "heix", "mif1", "avif"):
+    if name in STILLS:
+        return "image" if _frames(path, "V", "pts") else None
+    if brand in ("heic", "heix", "mif1", "avif"):
         return "image"
     if name in ("gif", "apng") or name.endswith("_pipe"):
-        return "video" if len(_frames(path, "V:0", "pts")) > 1 else "image"
-    if _streams(path, "V:0"):
+        return "video" if len(_frames(path, "V", "pts")) > 1 else "image"
+    if _streams(path, "V"):
         return "video"
-    return "audio" if _streams(path, "a:0") else None
+    return "audio" if _streams(path, "a") else None
 
 
-def _frames(path: Path, stream: str, *entries: str) -> list[dict[str, Any]]:
+def _frames(path: Path, letter: str, *entries: str) -> list[dict[str, Any]]:
     shown = "frame=" + ",".join(entries)
-    return _probe(path, "-select_streams", stream, "-show_frames", "-show_entries", shown).get("frames", [])
+    options = ("-select_streams", _chosen(path, letter), "-show_frames", "-show_entries", shown)
+    return _probe(path, *options).get("frames", [])
 
 
-def _frame_times(path: Path, stream: str) -> list[float | None]:
+def _frame_times(path: Path, letter: str) -> list[float | None]:
     name = _probe(path, "-show_format")["format"]["format_name"]
-    if name == "avi" and stream.startswith("V"):  # whose frames are shown at their places in the file
+    if name == "avi" and letter == "V":  # whose frames are shown at their places in the file
         shown = ("-show_packets", "-show_entries", "packet=dts_time,size")
-        packets = _probe(path, "-select_streams", stream, *shown).get("packets", [])
+        packets = _probe(path, "-select_streams", _chosen(path, letter), *shown).get("packets", [])
         return sorted(float(packet["dts_time"]) for packet in packets if int(packet["size"]))
-    return [_number(f.get(BEST_TIME)) for f in _frames(path, stream, BEST_TIME)]
+    return [_number(f.get(BEST_TIME)) for f in _frames(path, letter, BEST_TIME)]
 
 
 def _number(text: str | None) -> float | None:
@@ -139,10 +171,12 @@ def _video_differences(path: Path) -> Iterator[Difference]:
     if count != info.num_frames:
         yield Difference(path, "number of frames", count, info.num_frames)
         return
-    off = np.mean([np.abs(f.astype(int) - pictures[i]).mean() for f, i in zip(frames, choice.indices, strict=True)])
-    if off > MAX_LEVELS:
-        yield Difference(path, "mean difference of frames", f"at most {MAX_LEVELS} levels", f"{off:.3f}")
-    times = _frame_times(path, "V:0")
+    offs = [np.abs(f.astype(int) - pictures[i]).mean() for f, i in zip(frames, choice.indices, strict=True)]
+    worst = int(np.argmax(offs))
+    if offs[worst] > MAX_LEVELS:
+        what = f"mean difference of frame {choice.indices[worst]}"
+        yield Difference(path, what, f"at most {MAX_LEVELS} levels", f"{offs[worst]:.3f}")
+    times = _frame_times(path, "V")
     if None not in times and len(times) == count > 1:
         yield from _time_differences(path, _continuous(np.array(times, float)), info, choice)
 
@@ -157,7 +191,7 @@ def _continuous(times: np.ndarray) -> np.ndarray:
 def _time_differences(path: Path, times: np.ndarray, info: VideoInfo, choice: FrameChoice) -> Iterator[Difference]:
     """Each sampled frame is the one on the screen at its time, and the times are spread over the clip."""
     interval = float(np.median(np.diff(times)))
-    last = float(_frames(path, "V:0", "pkt_duration_time")[-1].get("pkt_duration_time") or interval)
+    last = float(_frames(path, "V", "pkt_duration_time")[-1].get("pkt_duration_time") or interval)
     seconds = float(times[-1]) + max(last, interval)
     if not times[-1] <= info.seconds + interval / 2 or info.seconds > seconds + 1.5 * interval:
         yield Difference(path, "seconds", f"{seconds:.3f}", f"{info.seconds:.3f}")
@@ -176,7 +210,17 @@ def _time_differences(path: Path, times: np.ndarray, info: VideoInfo, choice: Fr
 
 def _ffmpeg_frames(path: Path, wanted: set[int], shape: tuple[int, ...]) -> tuple[int, dict[int, np.ndarray]]:
     """The number of frames that ffmpeg shows, and those that are wanted."""
-    command = ["ffmpeg", "-v", "quiet", "-i", f"file:{path}", "-map", "0:V:0", "-vsync", "passthrough"]
+    command = [
+        "ffmpeg",
+        "-v",
+        "quiet",
+        "-i",
+        f"file:{path}",
+        "-map",
+        f"0:{_chosen(path, 'V')}",
+        "-vsync",
+        "passthrough",
+    ]
     pictures, size, count = {}, int(np.prod(shape)), 0
     with subprocess.Popen([*command, "-pix_fmt", "rgb24", "-f", "rawvideo", "-"], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
@@ -185,6 +229,67 @@ def _ffmpeg_frames(path: Path, wanted: set[int], shape: tuple[int, ...]) -> tupl
                 pictures[count] = np.frombuffer(data, np.uint8).reshape(shape)
             count += 1
     return count, pictures
+
+
+def _picture_differences(path: Path) -> Iterator[Difference]:
+    reference = _pillow_picture(path)
+    if reference is None:
+        return
+    mode, orientation, pillow = reference
+    expected = None if mode in FOREIGN_MODES else _ffmpeg_picture(path, orientation)
+    try:
+        got = read_image(path)
+    except MediaError as error:
+        yield Difference(path, "picture", f"{pillow.shape[1]} x {pillow.shape[0]} pixels", error)
+        return
+    if got.shape != pillow.shape:
+        yield Difference(path, "height, width and channels", pillow.shape, got.shape)
+        return
+    if expected is None or expected.shape != pillow.shape:  # an icon of several sizes, for one
+        if mode.startswith(("I", *FOREIGN_MODES)):  # which Pillow clips or leaves without a profile
+            return
+        expected = pillow
+    off = float(np.abs(got.astype(int) - expected).mean())
+    if off > MAX_PICTURE_LEVELS:
+        yield Difference(path, "mean difference of the picture", f"at most {MAX_PICTURE_LEVELS} levels", f"{off:.3f}")
+
+
+def _pillow_picture(path: Path) -> tuple[str, int, np.ndarray] | None:
+    """Mode, EXIF's orientation, and the picture upright on white; None where Pillow knows no such picture."""
+    try:
+        image = Image.open(io.BytesIO(path.read_bytes()))
+        orientation = image.getexif().get(ORIENTATION, 1)
+        pixels = np.asarray(ImageOps.exif_transpose(image).convert("RGBA"))
+    except Exception:  # noqa: BLE001 - damaged ones raise whatever their parser does
+        return None
+    return image.mode, orientation, _on_white(pixels)
+
+
+def _ffmpeg_picture(path: Path, orientation: int) -> np.ndarray | None:
+    """uint8 [height, width, 3] of the first picture, upright on white; None where ffmpeg does not decode it."""
+    streams = _streams(path, "v")
+    if not streams or not streams[0].get("width"):
+        return None
+    command = ("ffmpeg", "-v", "quiet", "-noautorotate", "-i", f"file:{path}", "-map", "0:v:0", "-frames:v", "1")
+    data, _ = _run(*command, "-pix_fmt", "rgba", "-f", "rawvideo", "-")
+    shape = streams[0]["height"], streams[0]["width"], 4
+    if len(data) != np.prod(shape):
+        return None
+    return _turned(_on_white(np.frombuffer(data, np.uint8).reshape(shape)), orientation)
+
+
+def _on_white(rgba: np.ndarray) -> np.ndarray:
+    opacity = rgba[..., 3:].astype(float) / 255
+    return np.rint(rgba[..., :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)
+
+
+def _turned(picture: np.ndarray, orientation: int) -> np.ndarray:
+    """As EXIF says which sides of the stored picture are its top and its left."""
+    if orientation in (5, 6, 7, 8):
+        picture = picture.swapaxes(0, 1)
+    down = -1 if orientation in (3, 4, 7, 8) else 1
+    across = -1 if orientation in (2, 3, 6, 7) else 1
+    return picture[::down, ::across]
 
 
 def _sound_differences(path: Path) -> Iterator[Difference]:
@@ -205,7 +310,8 @@ def _sound_differences(path: Path) -> Iterator[Difference]:
             continue
         size = min(len(got), len(expected))
         off = float(np.abs(got[:size] - expected[:size]).mean())
-        if off > MAX_LOUDNESS and sync == "clock":  # half a sample may be rounded either way
+        limit = min(MAX_LOUDNESS, ROUNDING + MAX_SHARE * float(np.abs(expected).mean()))
+        if off > limit and sync == "clock":  # half a sample may be rounded either way
             nudged = [_ffmpeg_sound(path, clocked=True, nudge=nudge)[0][:size] for nudge in (-0.5, 0.5)]
             off = min(float(np.abs(got[: len(other)] - other).mean()) for other in nudged)
         if restarts:
@@ -214,8 +320,8 @@ def _sound_differences(path: Path) -> Iterator[Difference]:
             same = float(np.corrcoef(got[:size], expected[:size])[0, 1])
             if not same > 0.9:
                 yield Difference(path, f"sound ({sync})", "correlation above 0.9", f"{same:.3f}")
-        elif off > MAX_LOUDNESS:
-            yield Difference(path, f"mean difference of sound ({sync})", f"at most {MAX_LOUDNESS}", f"{off:.5f}")
+        elif off > limit:
+            yield Difference(path, f"mean difference of sound ({sync})", f"at most {limit:.6f}", f"{off:.6f}")
 
 
 def _ffmpeg_sound(path: Path, *, clocked: bool, nudge: float = 0.0) -> tuple[np.ndarray, int, int]:
@@ -227,10 +333,10 @@ def _ffmpeg_sound(path: Path, *, clocked: bool, nudge: float = 0.0) -> tuple[np.
     """
     with tempfile.TemporaryDirectory() as folder:
         wav = f"{folder}/sound.wav"
-        _run("ffmpeg", "-v", "quiet", "-i", f"file:{path}", "-map", "0:a:0", "-c:a", "pcm_f32le", wav)
+        _run("ffmpeg", "-v", "quiet", "-i", f"file:{path}", "-map", f"0:{_chosen(path, 'a')}", "-c:a", "pcm_f32le", wav)
         samples, rate = soundfile.read(wav, dtype="float32", always_2d=True)
     mono = samples.mean(axis=1)
-    frames = _frames(path, "a:0", BEST_TIME, "nb_samples", "channels")
+    frames = _frames(path, "a", BEST_TIME, "nb_samples", "channels")
     changes = sum(a != b for a, b in itertools.pairwise(frame.get("channels") for frame in frames))
     sizes = [int(frame["nb_samples"]) for frame in frames]
     changes += sum(sizes) != len(mono)  # of the rate, which ffprobe does not say
@@ -251,7 +357,7 @@ def _placed(
     first = next((time for time in times if time is not None), None)
     if first is None:
         return mono
-    pictures = [t for t in _frame_times(path, "V:0") if t is not None] if _streams(path, "V:0") else []
+    pictures = [t for t in _frame_times(path, "V") if t is not None] if _streams(path, "V") else []
     origin = min(pictures, default=first)
     if abs(first - origin) < GAP_SECONDS / 2:
         origin = first

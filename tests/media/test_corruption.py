@@ -334,10 +334,10 @@ def test_unfit_for_the_clip(omni_model: avjax.Model, files: dict[str, Path], tmp
         (avjax.ShiftAudio(seconds=1.3), r"tone\.wav: expected a shift shorter than the sound, 1\.3 s, got 1\.3 s"),
         (avjax.ShiftAudio(seconds=-9), r"tone\.wav: .* got -9 s; shift by less"),
         (avjax.SwapAudio(tmp_path / "absent.wav"), r"SwapAudio: .*absent\.wav: no such file; check the path"),
-        (avjax.SwapAudio(tmp_path / "notes.wav"), r"SwapAudio: .*notes\.wav: expected a readable media file"),
+        (avjax.SwapAudio(tmp_path / "notes.wav"), r"SwapAudio: .*notes\.wav: expected a picture, a video or a sound"),
         (avjax.SwapAudio(files["other"]), r"SwapAudio: .*other\.mp4: expected an audio stream, found none"),
         (avjax.SwapVideo(tmp_path / "absent.mp4"), r"SwapVideo: .*absent\.mp4: no such file; check the path"),
-        (avjax.SwapVideo(tmp_path / "notes.wav"), r"SwapVideo: .*notes\.wav: expected a readable media file"),
+        (avjax.SwapVideo(tmp_path / "notes.wav"), r"SwapVideo: .*notes\.wav: expected a picture, a video or a sound"),
         (avjax.SwapVideo(files["tone"]), r"SwapVideo: .*tone\.wav: expected a video stream, found none"),
     ]
     for corruption, message in unfit:

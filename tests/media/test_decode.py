@@ -3,7 +3,9 @@
 import math
 import struct
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -13,7 +15,17 @@ import soundfile
 from PIL import Image
 
 from avjax.media import sound as sound_module
-from avjax.media.decode import MediaError, has_sound, read_audio, read_frames, read_image, video_info
+from avjax.media.container import frame_seconds, plain_reason
+from avjax.media.decode import (
+    MediaError,
+    has_sound,
+    media_kind,
+    read_audio,
+    read_frames,
+    read_image,
+    read_video,
+    video_info,
+)
 
 RATE = 16_000
 
@@ -324,3 +336,62 @@ def test_sounds_are_read_in_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     soundfile.write(tmp_path / "sound.wav", samples, RATE, subtype="FLOAT")
     np.testing.assert_array_equal(read_audio(tmp_path / "sound.wav"), samples.mean(axis=1))
     assert asked == [1000] * 4
+
+
+TEXTS = {
+    "readme.nfo": b"hello\n",
+    "picture.png": b"hello",
+    "picture.jpg": "caf\u00e9 au lait\n".encode(),
+    "letter.jpg": "caf\u00e9, caf\u00e9, caf\u00e9 au lait\n".encode("latin-1"),
+    "wide.ans": "hello, how are you?\n".encode("utf-16"),
+    "long.diz": "\u732b\u304c\u5bdd\u3066\u3044\u308b\u3002".encode() * 500,
+    "clip.mp4": b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+    "sound.wav": b"<html><body>404 Not Found</body></html>",
+    "subtitles.srt": b"1\n00:00:00,000 --> 00:00:01,000\nHello\n",
+    "art.asc": b"\x1b[31mred\x1b[0m\r\n",
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_text_is_no_medium(tmp_path: Path, name: str):
+    """libav takes a terminal's text for a film, and anything for what its name says."""
+    path = tmp_path / name
+    path.write_bytes(TEXTS[name])
+    for read in (media_kind, read_audio, video_info, lambda path: read_video(path, lambda info: [0])):
+        with pytest.raises(MediaError, match=f"{name}: expected a picture, a video or a sound, got text"):
+            read(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["x.raw", "x.jpg", "x.png", "x.yuv", "x.sw", "x.bin", "x.adf", "x.idf", "x.xb", "x.nfo"]
+)
+def test_bytes_without_a_mark(tmp_path: Path, name: str):
+    path = tmp_path / name
+    path.write_bytes(np.random.default_rng(0).integers(0, 256, 20_000, np.uint8).tobytes())
+    for read in (media_kind, read_audio, lambda path: read_video(path, lambda info: [0])):
+        with pytest.raises(MediaError, match=f"{name}: expected a"):
+            read(path)
+
+
+def test_films_whose_header_is_text(tmp_path: Path):
+    header, frame = b"YUV4MPEG2 W64 H48 F10:1 Ip A1:1 C420jpeg\n", b"FRAME\n" + b"d" * (64 * 48 * 3 // 2)
+    (tmp_path / "x.y4m").write_bytes(header + 3 * frame)
+    assert media_kind(tmp_path / "x.y4m") == "video"
+    assert video_info(tmp_path / "x.y4m").num_frames == 3
+
+
+def test_packets_whose_damage_has_a_number_alone():
+    class NumberedError(OSError):
+        strerror = "Error number -50531338 occurred"
+
+    assert plain_reason(NumberedError()) == "data that cannot be decoded"
+    assert plain_reason(ValueError("no such layout")) == "no such layout"
+
+
+def test_times_that_lost_their_sign():
+    """Some films that were cut begin before 0; libav then gives their times modulo a power of two."""
+    stream = SimpleNamespace(time_base=Fraction(1, 25))
+    times = [frame_seconds(SimpleNamespace(pts=2**58 + ticks, dts=None), stream) for ticks in (-9, 0, 10)]
+    assert times == pytest.approx([-0.36, 0.0, 0.4])
+    assert frame_seconds(SimpleNamespace(pts=3 * 2**57, dts=None), stream) is None
+    assert frame_seconds(SimpleNamespace(pts=25 * 1_700_000_000, dts=None), stream) == 1.7e9

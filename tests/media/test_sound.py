@@ -12,6 +12,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+from av.stream import Disposition
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -325,3 +326,39 @@ def test_inspect_says_how_far_a_sound_is_off(omni: TinyCheckpoint, tmp_path: Pat
     command = ["inspect", str(tmp_path / "late.mkv"), "-m", str(omni.directory), "--media", "qwen-omni-utils"]
     shown = CliRunner().invoke(app, command).stdout.replace("\n", " ")
     assert "first picture; --media qwen-omni-utils does not keep that" in shown and "--sync" not in shown
+
+
+def write_tracks(path: Path, tracks: Sequence[tuple[float, str, bool]]) -> None:
+    """Tracks of sound: each one's frequency, layout and whether it is the default."""
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("pcm_s16le", rate=RATE, layout=layout) for _, layout, _ in tracks]
+        for stream, (_, _, is_default) in zip(streams, tracks, strict=True):
+            stream.disposition = Disposition.default if is_default else Disposition.dub
+        for stream, (frequency, layout, _) in zip(streams, tracks, strict=True):
+            channels = av.AudioLayout(layout).nb_channels
+            values = np.repeat((tone(1.0, frequency=frequency) * 32767).astype(np.int16), channels)[None]
+            frame = av.AudioFrame.from_ndarray(values, format="s16", layout=layout)
+            frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize(
+    ("tracks", "frequency"),
+    [
+        ([(440.0, "stereo", False), (900.0, "mono", True)], 900),
+        ([(440.0, "mono", False), (900.0, "stereo", False)], 900),
+        ([(440.0, "mono", True), (900.0, "stereo", True)], 900),
+        ([(440.0, "mono", False), (900.0, "mono", False)], 440),
+    ],
+)
+def test_the_track_that_players_play(tmp_path: Path, tracks: list[tuple[float, str, bool]], frequency: float):
+    write_tracks(tmp_path / "x.mkv", tracks)
+    samples = read_audio(tmp_path / "x.mkv")
+    assert np.argmax(np.abs(np.fft.rfft(samples))) == frequency and len(samples) == RATE
+
+
+def test_jitter_throughout_a_long_sound():
+    """An hour's clock that is off everywhere is gone through once."""
+    times = [t + 0.05 * (i % 3 == 0) for i, t in enumerate(steady(0.0, 40_000))]
+    assert len(keep_clock(blocks(*times, size=160), None, "x")) >= 40_000

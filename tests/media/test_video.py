@@ -8,6 +8,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
+from av.stream import Disposition
 from PIL import Image
 
 import avjax
@@ -15,7 +16,7 @@ from avjax.media.decode import MediaError, media_kind, read_frames, read_video, 
 from avjax.media.features import video_features
 from avjax.media.frames import choose_frames, sample_frames, spread_frames
 from avjax.media.options import MediaOptions
-from avjax.media.video import VideoInfo, upright
+from avjax.media.video import RgbConverter, VideoInfo, upright
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HEIGHT, WIDTH = 48, 64
@@ -246,3 +247,46 @@ def test_an_unused_fourth_byte_is_no_opacity(tmp_path: Path):
     picture[..., 3] = 0
     write_raw(tmp_path / "screen.avi", "rawvideo", "bgra", picture)
     np.testing.assert_array_equal(read_video(tmp_path / "screen.avi", lambda info: [0])[0][0], picture[..., :3])
+
+
+@pytest.mark.parametrize(
+    ("sizes", "default", "shown"),
+    [([(48, 64), (32, 32)], 1, 1), ([(32, 32), (48, 64)], None, 1), ([(32, 32), (32, 32)], None, 0)],
+)
+def test_the_stream_that_players_show(tmp_path: Path, sizes: list[tuple[int, int]], default: int | None, shown: int):
+    """The default one, else the largest, else the first. Each has other frames, and a grey of its own."""
+    with av.open(str(tmp_path / "x.mkv"), "w") as container:
+        streams = [container.add_stream("mjpeg", rate=10) for _ in sizes]
+        for i, (stream, size) in enumerate(zip(streams, sizes, strict=True)):
+            (stream.height, stream.width), stream.pix_fmt = size, "yuvj420p"
+            stream.disposition = Disposition.default if i == default else Disposition.dub
+        for i, (stream, size) in enumerate(zip(streams, sizes, strict=True)):
+            for _ in range(5 + i):
+                frame = av.VideoFrame.from_ndarray(np.full((*size, 3), 40 + 100 * i, np.uint8), format="rgb24")
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    frames, info = read_video(tmp_path / "x.mkv", lambda info: [0])
+    assert frames.shape[1:3] == sizes[shown] and info.num_frames == 5 + shown
+    assert frames.mean() == pytest.approx(40 + 100 * shown, abs=3)
+
+
+@pytest.mark.parametrize("kind", ["matrix", "primaries", "transfer"])
+def test_colours_that_swscale_does_not_know(kind: str):
+    """They are shown by the matrix of standard television, as ffmpeg 5 does; 10 is 9 with another curve."""
+    values = np.random.default_rng(0).integers(16, 236, (72, 64), np.uint8)
+
+    def rgb(number: int) -> np.ndarray:
+        frame = av.VideoFrame.from_ndarray(values, format="yuv420p")
+        frame.colorspace = number if kind == "matrix" else 1
+        frame.color_primaries = number if kind == "primaries" else 1
+        frame.color_trc = number if kind == "transfer" else 1
+        return RgbConverter(width=64, height=48)(frame)
+
+    for number in range(20):
+        if kind != "matrix":
+            np.testing.assert_array_equal(rgb(number), rgb(1))
+        elif number in (3, 8, 11, 12, 13, 14, 15, 16, 17):
+            np.testing.assert_array_equal(rgb(number), rgb(5))
+    if kind == "matrix":
+        np.testing.assert_array_equal(rgb(10), rgb(9))
+        assert len({rgb(number).tobytes() for number in (1, 4, 5, 7, 9)}) == 5
