@@ -117,7 +117,11 @@ def encoded(
         **layout.columns(rows),
         CELL: pa.array([layout.cells[i] if i >= 0 else "clean" for i in rows]),
         "cell_index": pa.array(rows.astype(np.int32)),
-        **{name: pa.array(np.full(len(rows), int(found[name].item()), np.int32)) for name in TOKEN_COUNTS},
+        **{
+            name: pa.array(np.full(len(rows), int(found[name].item()), np.int32))
+            for name in TOKEN_COUNTS
+            if name in found
+        },
     }
     fields = [pa.field(name, column.type) for name, column in columns.items()]
     one = found.isel(sample=0)

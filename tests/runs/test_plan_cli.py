@@ -42,9 +42,12 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
         assert isinstance(found.exception, Seen), found.output
         return found.exception.args[0]
 
-    monkeypatch.setattr(
-        avjax, "load", lambda path, *, dtype: SimpleNamespace(dtype=dtype, prompt=lambda *_, **__: None)
-    )
+    def load(path: str, *, dtype: str) -> SimpleNamespace:
+        model = SimpleNamespace(dtype=dtype, prompt=lambda *_, **__: None)
+        model.with_reader = lambda reader: model
+        return model
+
+    monkeypatch.setattr(avjax, "load", load)
     monkeypatch.setattr(avjax, "plan", lambda model, *_, **settings: seen(dtype=model.dtype, **settings))
     monkeypatch.setattr(planning, "plan_topology", seen)
     return ask

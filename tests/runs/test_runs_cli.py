@@ -44,6 +44,7 @@ def test_a_run_from_file_to_table(spec: Path):
     shown = json.loads(run("runs", "show", store, "--json").stdout)
     assert shown | {"store": ""} == {
         "store": "", "checkpoint": "tiny-av", "samples": 3, "cells": 51, "done": 51, "failed": 0, "failures": [],
+        "tokens": {"text": [36, 36], "audio": [51, 51], "video": [18, 18], "image": [0, 0]},
     }  # fmt: skip
     assert [row["done"] for row in json.loads(run("runs", "ls", spec.parent, "--json").stdout)] == [51]
     (spec.parent / "other").mkdir()
