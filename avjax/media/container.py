@@ -64,8 +64,11 @@ def require_file(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: str | Path) -> Iterator[Any]:
+def opened(path: str | Path, *, by_name: bool = False) -> Iterator[Any]:
     """The file as an `av.container.InputContainer`; it and nothing else is read.
+
+    Args:
+      by_name: formats are opened too that libav takes a file for by its name alone.
 
     Raises:
       MediaError: there is no such file, libav cannot read it, or it is text or a playlist; also for whatever else
@@ -85,7 +88,7 @@ def opened(path: str | Path) -> Iterator[Any]:
             formats = set(container.format.name.split(","))
             if formats & PLAYLISTS:
                 raise MediaError(_playlist(path))
-            if formats & MARKLESS:
+            if formats & MARKLESS and not by_name:
                 raise MediaError(
                     f"{path}: expected a picture, a video or a sound, got bytes without a header of any of them "
                     f"(taken for {container.format.name} by its name alone); check the path, or convert it"

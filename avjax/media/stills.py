@@ -43,7 +43,7 @@ def _demuxer_of_still(path: str | Path) -> str | None:
     """The name of the format, as libav has it; None for films, sounds and what libav does not read."""
     suffix = Path(path).suffix.lower()
     try:
-        with opened(path) as container:
+        with opened(path, by_name=True) as container:
             name, pictures = container.format.name, len(container.streams.video)
     except MediaError:
         return None
