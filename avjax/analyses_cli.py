@@ -344,9 +344,9 @@ def _prompts(
     from avjax.interventions import numbered
 
     names = numbered([path.name for path in videos])
-    said = {"corrupt": corrupt, "opening": opening, "order": order}
+    settings = {"corrupt": corrupt, "opening": opening, "order": order}
     return {
-        name: prompt_of(model, words, path, audio, None, None, fps, min_pixels, max_pixels, **said)
+        name: prompt_of(model, words, path, audio, None, None, fps, min_pixels, max_pixels, **settings)
         for name, path in zip(names, videos, strict=True)
     }
 

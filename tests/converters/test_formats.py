@@ -8,33 +8,18 @@ from typing import Any
 
 import pytest
 
-import avjax
 from avjax.config import read_config
 from avjax.loading import load_processor
 from converters.convert import convert
 from converters.source import CheckpointError
 from tests.converters.raw import ITEM_BYTES, RawTensor, edit_config, read_raw, rewritten
-from tests.converters.targets import assert_nothing_was_written
+from tests.converters.targets import refusal
 from tests.hub_configs import HUB_OMNI, HUB_VL
 from tests.tiny_hf import TinyCheckpoint
 
 Tensors = dict[str, RawTensor]
 WEIGHT = "model.layers.2.mlp.up_proj.weight"
 MODULE = WEIGHT.removesuffix(".weight")
-
-
-def refusal(source: Path, target: Path) -> str:
-    with pytest.raises(CheckpointError) as on_disk:
-        convert(source, target)
-    assert_nothing_was_written(target)
-    with pytest.raises(CheckpointError) as in_memory:
-        avjax.load(source)
-    message = str(on_disk.value)
-    assert str(in_memory.value) == message
-    assert "damaged" not in message
-    assert "expected config.json" not in message
-    assert str(source) in message
-    return message
 
 
 def packed(tensors: Tensors, **extras: str) -> Tensors:

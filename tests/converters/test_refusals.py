@@ -10,24 +10,12 @@ import pytest
 
 import avjax
 from converters.convert import convert
-from converters.source import CheckpointError
 from tests.converters.raw import INDEX, RawTensor, edit_config, read_raw, rewritten
-from tests.converters.targets import assert_nothing_was_written
+from tests.converters.targets import assert_nothing_was_written, refusal
 from tests.tiny_hf import TinyCheckpoint, write_checkpoint
 
 Tensors = dict[str, RawTensor]
 LAYER = "model.layers.2.mlp.up_proj.weight"
-
-
-def refusal(source: Path, target: Path) -> str:
-    """The message with which a conversion refuses, and with which a load does; they are the same."""
-    with pytest.raises(CheckpointError) as on_disk:
-        convert(source, target)
-    assert_nothing_was_written(target)
-    with pytest.raises(CheckpointError) as in_memory:
-        avjax.load(source)
-    assert str(in_memory.value) == str(on_disk.value)
-    return str(on_disk.value)
 
 
 def transposed(tensor: RawTensor) -> RawTensor:

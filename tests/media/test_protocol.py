@@ -142,10 +142,10 @@ def test_advice_is_in_the_words_of_the_interface(clip: Path, silent: Path, tmp_p
     message = "clip.mp4: found none; pass audio=None or a sound file, with max_pixels=784; or pass video= too"
     assert as_options(message).endswith("pass --audio none or a sound file, with --max-pixels 784; or pass --video too")
     assert as_keys(message).endswith("pass audio: none or a sound file, with media.max_pixels: 784; or pass video too")
-    told = CliRunner().invoke(
+    result = CliRunner().invoke(
         app, ["run", "-m", "tiny-av", "--video", str(silent), "--audio", "from_video", "-p", QUESTION]
     )
-    assert told.exit_code == 2 and "pass --audio none or a sound file" in told.output
+    assert result.exit_code == 2 and "pass --audio none or a sound file" in result.output
     shutil.copy(silent, tmp_path / "silent.mp4")
     write_clip(tmp_path / "clip.mp4")
     (tmp_path / "spec.yaml").write_text(
@@ -153,8 +153,9 @@ def test_advice_is_in_the_words_of_the_interface(clip: Path, silent: Path, tmp_p
         "clips: [{video: clip.mp4}, {video: silent.mp4, audio: from_video}]\n"
         "grid: {edit: knockout, query: last, key: video}\nmetrics: [{metric: kl}]\n"
     )
-    told = CliRunner().invoke(app, ["run", str(tmp_path / "spec.yaml")])
-    assert told.exit_code == 3 and "pass audio: none or a sound file" in " ".join(told.output.split()), told.output
+    result = CliRunner().invoke(app, ["run", str(tmp_path / "spec.yaml")])
+    assert result.exit_code == 3, result.output
+    assert "pass audio: none or a sound file" in " ".join(result.output.split())
 
 
 def test_an_option_of_one_value_is_given_once(clip: Path):
@@ -164,9 +165,9 @@ def test_an_option_of_one_value_is_given_once(clip: Path):
         (["run", "knockout", "-m", "a", "-m", "b", "-v", clip, "-p", QUESTION, "--answer", "x"], "--model"),
         (["plan", "-m", "a", "-p", "x", "-p", "y", "-r", "last->text"], "--prompt"),
     ):
-        told = CliRunner().invoke(app, [str(a) for a in arguments])
-        assert told.exit_code == 2
-        assert f"{option}: expected once, got 2 times" in " ".join(told.output.replace("│", " ").split())
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        assert result.exit_code == 2
+        assert f"{option}: expected once, got 2 times" in " ".join(result.output.replace("│", " ").split())
 
 
 def test_a_run_records_the_order_and_the_tokens(clip: Path, omni: TinyCheckpoint, tmp_path: Path):
@@ -261,8 +262,8 @@ def test_what_cannot_be_is_refused_before_any_clip(tmp_path: Path, omni: TinyChe
         ("positions: transformers-5.3\n", "every version of transformers numbers qwen2_5_omni alike"),
     ):
         (tmp_path / "spec.yaml").write_text(spec + more)
-        told = CliRunner().invoke(app, ["run", str(tmp_path / "spec.yaml")])
-        assert told.exit_code == 2 and message in " ".join(told.output.split()), told.output
+        result = CliRunner().invoke(app, ["run", str(tmp_path / "spec.yaml")])
+        assert result.exit_code == 2 and message in " ".join(result.output.split()), result.output
         assert not (tmp_path / "store").exists()
 
 
