@@ -271,7 +271,7 @@ def test_a_clip_that_cannot_be_decoded_is_reported(given: dict[str, Any], clips:
     outcome = prepare_run(made).execute(store)
     assert list(outcome.failed) == ["broken"] and outcome.computed == 3 * 17
     (failure,) = store.failures().values()
-    assert failure["sample"] == "broken" and "expected a readable media file" in failure["reason"]
+    assert failure["sample"] == "broken" and "expected a picture, a video or a sound, got text" in failure["reason"]
     found = read(store)
     assert np.isnan(found.logit_diff.sel(sample="broken")).all()
     assert found.done.sum("sample").values.tolist() == [[3] * 8] * 2
