@@ -13,6 +13,7 @@ Axes: V vocab, P read-out position, L layer, N heads.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -38,8 +39,8 @@ class View:
     Attributes:
       logits, clean_logits: float32 [V], next-token logits at the last prompt position; of the metric's `read_tokens`
         alone where it names some.
-      logprobs, clean_logprobs: float32 [n], log-probability (nats) of each token of the metric's continuation, given
-        the prompt and those before it; empty without one.
+      logprobs, clean_logprobs: float32 [n], log-probability (nats) of each token of the metric's continuations, one
+        continuation after the other, given the prompt and the tokens before it; empty without one.
       mass, clean_mass: float32 [L, N], attention mass of the metric's keys from its queries; None without keys.
       key_share: float32 [], the keys' share of what the queries can see; None without keys.
       prepared: what `Metric.prepare` returned.
@@ -63,12 +64,15 @@ class Metric:
       unit: of its values.
       dims: names of the axes of one value; none for a number.
       averages: False when a mean over samples would mean nothing.
+      distance: whether it measures how far a cell is from the clean run, which is never below 0: that a mean differs
+        from 0 then says nothing.
     """
 
     name: str = "metric"
     unit: ClassVar[str] = ""
     dims: ClassVar[tuple[str, ...]] = ()
     averages: ClassVar[bool] = True
+    distance: ClassVar[bool] = False
 
     def prepare(self, model: Model, prompt: Prompt) -> Any:
         """Arrays that the function needs of the model and prompt, such as token ids; once per prompt."""
@@ -77,6 +81,11 @@ class Metric:
     def continuation(self, model: Model) -> tuple[int, ...]:
         """Tokens that are fed after the prompt, whose log-probabilities the metric reads."""
         return ()
+
+    def continuations(self, model: Model) -> tuple[tuple[int, ...], ...]:
+        """All continuations that the metric reads, each fed on its own: `continuation`, unless there are several."""
+        continuation = self.continuation(model)
+        return (continuation,) if continuation else ()
 
     def read_tokens(self, model: Model) -> tuple[int, ...] | None:
         """The token ids whose logits are all that the metric reads, in the order in which the view has them.
@@ -101,19 +110,68 @@ class Metric:
         raise NotImplementedError
 
 
-def answer_tokens(model: Model, answer: Answer) -> tuple[int, ...]:
-    """The first token of each surface form of an answer: the word, and the word after a space; or given ids.
+def answer_forms(model: Model, answer: Answer) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each surface form of an answer: the word, and the word after a space; or given ids, one each.
+
+    A form that goes on from another is left out: what begins with it begins with the other too.
 
     Raises:
       ValueError: the text has no tokens, or an id is outside the vocabulary.
     """
-    if isinstance(answer, str):
-        if not answer.strip():
-            raise ValueError(f"answer {answer!r}: expected a word, got nothing")
-        forms = (answer.strip(), f" {answer.strip()}")
-        tokens = [model.encode_text(form)[0] for form in forms]
-        return tuple(dict.fromkeys(tokens))
-    return tuple(dict.fromkeys(in_vocabulary(model, answer, "answer")))
+    if not isinstance(answer, str):
+        return tuple((token,) for token in dict.fromkeys(in_vocabulary(model, answer, "answer")))
+    if not answer.strip():
+        raise ValueError(f"answer {answer!r}: expected a word, got nothing")
+    forms = dict.fromkeys(tuple(model.encode_text(form)) for form in (answer.strip(), f" {answer.strip()}"))
+    return tuple(form for form in forms if not any(_goes_on(form, other) for other in forms if other != form))
+
+
+def answer_tokens(model: Model, answer: Answer) -> tuple[int, ...]:
+    """The surface forms of an answer that are one token, for what is read at one position.
+
+    Raises:
+      ValueError: as `answer_forms`; or no form is one token.
+    """
+    forms = answer_forms(model, answer)
+    tokens = tuple(form[0] for form in forms if len(form) == 1)
+    if not tokens:
+        written = " and ".join(str([model.decode_text([token]) for token in form]) for form in forms)
+        raise ValueError(
+            f"answer {answer!r}: expected a word of one token, got {written}, whose first token stands for other words "
+            "too; choose a word of one token, pass token ids, or take LogProb, Prob, LogitDiff or LogLikelihood, which "
+            "read all tokens of a word"
+        )
+    return tokens
+
+
+def _goes_on(form: Sequence[int], other: Sequence[int]) -> bool:
+    """Whether a form begins with all of another."""
+    return tuple(form[: len(other)]) == tuple(other)
+
+
+def _in_parts(forms: Sequence[Sequence[int]], first: int) -> np.ndarray:
+    """bool [form, n]: which of the continuations' log-probabilities are each form's, from its token `first` on."""
+    lengths = [len(form) if len(form) > 1 else 0 for form in forms]
+    parts = np.zeros((len(forms), sum(lengths)), bool)
+    stop = 0
+    for row, length in enumerate(lengths):
+        parts[row, stop + first : stop + length] = True
+        stop += length
+    return parts
+
+
+def _summed(logprobs: jax.Array, parts: jax.Array) -> jax.Array:
+    """Log-probabilities [n] summed over each form's part [form, n]."""
+    return jnp.sum(jnp.where(parts, logprobs, 0.0), axis=-1)
+
+
+def _several(forms: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], ...]:
+    """Forms of several tokens, which are teacher-forced."""
+    return tuple(form for form in forms if len(form) > 1)
+
+
+def _about_forms(forms: Sequence[Sequence[int]]) -> str:
+    return "all tokens of each surface form, teacher-forced" if _several(list(map(tuple, forms))) else "the next token"
 
 
 def in_vocabulary(model: Model, ids: Sequence[int] | np.ndarray | int | np.integer, what: str) -> tuple[int, ...]:
@@ -128,6 +186,10 @@ def in_vocabulary(model: Model, ids: Sequence[int] | np.ndarray | int | np.integ
     return found
 
 
+def _text_tokens(model: Model, text: str | Sequence[int]) -> tuple[int, ...]:
+    return model.encode_text(text) if isinstance(text, str) else in_vocabulary(model, text, "text")
+
+
 def _ids(tokens: Sequence[int]) -> jax.Array:
     return jnp.asarray(tokens, jnp.int32)
 
@@ -140,45 +202,70 @@ class _OfAnswer(Metric):
         if not isinstance(self.answer, str):
             object.__setattr__(self, "answer", as_indices(self.answer, "answer"))
 
-    def prepare(self, model: Model, prompt: Prompt) -> jax.Array:
-        return _ids(answer_tokens(model, self.answer))
+    def prepare(self, model: Model, prompt: Prompt) -> Any:
+        """Forms of one token, int32 [f]; and which log-probabilities are of each other form, bool [g, n]."""
+        forms = answer_forms(model, self.answer)
+        several = _several(forms)
+        return _ids([form[0] for form in forms if len(form) == 1]), jnp.asarray(_in_parts(several, 0))
+
+    def continuations(self, model: Model) -> tuple[tuple[int, ...], ...]:
+        return _several(answer_forms(model, self.answer))
 
     def computed(self) -> Metric:
         return dataclasses.replace(self, answer=(0,))
 
     def attributes(self, model: Model) -> dict[str, Any]:
-        tokens = answer_tokens(model, self.answer)
-        return {"answer": str(self.answer), "answer_tokens": list(tokens), "scored": "first token of each surface form"}
+        forms = answer_forms(model, self.answer)
+        tokens = [list(form) for form in forms]
+        return {"answer": str(self.answer), "answer_tokens": tokens, "scored": _about_forms(forms)}
+
+    def log_probs(self, view: View) -> jax.Array:
+        """Of each surface form, all its tokens together."""
+        single, parts = view.prepared
+        return jnp.concatenate([jax.nn.log_softmax(view.logits)[single], _summed(view.logprobs, parts)])
 
 
 @dataclasses.dataclass(frozen=True)
 class LogProb(_OfAnswer):
-    """Log-probability that the next token begins the answer, over its surface forms."""
+    """Log-probability (nats) that the model goes on with the answer: all tokens of a surface form, over the forms."""
 
     name: str = "log_prob"
     unit: ClassVar[str] = "nats"
 
     def __call__(self, view: View) -> Values:
-        return jax.nn.logsumexp(jax.nn.log_softmax(view.logits)[view.prepared])
+        return jax.nn.logsumexp(self.log_probs(view))
 
 
 @dataclasses.dataclass(frozen=True)
 class Prob(_OfAnswer):
-    """Probability that the next token begins the answer, over its surface forms."""
+    """Probability that the model goes on with the answer: all tokens of a surface form, summed over the forms."""
 
     name: str = "prob"
     unit: ClassVar[str] = "probability"
 
     def __call__(self, view: View) -> Values:
-        return jnp.sum(jax.nn.softmax(view.logits)[view.prepared])
+        return jnp.sum(jnp.exp(self.log_probs(view)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Rank(_OfAnswer):
-    """Rank of the answer's likeliest surface form among all next tokens; 1 is the model's own choice."""
+    """Rank of the answer's likeliest surface form among all next tokens; 1 is the model's own choice.
+
+    Forms of several tokens have no rank among tokens and are left out; a word that has no other is refused.
+    """
 
     name: str = "rank"
     unit: ClassVar[str] = "rank"
+
+    def prepare(self, model: Model, prompt: Prompt) -> jax.Array:
+        return _ids(answer_tokens(model, self.answer))
+
+    def continuations(self, model: Model) -> tuple[tuple[int, ...], ...]:
+        return ()
+
+    def attributes(self, model: Model) -> dict[str, Any]:
+        tokens = [[token] for token in answer_tokens(model, self.answer)]
+        return {"answer": str(self.answer), "answer_tokens": tokens, "scored": "surface forms of one token"}
 
     def __call__(self, view: View) -> Values:
         return 1 + jnp.sum(view.logits > jnp.max(view.logits[view.prepared])).astype(jnp.float32)
@@ -210,6 +297,9 @@ class Logits(Metric):
 class LogitDiff(Metric):
     """Logit of one answer minus that of another, each its likeliest surface form's; for a conflict, audio minus video.
 
+    A form of several tokens counts its first token's logit and the log-probabilities of those after it, so that the
+    difference is one of log-probabilities of whole words.
+
     Source: Wang et al. 2022.
     """
 
@@ -224,28 +314,38 @@ class LogitDiff(Metric):
             if not isinstance(value, str):
                 object.__setattr__(self, field, as_indices(value, field))
 
-    def prepare(self, model: Model, prompt: Prompt) -> jax.Array:
-        """bool: which of the read tokens are those of `a`."""
-        a, b = answer_tokens(model, self.a), answer_tokens(model, self.b)
-        if set(a) & set(b):
-            raise ValueError(
-                f"logit_diff: {self.a!r} and {self.b!r} begin with one token ({sorted(set(a) & set(b))}) and cannot be "
-                "told apart; choose other words or token ids"
-            )
-        return jnp.asarray([True] * len(a) + [False] * len(b))
+    def prepare(self, model: Model, prompt: Prompt) -> tuple[jax.Array, jax.Array]:
+        """bool [f]: which forms are those of `a`; bool [f, n]: which log-probabilities each form's logit gains."""
+        a, b = answer_forms(model, self.a), answer_forms(model, self.b)
+        for one, other in itertools.product(a, b):
+            if _goes_on(one, other) or _goes_on(other, one):
+                same = [model.decode_text([token]) for token in min(one, other, key=len)]
+                raise ValueError(
+                    f"logit_diff: {self.a!r} and {self.b!r} share a form, or one goes on from the other ({same}), and "
+                    "cannot be told apart; choose other words or token ids"
+                )
+        return jnp.asarray([True] * len(a) + [False] * len(b)), jnp.asarray(_in_parts(a + b, 1))
 
     def read_tokens(self, model: Model) -> tuple[int, ...]:
-        return answer_tokens(model, self.a) + answer_tokens(model, self.b)
+        return tuple(form[0] for form in self._forms(model))
+
+    def continuations(self, model: Model) -> tuple[tuple[int, ...], ...]:
+        return _several(self._forms(model))
+
+    def _forms(self, model: Model) -> tuple[tuple[int, ...], ...]:
+        return answer_forms(model, self.a) + answer_forms(model, self.b)
 
     def computed(self) -> Metric:
         return dataclasses.replace(self, a=(0,), b=(1,))
 
     def attributes(self, model: Model) -> dict[str, Any]:
-        return {"a": str(self.a), "b": str(self.b), "scored": "first token of each surface form"}
+        tokens = {f"{name}_tokens": [*map(list, answer_forms(model, getattr(self, name)))] for name in ("a", "b")}
+        return {"a": str(self.a), "b": str(self.b), **tokens, "scored": _about_forms(self._forms(model))}
 
     def __call__(self, view: View) -> Values:
-        of_a = view.prepared
-        return _largest(view.logits, of_a) - _largest(view.logits, ~of_a)
+        of_a, later = view.prepared
+        scores = view.logits + _summed(view.logprobs, later)
+        return _largest(scores, of_a) - _largest(scores, ~of_a)
 
 
 def _largest(logits: jax.Array, among: jax.Array) -> jax.Array:
@@ -272,9 +372,7 @@ class LogLikelihood(Metric):
         return ()
 
     def continuation(self, model: Model) -> tuple[int, ...]:
-        if isinstance(self.text, str):
-            return model.encode_text(self.text)
-        return in_vocabulary(model, self.text, "text")
+        return _text_tokens(model, self.text)
 
     def computed(self) -> Metric:
         return dataclasses.replace(self, text=(0,))
@@ -297,6 +395,7 @@ class KL(Metric):
     direction: Literal["forward", "reverse"] = "forward"
     name: str = ""
     unit: ClassVar[str] = "nats"
+    distance: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.direction not in ("forward", "reverse"):
@@ -319,6 +418,7 @@ class TotalVariation(Metric):
 
     name: str = "total_variation"
     unit: ClassVar[str] = "probability"
+    distance: ClassVar[bool] = True
 
     def __call__(self, view: View) -> Values:
         return 0.5 * jnp.sum(jnp.abs(jax.nn.softmax(view.logits) - jax.nn.softmax(view.clean_logits)))
@@ -351,11 +451,14 @@ class AttentionMass(Metric):
 
     Attributes:
       key, query: token selectors.
+      text: words that are fed as generated tokens, so that `generated` and `answer` queries are there to ask; what
+        other metrics feed changes nothing. The last of its tokens is not fed, as in `LogLikelihood`.
     """
 
     key: Selector
     query: Selector = "last"
     name: str = "attention_mass"
+    text: str | Sequence[int] | None = None
     unit: ClassVar[str] = "share of attention"
     dims: ClassVar[tuple[str, ...]] = ("layer", "head")
 
@@ -364,15 +467,21 @@ class AttentionMass(Metric):
             value = getattr(self, field)
             if not isinstance(value, str):
                 object.__setattr__(self, field, as_indices(value, field))
+        if self.text is not None and not isinstance(self.text, str):
+            object.__setattr__(self, "text", as_indices(self.text, "text"))
 
     def read_tokens(self, model: Model) -> tuple[int, ...]:
         return ()
+
+    def continuation(self, model: Model) -> tuple[int, ...]:
+        return () if self.text is None else _text_tokens(model, self.text)
 
     def attention(self) -> tuple[Selector, Selector]:
         return self.query, self.key
 
     def attributes(self, model: Model) -> dict[str, Any]:
-        return {"query": str(self.query), "key": str(self.key)}
+        about = {"query": str(self.query), "key": str(self.key)}
+        return about if self.text is None else about | {"continuation": str(self.text)}
 
     def __call__(self, view: View) -> Values:
         assert view.mass is not None and view.key_share is not None

@@ -213,6 +213,8 @@ class Inputs:
       generated_group: int32 []; the token group of everything generated.
       length: int32 []; real positions, at most T.
       num_groups: M, static; an intervention over another number of groups is refused.
+      branches: int32 [T]; 0 for the prompt, and the number of the continuation that a later token belongs to: it sees
+        the prompt and its own continuation. None where at most one continuation follows.
     """
 
     embeddings: jax.Array
@@ -221,3 +223,4 @@ class Inputs:
     generated_group: jax.Array
     length: jax.Array
     num_groups: int = dataclasses.field(metadata={"static": True})
+    branches: jax.Array | None = None

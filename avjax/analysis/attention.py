@@ -16,8 +16,9 @@ from avjax.analysis.captions import Captioned, Captions, captioned
 from avjax.analysis.sampled import with_prompts
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
+from avjax.engine.reads import AttentionRead, Reads
 from avjax.engine.reference import prefill
-from avjax.engine.session import Reads, Session
+from avjax.engine.session import Session
 from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model
 from avjax.models.decoder import Decoder
@@ -140,11 +141,13 @@ def _asked(name: Any, caption: Captioned, keys: Sequence[Selector], query: Selec
 def _session(
     model: Model, caption: Captioned, keys: Sequence[Selector], edits: Sequence[Edit], clean: CleanRuns
 ) -> Session:
+    last = select(caption.prompt, "last")
+    reads = [AttentionRead(query=last, key=mask) for mask in _masks(caption.prompt, keys)]
     return Session(
         model,
         caption.prompt,
         [edits],
-        reads=Reads(continuation=tuple(caption.tokens.tolist()), keys=tuple(_masks(caption.prompt, keys))),
+        reads=Reads(continuations=(tuple(caption.tokens.tolist()),), attention=tuple(reads)),
         memory_bytes=memory_of(model, None),
         clean_runs=clean,
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from avjax.engine.session import with_fed
+from avjax.engine.reads import with_fed
 from avjax.generation import generate_variants
 from avjax.metrics import in_vocabulary
 from avjax.model import Model

@@ -27,6 +27,7 @@ from avjax.models.decoder import Block, Decoder
 from avjax.models.intervention import Intervention, edited
 from avjax.models.sites import Site
 from avjax.prompt import Inputs
+from avjax.tokens import TokenGroups
 
 FEWEST_ROWS = 8
 
@@ -40,6 +41,7 @@ class Rows:
       embeddings: [R, D]. positions: int32 [3, R]. groups: int32 [S]. first_row, length: int32 [].
       keys, values: [L, S, K, H] of the clean run; None where the rows are the whole prompt.
       num_groups: M.
+      branches: int32 [S], see `avjax.prompt.Inputs`.
     """
 
     embeddings: jax.Array
@@ -50,6 +52,7 @@ class Rows:
     keys: jax.Array | None
     values: jax.Array | None
     num_groups: int = dataclasses.field(metadata={"static": True})
+    branches: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -58,14 +61,18 @@ class Target:
     """Where a metric is read, and what it needs.
 
     Attributes:
-      first_read: int32 [], a row. continuation: int32 [n]. tokens: int32 [V], None for the whole vocabulary.
+      first_read: int32 [], a row. tokens: int32 [V], None for the whole vocabulary.
+      predictors, continued: int32 [n], see `avjax.engine.scoring.read_block`.
+      num_reads: rows that are read out, from the first on.
       clean: the clean run's logits and log-probabilities; None where the pass itself is clean.
     """
 
     first_read: jax.Array
-    continuation: jax.Array
+    predictors: jax.Array
+    continued: jax.Array
     tokens: jax.Array | None
     prepared: Any
+    num_reads: int = dataclasses.field(metadata={"static": True})
     clean: tuple[jax.Array, jax.Array] | None = None
 
 
@@ -97,11 +104,13 @@ def prepared(
     if with_clean and rows < total // 2:
         count = max(FEWEST_ROWS, 1 << (rows - 1).bit_length())
         first = max(0, total - count)
-    inputs = pad_inputs(model.encode(case.whole, lowered.groups), bucket(max(total, first + count)))
+    inputs = pad_inputs(_encoded(model, case, lowered.groups), bucket(max(total, first + count)))
     read = case.metric.read_tokens(model)
     target = Target(
         first_read=jnp.int32(case.first_read - first),
-        continuation=jnp.asarray(case.continuation, jnp.int32),
+        predictors=jnp.asarray(case.reads.predictors),
+        continued=jnp.asarray(case.reads.continued),
+        num_reads=1 + len(case.reads.fed),
         tokens=None if read is None else jnp.asarray(read, jnp.int32),
         prepared=jax.tree.map(jnp.asarray, case.metric.prepare(model, case.prompt)),
     )
@@ -114,6 +123,18 @@ def prepared(
     return Prepared(rows=made, target=target, members=tuple(lowered.members[mask.tobytes()] for mask in padded))
 
 
+def _encoded(model: Model, case: Case, groups: TokenGroups) -> Inputs:
+    """The whole prompt; each of several continuations begins where the prompt ends, and sees no other."""
+    inputs = model.encode(case.whole, groups)
+    if (branches := case.reads.branches) is None:
+        return inputs
+    size = len(case.prompt)
+    steps = case.prompt.next_position() + jnp.asarray(case.reads.steps)
+    return dataclasses.replace(
+        inputs, positions=inputs.positions.at[:, size:].set(steps), branches=jnp.asarray(np.pad(branches, (size, 0)))
+    )
+
+
 def _rows(inputs: Inputs, first: int, count: int) -> Rows:
     return Rows(
         embeddings=inputs.embeddings[first : first + count],
@@ -124,6 +145,7 @@ def _rows(inputs: Inputs, first: int, count: int) -> Rows:
         keys=None,
         values=None,
         num_groups=inputs.num_groups,
+        branches=inputs.branches,
     )
 
 
@@ -143,10 +165,9 @@ def objective(decoder: Decoder, rows: Rows, edit: Intervention, target: Target, 
 
 def _read(decoder: Decoder, x: jax.Array, target: Target, first: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Logits [V] of what the metric reads, and log-probabilities [n]."""
-    num_reads = max(1, target.continuation.shape[0])
-    read = jax.lax.dynamic_slice_in_dim(x, first, num_reads)
-    logits, logprobs = read_block(decoder, read[None], target.continuation, target.tokens)
-    if target.continuation.shape[0] and target.tokens is not None:
+    read = jax.lax.dynamic_slice_in_dim(x, first, target.num_reads)
+    logits, logprobs = read_block(decoder, read[None], target.predictors, target.continued, target.tokens)
+    if target.continued.shape[0] and target.tokens is not None:
         logits = logits[:, target.tokens]
     return logits[0], logprobs[0]
 
@@ -193,6 +214,7 @@ def _attend(rows: Rows, factor: jax.Array | None, q: jax.Array, k: jax.Array, v:
             groups=rows.groups,
             factor=None if factor_MM is None else factor_MM[None],
             num_groups=rows.num_groups,
+            branches=rows.branches,
         )
         return z[:, 0]
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.engine.reads import Reads, with_fed
 from avjax.engine.scoring import check_values
-from avjax.engine.session import with_fed
 from avjax.interventions import Edit
 from avjax.metrics import (
     Caption,
@@ -35,15 +35,15 @@ class Case:
     """One sample: its prompt, and the metric of what comes next.
 
     Attributes:
-      whole: the prompt and the tokens of the metric's own continuation, but for the last: every position of one pass.
-      continuation: the metric's.
+      whole: the prompt and what is fed after it of the metric's own continuations: every position of one pass.
+      reads: those continuations.
     """
 
     sample: Any
     prompt: Prompt
     whole: Prompt
     metric: Metric
-    continuation: tuple[int, ...]
+    reads: Reads
 
     @property
     def first_read(self) -> int:
@@ -56,7 +56,9 @@ class Case:
 
     def edges(self, query: Selector, key: Selector) -> int:
         """Visible pairs of a query and a key in one head and layer."""
-        return int(np.cumsum(self.select(key))[self.select(query)].sum())
+        if self.reads.branches is None:
+            return int(np.cumsum(self.select(key))[self.select(query)].sum())
+        return int(self.reads.visible(len(self.prompt))[np.ix_(self.select(query), self.select(key))].sum())
 
 
 def cases(model: Model, prompts: Any, metric: Metrics, *, at_clean: bool = True) -> dict[Any, Case]:
@@ -76,13 +78,14 @@ def cases(model: Model, prompts: Any, metric: Metrics, *, at_clean: bool = True)
         refuse_not_finite(name, prompt)
         one = metrics[name]
         _refuse_no_metric(one)
-        ready, continuation = one.prepare(model, prompt), one.continuation(model)
+        ready, reads = one.prepare(model, prompt), Reads(continuations=one.continuations(model))
+        continued = len(reads.continued)
         shapes = tuple((np.shape(leaf), np.asarray(leaf).dtype) for leaf in jax.tree.leaves(ready))
-        if (key := (arithmetic(one), shapes, len(continuation))) not in checked:
-            _refuse_no_slope(model, one, ready, len(continuation), at_clean)
+        if (key := (arithmetic(one), shapes, continued)) not in checked:
+            _refuse_no_slope(model, one, ready, continued, at_clean)
             checked.add(key)
-        whole = prompt.continued(continuation[:-1])
-        found[name] = Case(sample=name, prompt=prompt, whole=whole, metric=one, continuation=tuple(continuation))
+        whole = prompt.continued(reads.fed)
+        found[name] = Case(sample=name, prompt=prompt, whole=whole, metric=one, reads=reads)
     return found
 
 
@@ -187,8 +190,8 @@ class _OfSample(Metric):
     def prepare(self, model: Model, prompt: Prompt) -> Any:
         return self.given.prepare(model, prompt)
 
-    def continuation(self, model: Model) -> tuple[int, ...]:
-        return self.given.continuation(model)
+    def continuations(self, model: Model) -> tuple[tuple[int, ...], ...]:
+        return self.given.continuations(model)
 
     def read_tokens(self, model: Model) -> tuple[int, ...] | None:
         return self.given.read_tokens(model)

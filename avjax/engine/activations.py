@@ -1,16 +1,18 @@
 """Activations of unedited prompts, found when they are needed and not before."""
 
 import collections
+import dataclasses
 from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from avjax.compat import Compat, compatible_prompt
 from avjax.engine.reference import bucket, logits_at, pad_inputs
 from avjax.model import Model
 from avjax.models.sites import Site
-from avjax.prompt import Prompt
+from avjax.prompt import Inputs, Prompt
 
 KEPT = 2  # a source and the prompt itself; more would hold every sample of a sweep
 
@@ -18,8 +20,10 @@ KEPT = 2  # a source and the prompt itself; more would hold every sample of a sw
 class CleanRuns:
     """The sites of clean passes over prompts; those of the last few prompts that were asked for are kept."""
 
-    def __init__(self, model: Model, compat: Compat | None = None):
+    def __init__(self, model: Model, compat: Compat | None = None, *, dtype: DTypeLike | None = None):
+        """`dtype` is that of activations; None is the model's own."""
         self.model = model
+        self.dtype = model.dtype if dtype is None else dtype
         self.compat: Compat | None = compat
         self.expected: dict[int, set[Site]] = {}
         # A value holds its prompt, so that an id stays that prompt's.
@@ -35,16 +39,22 @@ class CleanRuns:
         _, found = self.held.get(id(prompt), (prompt, {}))
         if site not in found:
             sites = sorted(self.expected.get(id(prompt), set()) | {site})
-            self.held[id(prompt)] = (prompt, clean_sites(self.model, compatible_prompt(prompt, self.compat), sites))
+            seen = clean_sites(self.model, compatible_prompt(prompt, self.compat), sites, self.dtype)
+            self.held[id(prompt)] = (prompt, seen)
             if len(self.held) > KEPT:
                 self.held.popitem(last=False)
         self.held.move_to_end(id(prompt))
         return self.held[id(prompt)][1][site]
 
 
-def clean_sites(model: Model, prompt: Prompt, sites: Sequence[Site]) -> dict[Site, jax.Array]:
-    """Sites in a clean pass over a prompt."""
-    inputs = pad_inputs(model.encode(prompt), bucket(len(prompt)))
+def clean_sites(model: Model, prompt: Prompt, sites: Sequence[Site], dtype: DTypeLike) -> dict[Site, jax.Array]:
+    """Sites in a clean pass over a prompt, with activations of a dtype."""
+    inputs = pad_inputs(as_dtype(model.encode(prompt), dtype), bucket(len(prompt)))
     _, seen = logits_at(model.network.decoder, inputs, None, jnp.zeros(1, jnp.int32), capture=tuple(sites))
     axes = {site: 0 if site is Site.EMBED else 1 for site in sites}
     return {site: jax.lax.slice_in_dim(seen[site], 0, len(prompt), axis=axes[site]) for site in sites}
+
+
+def as_dtype(inputs: Inputs, dtype: DTypeLike) -> Inputs:
+    """The same embeddings in another dtype, which all activations after them take; parameters stay as they are."""
+    return dataclasses.replace(inputs, embeddings=inputs.embeddings.astype(dtype))

@@ -126,6 +126,7 @@ def _layers(
                 compat=compat,
                 want=want,
                 num_groups=inputs.num_groups,
+                branches=inputs.branches,
             )
             seen.update({site: weights[name] for site, name in _WEIGHTS.items() if name in weights})
             return z, (k, v)
@@ -228,6 +229,7 @@ def pad_inputs(inputs: Inputs, size: int) -> Inputs:
         generated_group=inputs.generated_group,
         length=inputs.length,
         num_groups=inputs.num_groups,
+        branches=None if inputs.branches is None else jnp.pad(inputs.branches, (0, extra)),
     )
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from avjax.engine.shared import SharedPrompt, by_class, class_factors, layer_keys
-from avjax.models.attention import Compat, OwnKeys, attend_prompt, attend_rows
+from avjax.models.attention import Compat, OwnKeys, attend_prompt, attend_rows, same_branch
 from avjax.models.intervention import VARIANTS, Intervention, edited
 from avjax.models.layers import dot
 from avjax.models.sites import Site
@@ -25,7 +25,21 @@ class Rows:
     def __init__(self, prompt: SharedPrompt, first: Array, count: int):
         self.first, self.count = first, count
         self.groups = jax.lax.dynamic_slice_in_dim(prompt.inputs.groups, first, count)
+        branches = prompt.inputs.branches
+        self.branches = None if branches is None else jax.lax.dynamic_slice_in_dim(branches, first, count)
         self.positions = first + jnp.arange(count)
+
+    def seen_by(self, queries: "Rows") -> Array:
+        """bool [query, row]: the rows that each query may attend to."""
+        visible = self.positions <= queries.positions[:, None]
+        if self.branches is None or queries.branches is None:
+            return visible
+        return visible & same_branch(queries.branches, self.branches)
+
+    def exist_for(self, queries: "Rows", length: Array) -> Array:
+        """bool [query or 1, row]: the rows of the prompt, and of continuations those that the query sees."""
+        exists = (self.positions < length)[None]
+        return exists if self.branches is None else (exists & (self.branches == 0)) | self.seen_by(queries)
 
     def edited(self, site: Site, x_IR: Array, edit: Intervention) -> Array:
         """Every variant's rows after its edit of one layer."""
@@ -71,8 +85,8 @@ class RegionAttention:
         own = OwnKeys(
             keys=k,
             values=v,
-            visible=rows.positions <= queries.positions[:, None],
-            exists=rows.positions < prompt.inputs.length,
+            visible=rows.seen_by(queries),
+            exists=rows.exist_for(queries, prompt.inputs.length),
             classes=prompt.group_class[rows.groups],
         )
         gates = None if factor is None else class_factors(prompt, factor, queries.groups)
@@ -120,6 +134,7 @@ class RegionAttention:
                 compat=self.compat,
                 want=() if query_sets is None else ("mass",),
                 num_groups=inputs.num_groups,
+                branches=inputs.branches,
             )
             if query_sets is None:
                 return z, None

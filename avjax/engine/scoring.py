@@ -49,7 +49,7 @@ def unembedded(wanted: Sequence[tuple[int, ...] | None], num_continued: int, voc
 
     Args:
       wanted: `Metric.read_tokens` of each metric.
-      num_continued: tokens of a continuation; their log-probabilities need the whole vocabulary.
+      num_continued: tokens of continuations; their log-probabilities need the whole vocabulary.
     """
     named = [ids for ids in wanted if ids is not None]
     tokens = sorted({token for ids in named for token in ids})
@@ -113,20 +113,20 @@ def blocks(
 
 @jax.jit
 def read_block(
-    decoder: Decoder, residual: jax.Array, continuation: jax.Array, tokens: jax.Array | None
+    decoder: Decoder, residual: jax.Array, predictors: jax.Array, continued: jax.Array, tokens: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Logits [I, U] at the last prompt position, and log-probabilities [I, n] of the continuation's tokens.
+    """Logits [I, U] at the last prompt position, and log-probabilities [I, n] of continuations' tokens.
 
     Args:
       residual: [I, P, D], final residuals.
-      continuation: int32 [n], empty or as long as P.
+      predictors, continued: int32 [n], the read-out that predicts each token of the continuations, and its id.
       tokens: int32 [U], see `unembedded`; None is the whole vocabulary.
     """
-    if not continuation.shape[0]:
+    if not continued.shape[0]:
         return whole(_logits(decoder, residual[:, 0], tokens)), jnp.zeros((residual.shape[0], 0), jnp.float32)
     logits = _logits(decoder, residual, None)
-    logprobs = jnp.take_along_axis(jax.nn.log_softmax(logits), continuation[None, :, None], axis=-1)
-    return whole((logits[:, 0], logprobs[..., 0]))
+    logprobs = jax.nn.log_softmax(logits)[:, predictors, continued]
+    return whole((logits[:, 0], logprobs))
 
 
 def _logits(decoder: Decoder, residual: jax.Array, tokens: jax.Array | None) -> jax.Array:
@@ -143,6 +143,7 @@ def score(
     prepared: Sequence[Any],
     attended: Sequence[Attended | None],
     places: Sequence[jax.Array | None],
+    spans: Sequence[jax.Array],
     *,
     metrics: tuple[Metric, ...],
 ) -> list[Any]:
@@ -152,6 +153,7 @@ def score(
       logits, logprobs: what `read_block` returned.
       mass: float32 [I, L, N, Q, C].
       prepared, attended, places: for each metric; see `places_of`.
+      spans: int32, for each metric where the log-probabilities of its own continuations stand among the pass's.
     """
 
     def one(logits_U: jax.Array, logprobs_n: jax.Array, mass_LNQC: jax.Array | None) -> list[Any]:
@@ -160,15 +162,15 @@ def score(
                 View(
                     logits=logits_U if read is None else logits_U[read],
                     clean_logits=clean.logits if read is None else clean.logits[read],
-                    logprobs=logprobs_n,
-                    clean_logprobs=clean.logprobs,
+                    logprobs=logprobs_n[span],
+                    clean_logprobs=clean.logprobs[span],
                     mass=_mass(mass_LNQC, where),
                     clean_mass=_mass(clean.mass, where),
                     key_share=None if where is None else where.key_share,
                     prepared=ready,
                 )
             )
-            for metric, ready, where, read in zip(metrics, prepared, attended, places, strict=True)
+            for metric, ready, where, read, span in zip(metrics, prepared, attended, places, spans, strict=True)
         ]
 
     return whole(jax.vmap(one)(logits, logprobs, mass))

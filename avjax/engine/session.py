@@ -11,12 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from avjax.compat import Compat, attention_compat, compatible_prompt
-from avjax.engine.activations import CleanRuns
+from avjax.engine.activations import CleanRuns, as_dtype
 from avjax.engine.lowering import folded, lower
 from avjax.engine.operations import EdgeOp
 from avjax.engine.planning import Batch, Budget, Region, batches, longest, region
+from avjax.engine.reads import Reads
 from avjax.engine.reference import bucket, pad_inputs, reference_batch
 from avjax.engine.replay import replay
 from avjax.engine.shared import (
@@ -47,21 +49,6 @@ class Reading:
     mass: jax.Array | None  # float32 I L N Q C
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Reads:
-    """What a pass is asked for beside logits.
-
-    Attributes:
-      continuation: token ids fed after the prompt, as the model's own; read-outs predict each of them.
-      queries: position masks [T + 1] over whose mean attention is wanted; tokens of the continuation are generated.
-      keys: position masks whose attention mass is wanted.
-    """
-
-    continuation: tuple[int, ...] = ()
-    queries: tuple[np.ndarray, ...] = ()
-    keys: tuple[np.ndarray, ...] = ()
-
-
 class Session:
     """A prompt, its variants and what is read of them; nothing is compiled before it is complete."""
 
@@ -79,23 +66,32 @@ class Session:
         num_slots: int = 0,
         kept_logits: int = 0,
         clean_runs: CleanRuns | None = None,
+        with_clean: bool = False,
+        dtype: DTypeLike | None = None,
     ):
+        """See the class.
+
+        Args:
+          with_clean: the last variant has no edits, and the largest region of effect of the others.
+          dtype: of activations; None is the model's own.
+        """
         model.check(prompt)
         prompt = compatible_prompt(prompt, compat)
         self.model, self.prompt, self.reads = model, prompt, reads or Reads()
         self.compat = attention_compat(compat)
-        self.variants = variants
-        self.num_reads = max(1, len(self.reads.continuation))
-        fed = self.num_reads - 1
+        self.variants, self.with_clean = variants, with_clean
+        self.dtype = jnp.dtype(model.dtype if dtype is None else dtype)
+        fed = len(self.reads.fed)
+        self.num_reads = 1 + fed
         cfg, mesh = model.config.decoder, model.mesh
         self.lowered = lower(
             prompt,
             cfg,
             variants,
-            num_decoded=max(fed, num_decoded or 0),
+            num_decoded=max(self.reads.longest_fed, num_decoded or 0),
             allow_noop=allow_noop,
-            clean=clean_runs or CleanRuns(model, compat),
-            selectors=(*self.reads.queries, *self.reads.keys),
+            clean=clean_runs or CleanRuns(model, compat, dtype=self.dtype),
+            selectors=[mask for read in self.reads.attention for mask in (read.query, read.key)],
         )
         self.folded = folded(self.lowered)
         self.num_positions = len(prompt) + fed
@@ -106,7 +102,7 @@ class Session:
         self.budget = Budget(
             cfg=cfg,
             memory_bytes=memory_bytes,
-            itemsize=model.dtype.itemsize,
+            itemsize=self.dtype.itemsize,
             num_keys=self.size,
             num_reads=self.num_reads,
             num_groups=self.groups.num_groups,
@@ -115,7 +111,7 @@ class Session:
             edges=self.has_edges,
             clean_rows=self.clean_rows,
             key_slots=len(self.layout.slots),
-            masses=len(self.reads.queries) * len(self.layout.class_group),
+            masses=len(self.reads.attention) * len(self.layout.class_group),
             site_weights=self.folded.bank.weights_per_group * self.groups.num_groups,
             num_sources=self.folded.bank.num_dense + len(self.folded.bank.needs),
             variant_devices=1 if mesh is None else mesh.shape[VARIANT],
@@ -128,34 +124,34 @@ class Session:
     def has_edges(self) -> bool:
         return any(isinstance(op, EdgeOp) for ops in self.lowered.ops for op in ops)
 
-    def fed_too(self, mask: np.ndarray) -> np.ndarray:
-        """A position mask [T + 1] over the prompt and the tokens that are fed after it, which count as generated."""
-        return with_fed(mask, self.num_reads - 1)
-
     def regions(self) -> list[Region]:
         """Each variant's region of effect, and of its readings."""
         first_read = len(self.prompt) - 1
-        for mask in self.reads.queries:
-            first_read = min(first_read, int(np.flatnonzero(self.fed_too(mask))[0]))
-        return [
+        for read in self.reads.attention:
+            first_read = min(first_read, int(self.reads.query_rows(read, len(self.prompt))[0]))
+        regions = [
             region(self.folded, i, num_positions=self.num_positions, first_read=first_read)
             for i in range(len(self.folded))
         ]
+        if self.with_clean and len(regions) > 1:
+            regions[-1] = max(regions[:-1], key=lambda region: (region.num_rows, -region.start_layer))
+        return regions
 
     @functools.cached_property
     def inputs(self) -> Inputs:
         """The prompt and the tokens fed after it, padded to the bucket."""
-        inputs = self.model.encode(self.prompt, self.lowered.groups)
-        fed = self.reads.continuation[: self.num_reads - 1]
-        if fed:
-            after = self.prompt.next_position() + jnp.arange(len(fed))
+        inputs = as_dtype(self.model.encode(self.prompt, self.lowered.groups), self.dtype)
+        if fed := self.reads.fed:
+            after = self.prompt.next_position() + jnp.asarray(self.reads.steps)
             tokens = self.model.network.decoder.embed(jnp.asarray(fed))
+            branches = self.reads.branches
             inputs = dataclasses.replace(
                 inputs,
-                embeddings=jnp.concatenate([inputs.embeddings, tokens]),
+                embeddings=jnp.concatenate([inputs.embeddings, tokens.astype(self.dtype)]),
                 positions=jnp.concatenate([inputs.positions, jnp.broadcast_to(after, (3, len(fed)))], axis=1),
                 groups=jnp.asarray(self.groups.prompt),
                 length=jnp.int32(self.num_positions),
+                branches=None if branches is None else jnp.asarray(np.pad(branches, (len(self.prompt), 0))),
             )
         return pad_inputs(inputs, self.size)
 
@@ -163,7 +159,7 @@ class Session:
     def layout(self) -> KeyLayout:
         """Which positions edits and masses tell apart as keys."""
         keys = {op.key.tobytes() for ops in self.lowered.ops for op in ops if isinstance(op, EdgeOp)}
-        keys |= {mask.tobytes() for mask in self.reads.keys}
+        keys |= {read.key.tobytes() for read in self.reads.attention}
         return key_layout(self.groups, [self.lowered.members[k] for k in sorted(keys)], self.size)
 
     @functools.cached_property
@@ -175,7 +171,7 @@ class Session:
             np.int32(len(self.prompt) - 1),
             num_rows=self.clean_rows,
             num_reads=self.num_reads,
-            want_mass=bool(self.reads.queries),
+            want_mass=bool(self.reads.attention),
         )
         layout = self.layout
         shared = shared_keys(clean, layout.slots, layout.block_class)
@@ -184,7 +180,7 @@ class Session:
     def alone(self) -> SharedPrompt:
         """No shared keys: each variant owns its whole prompt. What the reference executor decodes over."""
         cfg = self.model.config.decoder
-        empty = jnp.zeros((cfg.num_layers, cfg.num_kv_heads, 0, cfg.head_dim), self.model.dtype)
+        empty = jnp.zeros((cfg.num_layers, cfg.num_kv_heads, 0, cfg.head_dim), self.dtype)
         none = jnp.zeros(0, jnp.int32)
         shared = SharedKeys(keys=empty, values=empty, positions=none, block_class=none)
         clean = CleanPass(keys=none, values=none, residual=none, final=none, mass=None)
@@ -221,12 +217,12 @@ class Session:
 
     def query_weights(self, num_rows: int) -> jax.Array | None:
         """float32 [Q, R]: the mean over each query selector's rows among the last `num_rows`."""
-        if not self.reads.queries:
+        if not self.reads.attention:
             return None
         first = max(0, self.num_positions - num_rows)
-        weights = np.zeros((len(self.reads.queries), max(num_rows, self.num_positions - first)), np.float32)
-        for row, mask in enumerate(self.reads.queries):
-            where = np.flatnonzero(self.fed_too(mask))
+        weights = np.zeros((len(self.reads.attention), max(num_rows, self.num_positions - first)), np.float32)
+        for row, read in enumerate(self.reads.attention):
+            where = self.reads.query_rows(read, len(self.prompt))
             weights[row, where - first] = 1 / len(where)
         return jnp.asarray(weights[:, :num_rows])
 
@@ -300,11 +296,6 @@ CLEAN = -1  # the variant that is the unedited run
 
 
 _clean_mass = jax.jit(clean_mass)
-
-
-def with_fed(mask: np.ndarray, fed: int) -> np.ndarray:
-    """A position mask [T + 1] with its last entry once for each of `fed` tokens after the prompt."""
-    return np.concatenate([mask[:-1], np.full(fed, mask[-1])])
 
 
 def _extended(groups: TokenGroups, fed: int) -> TokenGroups:

@@ -72,6 +72,7 @@ def clean_pass(
                 factor=None,
                 want=("mass",) if want_mass else (),
                 num_groups=inputs.num_groups,
+                branches=inputs.branches,
             )
             mass = jax.vmap(rows)(weights["mass"]) if want_mass else None
             return z, (k, v, mass)

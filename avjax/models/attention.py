@@ -13,7 +13,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from avjax.models.layers import dot, rounded, scaled
 
@@ -36,6 +36,11 @@ def edge_factors(
     query_RM = jax.nn.one_hot(query_groups, num_groups, dtype=jnp.float32)
     key_SM = jax.nn.one_hot(key_groups, num_groups, dtype=jnp.float32)
     return dot("...rk,sk->...rs", dot("rm,...mk->...rk", query_RM, factor_MM), key_SM)
+
+
+def same_branch(query_branches: Int[Array, "R"], key_branches: Int[Array, "S"]) -> Bool[Array, "R S"]:
+    """Which keys belong to the prompt, or to the query's own continuation."""
+    return (key_branches == 0) | (key_branches == query_branches[:, None])
 
 
 def weigh(
@@ -69,6 +74,7 @@ def attend_prompt(
     compat: Compat | None = None,
     want: tuple[Weights, ...] = (),
     num_groups: int = 1,
+    branches: Int[Array, "S"] | None = None,
 ) -> tuple[Float[Array, "R N H"], dict[str, Array]]:
     """Causal attention of consecutive rows of a prompt to the whole prompt.
 
@@ -80,6 +86,7 @@ def attend_prompt(
       want: "pattern" for the attention weights [N, R, S]; "mass" for their sum over each token group [N, R, M];
         "value_mass" for the same sum of weights times the norm of the head's value at the key; "received" for the
         weights on each key summed over the later queries of each token group [N, M, S].
+      branches: see `avjax.prompt.Inputs`; None hides no earlier position from a later one.
 
     Returns:
       The per-head output z, and the weights asked for. A query whose every visible key is blocked reads zero, or with
@@ -90,7 +97,14 @@ def attend_prompt(
     q_KGRH = q_RNH.reshape(num_rows, num_kv, num_heads // num_kv, head_dim).transpose(1, 2, 0, 3)
     factor_KGMM = None if factor is None else factor.reshape(q_KGRH.shape[:2] + factor.shape[1:])
     one = functools.partial(
-        _attend_head, first_row=first_row, length=length, groups=groups, compat=compat, want=want, num_groups=num_groups
+        _attend_head,
+        first_row=first_row,
+        length=length,
+        groups=groups,
+        compat=compat,
+        want=want,
+        num_groups=num_groups,
+        branches=branches,
     )
 
     def one_kv_head(over: Callable, q_GRH: Array, k_SH: Array, v_SH: Array, factor_GMM: Array | None) -> HeadResult:
@@ -124,29 +138,37 @@ def _attend_head(
     compat: Compat | None,
     want: tuple[Weights, ...],
     num_groups: int,
+    branches: Int[Array, "S"] | None,
 ) -> tuple[Float[Array, "R H"], dict[str, Array]]:
     """One head, block of queries by block, so that no block computes scores of later keys."""
     (num_rows, head_dim), num_keys = q_RH.shape, k_SH.shape[0]
     low, high = BLOCK_BOUNDS
     block = min(max(num_rows // BLOCKS, low), high)
     row_groups = jax.lax.dynamic_slice_in_dim(groups, first_row, num_rows)
+    row_branches = None if branches is None else jax.lax.dynamic_slice_in_dim(branches, first_row, num_rows)
     outputs, kept = [], {name: [] for name in want}
     for start in range(0, num_rows, block):
         stop = min(start + block, num_rows)
         last = num_keys - num_rows + stop  # no row of the block sees a key from here on
         scores_RS = scaled(dot("rh,sh->rs", q_RH[start:stop], k_SH[:last]), head_dim, q_RH.dtype)
         visible_RS = jnp.arange(last) <= first_row + jnp.arange(start, stop)[:, None]
+        if branches is not None and row_branches is not None:
+            visible_RS &= same_branch(row_branches[start:stop], branches[:last])
         factor_RS = None if factor_MM is None else edge_factors(factor_MM, row_groups[start:stop], groups[:last])
         weights_RS, total_R1 = weigh(scores_RS, visible_RS, factor_RS)
         z_RH = _mix(weights_RS, total_R1, v_SH[:last])
-        exists_S = (jnp.arange(num_keys) < length).astype(v_SH.dtype)
+        exists_RS = (jnp.arange(num_keys) < length)[None]
+        if branches is not None:  # the prompt, and of continuations what the query sees
+            seen_RS = jnp.pad(visible_RS, ((0, 0), (0, num_keys - last)))
+            exists_RS = (exists_RS & (branches == 0)) | seen_RS
+        count_R1 = jnp.sum(exists_RS, axis=-1, keepdims=True)
         if compat == "published":
-            z_RH = jnp.where(total_R1 > 0, z_RH, dot("s,sh->h", exists_S, v_SH) / length)
+            z_RH = jnp.where(total_R1 > 0, z_RH, dot("rs,sh->rh", exists_RS.astype(v_SH.dtype), v_SH) / count_R1)
         outputs.append(rounded(z_RH, q_RH.dtype))
         if want:
             pattern_RS = jnp.pad(weights_RS / jnp.where(total_R1 > 0, total_R1, 1.0), ((0, 0), (0, num_keys - last)))
             if compat == "published":
-                pattern_RS = jnp.where(total_R1 > 0, pattern_RS, exists_S / length)
+                pattern_RS = jnp.where(total_R1 > 0, pattern_RS, exists_RS / count_R1)
             rows_R = first_row + jnp.arange(start, stop)
             later_RS = (jnp.arange(num_keys) < rows_R[:, None]) & (rows_R < length)[:, None]  # not of padding
             for name in want:
@@ -207,7 +229,7 @@ class OwnKeys:
     keys: jax.Array  # I W K H
     values: jax.Array  # I W K H
     visible: jax.Array  # bool R W
-    exists: jax.Array  # bool W: a real token, seen or not
+    exists: jax.Array  # bool W or R W: a real token of the query's own sequence, seen or not
     classes: jax.Array  # int32 W
 
 
@@ -240,9 +262,8 @@ def attend_rows(
     far = scaled(dot("kxh,ksh->kxs", flat_KXH, shared.keys), head_dim, q_IRNH.dtype)
     near = jnp.concatenate([dot("kirgh,iwkh->kirgw", q_KIRGH, o.keys) for o in own], axis=-1)
     near = scaled(near, head_dim, q_IRNH.dtype)
-    own_visible, own_exists = (
-        jnp.concatenate(x, axis=-1) for x in zip(*((o.visible, o.exists) for o in own), strict=True)
-    )
+    own_visible = jnp.concatenate([o.visible for o in own], axis=-1)
+    own_exists = jnp.concatenate([jnp.atleast_2d(o.exists) for o in own], axis=-1)
     own_classes = jnp.concatenate([o.classes for o in own])
     far = far.reshape(*q_KIRGH.shape[:-1], num_slots // KEY_BLOCK, KEY_BLOCK)  # K I R G B 16
     if factor is not None:
@@ -258,9 +279,9 @@ def attend_rows(
     total = jnp.sum(far_weights, axis=-1, keepdims=True) + jnp.sum(near_weights, axis=-1, keepdims=True)
     if compat == "published":
         far_exists = far_visible.astype(jnp.float32)
-        count = jnp.sum(far_exists) + jnp.sum(own_exists)
+        count = jnp.sum(far_exists) + jnp.sum(own_exists, axis=-1)[:, None, None]
         far_weights = jnp.where(total > 0, far_weights, far_exists)
-        near_weights = jnp.where(total > 0, near_weights, own_exists.astype(jnp.float32))
+        near_weights = jnp.where(total > 0, near_weights, own_exists[:, None].astype(jnp.float32))
         total = jnp.where(total > 0, total, count)
     total = jnp.where(total > 0, total, 1.0)
     exact = shared.values.dtype == jnp.float32  # otherwise divided before the product, where the weights are rounded

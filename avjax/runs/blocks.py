@@ -25,6 +25,7 @@ from avjax.runs.rows import Layout, encoded
 from avjax.runs.store import Store
 from avjax.slices import Slice, Team, at_once, slices_here
 from avjax.sweeping.computing import computed
+from avjax.sweeping.floor import drawn_samples
 from avjax.tokens import BySample
 
 CELLS_PER_BLOCK = 512  # with each block the unedited run is computed anew
@@ -92,6 +93,11 @@ class Run:
     @property
     def layout(self) -> Layout:
         return Layout.of([sample.name for sample in self.samples], self.cells)
+
+    @functools.cached_property
+    def drawn(self) -> set[Any]:
+        """Samples whose cells are computed again for the noise floor."""
+        return drawn_samples([sample.name for sample in self.samples])
 
     def edits(self, block: Block) -> list[tuple[Edit, ...]]:
         """Of each cell of a block, on its sample."""
@@ -351,7 +357,8 @@ def _made(prompt: Callable[[], Prompt], team: Team) -> Prompt:
 def _computed(model: Model, run: Run, block: Block, prompt: Prompt) -> xr.Dataset:
     sample = run.samples[block.sample]
     variants = [list(edits) for edits in run.edits(block)]
-    return computed(model, {sample.name: prompt}, variants, list(sample.metrics), progress=False, **run.settings)
+    settings = {**run.settings, "floor": block.clean, "drawn": run.drawn}
+    return computed(model, {sample.name: prompt}, variants, list(sample.metrics), progress=False, **settings)
 
 
 def _seen(model: Model, run: Run, block: Block, prompt: Prompt) -> xr.Dataset | None:

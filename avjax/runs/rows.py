@@ -20,6 +20,7 @@ import xarray as xr
 from avjax.grids import Cells
 from avjax.prompt import TOKEN_COUNTS
 from avjax.serialization import to_json
+from avjax.sweeping.floor import Noise, floor
 from avjax.sweeping.names import CELL, COUNTS
 
 ABOUT = b"avjax"  # in a field's metadata: units, dimensions and the rest of its attributes
@@ -126,9 +127,15 @@ def encoded(
     fields = [pa.field(name, column.type) for name, column in columns.items()]
     one = found.isel(sample=0)
     for name, variable in one.data_vars.items():
-        if f"{name}_clean" not in one.data_vars and name not in COUNTS:
+        if "draws" in variable.attrs and clean:  # of noise, in the row of the unedited run
+            noise = np.array([[variable.attrs["rms"], variable.attrs["draws"]], *[[np.nan, 0]] * len(indices)])
+            columns[str(name)] = _nested(noise)
+            about = {"dims": ["noise"], **{k: v for k, v in variable.attrs.items() if k not in ("rms", "draws")}}
+            fields.append(pa.field(str(name), columns[str(name)].type, metadata={ABOUT: json.dumps(about)}))
+        if f"{name}_clean" not in one.data_vars and not _is_count(name, variable.attrs):
             continue  # itself of the unedited run
-        values, unedited = variable.values, 0 if name in COUNTS else one[f"{name}_clean"].values
+        counts = _is_count(name, variable.attrs)
+        values, unedited = variable.values, 0 if counts else one[f"{name}_clean"].values
         if clean:
             values = np.concatenate(
                 [np.broadcast_to(np.asarray(unedited, values.dtype), values.shape[1:])[None], values]
@@ -175,13 +182,20 @@ def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
             values[field.name][rows, samples] = array
             about[field.name] = _agreed(about.get(field.name), json.loads(field.metadata[ABOUT]))
         attributes = _agreed(attributes, json.loads(table.schema.metadata[ABOUT]))
+    for name, metric in [(name, own.get("counts_of")) for name, own in about.items()]:
+        if metric is not None:  # parts in which all metrics count alike do not say it again
+            values[name] = np.where(values[name] < 0, values[name.removeprefix(f"{metric}_")], values[name])
     dims = (*layout.coordinates, "sample")
     variables: dict[str, Any] = {}
     for name, array in values.items():
         own = {k: v for k, v in about[name].items() if k != "dims"}
+        if about[name]["dims"] == ["noise"]:
+            noise = [Noise(rms=rms, draws=int(draws)) for rms, draws in array[-1] if draws > 0]
+            variables[name] = floor(noise, own["units"], own.get("how", ""))
+            continue
         inner = about[name]["dims"]
         variables[name] = ((*dims, *inner), array[:-1].reshape(*layout.shape, *array.shape[1:]), own)
-        if name not in COUNTS:
+        if not _is_count(name, own):
             variables[f"{name}_clean"] = (("sample", *inner), array[-1], own | {"cell": "clean"})
     if not done.all():
         variables["done"] = (dims, done[:-1].reshape(*layout.shape, -1), {"averages": 0})
@@ -190,6 +204,11 @@ def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
     coordinates[CELL] = (tuple(layout.coordinates), np.array(layout.cells, object).reshape(layout.shape))
     coordinates |= {note: (dim, values) for note, (dim, values) in layout.notes.items()}
     return xr.Dataset(variables, coordinates, attributes or {})
+
+
+def _is_count(name: Any, attributes: Mapping[str, Any]) -> bool:
+    """Whether a variable says how much a cell touches; the unedited run touches nothing."""
+    return name in COUNTS or "counts_of" in attributes
 
 
 def _agreed(before: dict[str, Any] | None, said: dict[str, Any]) -> dict[str, Any]:

@@ -32,14 +32,14 @@ ANSWERS = ("answer", "a", "b", "text")
 
 
 class LogProb(_Metric):
-    """Log-probability that the next token begins the answer (nats)."""
+    """Log-probability that the model goes on with the answer (nats)."""
 
     metric: Literal["log_prob"]
     answer: Answer
 
 
 class Prob(_Metric):
-    """Probability that the next token begins the answer."""
+    """Probability that the model goes on with the answer."""
 
     metric: Literal["prob"]
     answer: Answer
@@ -94,6 +94,7 @@ class AttentionMass(_Metric):
     metric: Literal["attention_mass"]
     key: Tokens
     query: Tokens = "last"
+    text: Answer | None = None
 
 
 class Caption(_Metric):

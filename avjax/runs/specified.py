@@ -181,7 +181,7 @@ def _check_metrics(metrics: Sequence[Metric], model: Model) -> None:
         raise ValueError(f"metrics: {twice[0]!r} occurs twice; give one of them another name")
     for metric in metrics:
         metric.read_tokens(model)
-        metric.continuation(model)
+        metric.continuations(model)
         metric.attributes(model)
 
 

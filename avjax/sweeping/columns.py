@@ -1,5 +1,6 @@
 """Values of a sweep as they come in, and the dataset that they make up."""
 
+import collections
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,20 +11,29 @@ from avjax.engine.session import Session
 from avjax.engine.touched import count_touched
 from avjax.metrics import Caption, Metric
 from avjax.prompt import token_counts
+from avjax.sweeping.floor import HOW, Noise, floor, of_small_effects
 from avjax.sweeping.names import CELL, COUNTS, dimensions
 from avjax.sweeping.plan import Pass, Sweep
+
+UNREACHED = "where every edit of a cell comes after all that the metric reads, so that none can reach it"
+COUNTED = {"units": "count", "averages": 0}
 
 
 class Columns:
     """Values as they come in, and the dataset that they make up."""
 
-    def __init__(self, planned: Sweep):
+    def __init__(self, planned: Sweep, size: tuple[int, int] | None = None):
+        """`size`: cells and samples, where they are not all of the sweep's."""
         self.planned = planned
-        self.size = (len(planned.cells.cells), len(planned.prompts))
+        self.size = (len(planned.cells.cells), len(planned.prompts)) if size is None else size
         self.values: dict[str, np.ndarray] = {}
         self.clean: dict[str, np.ndarray] = {}
         self.metric: dict[str, Metric] = {}
-        self.touched = {name: np.zeros(self.size, np.int64) for name in COUNTS}
+        self.noise: dict[str, list[Noise]] = collections.defaultdict(list)
+        self.how = ""  # the noise was measured
+        self.touched: dict[str, dict[str, np.ndarray]] = collections.defaultdict(
+            lambda: {name: np.zeros(self.size, np.int64) for name in COUNTS}
+        )
 
     def add(self, sample: int, one: Pass, variants: Sequence[int], values: Sequence[Any]) -> None:
         """Values of each metric; variant -1 is the clean run."""
@@ -42,8 +52,27 @@ class Columns:
         for variant, value in zip(variants, array, strict=False):
             if variant < 0:
                 self.clean[name][sample] = value
+            elif variant == self.size[0]:  # the clean cell once more
+                noise = np.asarray(value, np.float64) - self.clean[name][sample]
+                self.add_noise(name, metric, noise[None], "clean")
             else:
                 self.values[name][variant, sample] = value
+
+    def add_noise(self, name: str, metric: Metric, noise: np.ndarray, how: str) -> None:
+        """Draws [n, ...] of a variable's noise."""
+        if metric.averages and noise.dtype.kind == "f":
+            self.noise[name].append(Noise.of(noise))
+            self.how = how
+
+    def add_float32(self, sample: int, cells: np.ndarray, of: "Columns") -> None:
+        """What the effects of some cells of a sample differ by from those with float32 activations."""
+        for name, metric in of.metric.items():
+            values, exact = self.values[name], of.values[name]
+            if values.dtype.kind != "f":
+                continue
+            effects = exact[:, 0].astype(np.float64) - of.clean[name][0]
+            noise = values[cells, sample].astype(np.float64) - self.clean[name][sample] - effects
+            self.add_noise(name, metric, of_small_effects(noise, effects), "float32")
 
     def add_captions(self, sample: int, caption: Caption, found: Sequence[Any]) -> None:
         """Continuations of the clean run and of every cell."""
@@ -53,14 +82,31 @@ class Columns:
             name = f"{caption.name}_{suffix}" if suffix else caption.name
             self._put(name, caption, sample, range(-1, len(found) - 1), column)
         for name in COUNTS:
-            self.touched[name][:, sample] = [getattr(g.touched, name) for g in found[1:]]
+            self.touched[caption.name][name][:, sample] = [getattr(g.touched, name) for g in found[1:]]
 
-    def add_touched(self, sample: int, session: Session, num_decoded: int) -> None:
-        """What each cell reaches when so many generated tokens are fed back."""
-        for variant in range(self.size[0]):
-            touched = count_touched(session.lowered, variant, num_decoded)
-            for name in COUNTS:
-                self.touched[name][variant, sample] = getattr(touched, name)
+    def add_touched(self, sample: int, session: Session, part: Pass) -> None:
+        """What each cell reaches of what each metric is fed."""
+        for place, metric in enumerate(part.metrics):
+            for variant in range(self.size[0]):
+                touched = count_touched(session.lowered, variant, part.num_fed(place))
+                for name in COUNTS:
+                    self.touched[metric.name][name][variant, sample] = getattr(touched, name)
+
+    @property
+    def _unreached(self) -> set[str]:
+        """Metrics that some cell's edits cannot reach."""
+        return {metric for (_, metric), missing in self.planned.missing.items() if missing.any()}
+
+    def _without_missing(self, metric: Metric, values: np.ndarray) -> np.ndarray:
+        """Values [cells, samples, ...] with those taken out whose edits come after all that the metric reads."""
+        if metric.name not in self._unreached:
+            return values
+        missing = np.stack([self.planned.missing[sample, metric.name] for sample in self.planned.prompts], axis=1)
+        if values.dtype.kind in "iu":  # -1 is missing, as for what a store does not hold yet
+            values = values.astype(np.int64)
+        values = values.copy()
+        values[missing] = {"O": "", "f": np.nan}.get(values.dtype.kind, -1)
+        return values
 
     def dataset(self, attributes: Mapping[str, Any]) -> xr.Dataset:
         cells = self.planned.cells
@@ -69,12 +115,23 @@ class Columns:
         axes = dimensions({m: self.clean[name].shape[1:] for name, m in self.metric.items()})
         for name, metric in self.metric.items():
             about = {"units": metric.unit, "averages": int(metric.averages)}
+            about |= {"distance": 1} if metric.distance else {}
             about |= {k: str(v) for k, v in metric.attributes(self.planned.model).items()}
-            values = self.values[name].reshape(*cells.shape, *self.values[name].shape[1:])
-            variables[name] = ((*dims, *axes[metric]), values, about)
+            values = self._without_missing(metric, self.values[name])
+            told = {"missing": UNREACHED} if metric.name in self._unreached else {}
+            values = values.reshape(*cells.shape, *values.shape[1:])
+            variables[name] = ((*dims, *axes[metric]), values, about | told)
             variables[f"{name}_clean"] = (("sample", *axes[metric]), self.clean[name], about | {"cell": "clean"})
+            if name in self.noise:
+                variables[f"{name}_floor"] = floor(self.noise[name], metric.unit, HOW[self.how])
         for name in COUNTS:
-            variables[name] = (dims, self.touched[name].reshape(*cells.shape, -1), {"units": "count", "averages": 0})
+            by_metric = {metric: counts[name] for metric, counts in self.touched.items()}
+            most = np.max([*by_metric.values()], axis=0)
+            variables[name] = (dims, most.reshape(*cells.shape, -1), COUNTED)
+            if any((counts != most).any() for counts in by_metric.values()):
+                for metric, counts in by_metric.items():
+                    about = COUNTED | {"counts_of": metric}
+                    variables[f"{metric}_{name}"] = (dims, counts.reshape(*cells.shape, -1), about)
         coordinates: dict[str, Any] = {name: list(cells.coordinates[name]) for name in cells.dims}
         coordinates["sample"] = list(self.planned.prompts)
         coordinates |= token_counts(self.planned.prompts)

@@ -2,7 +2,7 @@
 
 import collections
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from avjax.compat import Compat
+from avjax.engine.planning import NoRoom
 from avjax.engine.scoring import (
     Attended,
     block_size,
@@ -30,6 +31,7 @@ from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.slices import Slice, Team, at_once, slices_here
 from avjax.sweeping.columns import Columns
+from avjax.sweeping.floor import drawn_cells, drawn_samples, with_largest_floors
 from avjax.sweeping.plan import Pass, Sweep, prepare
 
 
@@ -44,9 +46,16 @@ def computed(
     compat: Compat | None = None,
     allow_noop: bool = False,
     progress: bool = True,
+    floor: bool = True,
+    drawn: Collection[Any] | None = None,
 ) -> xr.Dataset:
-    """`avjax.sweep` without a store, each slice of the model's mesh at work on its share of the prompts."""
-    settings = {"memory_bytes": memory_bytes, "compat": compat, "allow_noop": allow_noop}
+    """`avjax.sweep` without a store, each slice of the model's mesh at work on its share of the prompts.
+
+    Args:
+      floor: whether the noise floor is measured.
+      drawn: samples of which cells may be computed again for it; None takes some of those given.
+    """
+    settings = {"memory_bytes": memory_bytes, "compat": compat, "allow_noop": allow_noop, "floor": floor}
     named = named_prompts(prompts)
     parts, team = [part for part in slices_here(model) if part.deal(named)], Team(model.mesh)
     attributes = provenance(model, executor=executor, compat=compat, order=common_order(named.values()))
@@ -55,15 +64,20 @@ def computed(
         return prepare(part.model, part.deal(named), grid, metrics, **settings)
 
     def swept(part: Slice) -> xr.Dataset:
-        return _swept(planned[part.index], executor, attributes, progress and part is parts[0])
+        own = planned[part.index]
+        again = drawn_samples([*own.prompts]) if drawn is None else drawn
+        return _swept(own, executor, attributes, again, progress and part is parts[0])
 
     planned = at_once(checked, parts, team, in_turn=True)
     return _in_order(team.gathered(at_once(swept, parts, team)), [*named])
 
 
-def _swept(planned: Sweep, executor: Executor, attributes: Mapping[str, Any], progress: bool) -> xr.Dataset:
+def _swept(
+    planned: Sweep, executor: Executor, attributes: Mapping[str, Any], drawn: Collection[Any], progress: bool
+) -> xr.Dataset:
     columns = Columns(planned)
     steps = len(planned.prompts) * len(planned.parts) * (len(planned.cells.cells) + 1)  # and the clean cell
+    precisely = planned.floor and not planned.rides_clean
     with Progress("sweep", steps, "cells", enabled=progress) as bar:
         for sample, name in enumerate(planned.prompts):
             for place, one in enumerate(planned.parts):
@@ -74,11 +88,28 @@ def _swept(planned: Sweep, executor: Executor, attributes: Mapping[str, Any], pr
                     bar.advance(len(planned.cells.cells) + 1)
                     continue
                 session.begin()
-                columns.add_touched(sample, session, planned.num_decoded())  # while the device is busy
+                columns.add_touched(sample, session, one)  # while the device is busy
                 for variants, values in _ahead(_scored(session, one, executor), 1):
                     columns.add(sample, one, variants, values)
-                    bar.advance(len(variants))
+                    bar.advance(sum(variant < len(planned.cells.cells) for variant in variants))
+                if precisely and name in drawn:
+                    cells = drawn_cells(len(planned.cells.cells))
+                    if (exact := _in_float32(planned, name, one, cells)) is not None:
+                        columns.add_float32(sample, cells, exact)
     return columns.dataset(attributes)
+
+
+def _in_float32(planned: Sweep, name: Any, one: Pass, cells: np.ndarray) -> Columns | None:
+    """Some cells of a sample, with float32 activations; None where the memory does not suffice for them."""
+    variants = [planned.variants(name)[cell] for cell in cells]
+    try:
+        session = planned.session(planned.prompts[name], one, variants, dtype=np.float32)
+    except NoRoom:
+        return None
+    columns = Columns(planned, size=(len(cells), 1))
+    for block, values in _scored(session, one, "replay"):
+        columns.add(0, one, block, values)
+    return columns
 
 
 def _in_order(found: Mapping[int, xr.Dataset], samples: Sequence[Any]) -> xr.Dataset:
@@ -88,6 +119,7 @@ def _in_order(found: Mapping[int, xr.Dataset], samples: Sequence[Any]) -> xr.Dat
     one = xr.concat(
         [*found.values()], "sample", data_vars="minimal", coords="minimal", compat="override", join="override"
     )
+    one = with_largest_floors(one, [*found.values()])
     dealt = [name for index in found for name in samples[index :: len(found)]]
     return one.isel(sample=[dealt.index(name) for name in samples])
 
@@ -96,7 +128,7 @@ def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[t
     """Blocks of variants with the metrics' values; the clean run is variant -1."""
     model, prompt = session.model, session.prompt
     decoder = model.network.decoder
-    continuation = jnp.asarray(one.continuation, jnp.int32)
+    predictors, continued, spans = session.reads.predictors, session.reads.continued, one.spans()
     prepared = [metric.prepare(model, prompt) for metric in one.metrics]
     attended = _attended(session, one)
     tokens = one.unembedded(model)
@@ -107,10 +139,10 @@ def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[t
     readings = session.replayed() if executor == "replay" else session.referenced()
     clean = None
     for variants, residual, mass in blocks(session, _ahead(itertools.chain([session.clean_reading()], readings)), size):
-        logits, logprobs = read_block(decoder, residual, continuation, tokens)
+        logits, logprobs = read_block(decoder, residual, predictors, continued, tokens)
         if clean is None:
             clean = first_of_block(logits, logprobs, mass)
-        yield variants, score(logits, logprobs, mass, clean, prepared, attended, places, metrics=computed)
+        yield variants, score(logits, logprobs, mass, clean, prepared, attended, places, spans, metrics=computed)
 
 
 def _ahead(results: Iterator[Any], count: int = 2) -> Iterator[Any]:
@@ -131,11 +163,10 @@ def _attended(session: Session, one: Pass) -> list[Attended | None]:
         if metric.attention() is None:
             places.append(None)
             continue
-        key = session.reads.keys[index]
-        members = session.lowered.members[key.tobytes()]
+        read = session.reads.attention[index]
+        members = session.lowered.members[read.key.tobytes()]
         classes = members[session.layout.class_group].astype(np.float32)
-        rows = np.flatnonzero(session.fed_too(session.reads.queries[index]))
-        share = np.mean(np.cumsum(session.fed_too(key))[rows] / (rows + 1))
+        share = session.reads.key_share(read, len(session.prompt))
         places.append(Attended(query_set=jnp.int32(index), classes=jnp.asarray(classes), key_share=jnp.float32(share)))
         index += 1
     return places

@@ -19,7 +19,8 @@ def refuse_collisions(cells: Cells, names: Mapping[str, Sequence[str]], shapes: 
     """
     taken: dict[str, str] = dict.fromkeys(("sample", CELL, *COUNTS, *TOKEN_COUNTS), "a name of the dataset's own")
     for metric, variables in names.items():
-        for name in (v + suffix for v in variables for suffix in ("", "_clean")):
+        suffixes = ("", "_clean", "_floor", *(f"_{count}" for count in COUNTS))
+        for name in (v + suffix for v in variables for suffix in suffixes):
             if name in taken:
                 raise ValueError(f"metric {metric!r}: its variable {name!r} is {taken[name]} too; pass another name=")
             taken[name] = f"a variable of the metric {metric!r}"

@@ -1,15 +1,18 @@
 """A sweep whose parts all fit together, before anything is compiled."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax.typing import DTypeLike
 
 from avjax.compat import Compat, checked_compat, max_new_tokens_for
 from avjax.engine.activations import CleanRuns
+from avjax.engine.reads import AttentionRead, Reads, placed, with_fed
 from avjax.engine.scoring import check_values, unembedded
-from avjax.engine.session import Reads, Session, with_fed
+from avjax.engine.session import Session
 from avjax.generation import generation_penalty, num_slots
 from avjax.grids import Cells, Grid, as_cells
 from avjax.interventions import Edit, for_sample
@@ -18,25 +21,61 @@ from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts
 from avjax.slices import memory_of
 from avjax.sweeping.names import refuse_collisions
+from avjax.sweeping.reach import unreached
 from avjax.tokens import select
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pass:
-    """Metrics that one pass over a prompt can serve."""
+    """Metrics that one pass over a prompt can serve.
 
-    continuation: tuple[int, ...]
+    Attributes:
+      continuations: those that are fed, see `Reads`.
+      own: for each metric its continuations: where each is among the pass's, and its length.
+    """
+
+    continuations: tuple[tuple[int, ...], ...]
     metrics: tuple[Metric, ...]
+    own: tuple[tuple[tuple[int, int], ...], ...]
+
+    @classmethod
+    def of(cls, model: Model, metrics: Sequence[Metric]) -> "Pass":
+        wanted = [metric.continuations(model) for metric in metrics]
+        together, places = placed([c for continuations in wanted for c in continuations])
+        lengths = iter([(p, len(c)) for p, c in zip(places, itertools.chain.from_iterable(wanted), strict=True)])
+        own = tuple(tuple(next(lengths) for _ in continuations) for continuations in wanted)
+        return cls(continuations=together, metrics=tuple(metrics), own=own)
+
+    @property
+    def num_continued(self) -> int:
+        """Tokens whose log-probabilities are read."""
+        return sum(map(len, self.continuations))
+
+    def num_fed(self, metric: int) -> int:
+        """The tokens of a metric's own that are fed, of its longest continuation."""
+        return max((length - 1 for _, length in self.own[metric]), default=0)
+
+    def spans(self) -> list[np.ndarray]:
+        """int32, for each metric: where its tokens are among the continuations'."""
+        starts = np.cumsum([0, *map(len, self.continuations)])
+        spans = [[np.arange(starts[place], starts[place] + length) for place, length in own] for own in self.own]
+        return [np.concatenate([np.zeros(0), *parts]).astype(np.int32) for parts in spans]
 
     def unembedded(self, model: Model) -> np.ndarray | None:
         """The token ids whose logits the pass computes; None is the whole vocabulary."""
         wanted = [metric.read_tokens(model) for metric in self.metrics]
-        return unembedded(wanted, len(self.continuation), model.config.decoder.vocab_size)
+        return unembedded(wanted, self.num_continued, model.config.decoder.vocab_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """A sweep whose parts all fit together; nothing has been compiled yet."""
+    """A sweep whose parts all fit together; nothing has been compiled yet.
+
+    Attributes:
+      sessions: by sample and place among `parts`.
+      floor: whether the clean cell rides with the others, for the noise floor.
+      missing: bool [cells] by sample and metric: cells whose edits cannot reach what the metric reads.
+    """
 
     model: Model
     prompts: dict[Any, Prompt]
@@ -47,7 +86,9 @@ class Sweep:
     allow_noop: bool
     memory_bytes: int
     clean_runs: CleanRuns
+    floor: bool
     sessions: dict[tuple[Any, int], Session] = dataclasses.field(default_factory=dict)
+    missing: dict[tuple[Any, str], np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def parts(self) -> tuple[Pass | Caption, ...]:
@@ -58,13 +99,32 @@ class Sweep:
         """Each cell's edits on one sample."""
         return [for_sample(cell.edits, sample, self.allow_noop) for cell in self.cells.cells]
 
+    @property
+    def rides_clean(self) -> bool:
+        """Whether the clean cell goes through the replay's program too; narrower types are held against float32."""
+        return self.floor and self.model.dtype == np.float32
+
     def num_decoded(self) -> int:
         """The most generated tokens that any metric feeds back."""
-        fed = [len(p.continuation) - 1 for p in self.passes] + [c.limit - 1 for c in self.captions]
-        return max(0, *fed)
+        return max(0, *self.num_fed().values(), *(caption.limit - 1 for caption in self.captions))
 
-    def session(self, prompt: Prompt, one: Pass | Caption, variants: Sequence[Sequence[Edit]]) -> Session:
+    def num_fed(self) -> dict[str, int]:
+        """The tokens of its own that each metric but captions feeds back, by name."""
+        return {metric.name: part.num_fed(place) for part in self.passes for place, metric in enumerate(part.metrics)}
+
+    def session(
+        self,
+        prompt: Prompt,
+        one: Pass | Caption,
+        variants: Sequence[Sequence[Edit]],
+        *,
+        with_clean: bool = False,
+        dtype: DTypeLike | None = None,
+    ) -> Session:
         """One prompt for one pass or caption.
+
+        Args:
+          with_clean, dtype: see `Session`.
 
         Raises:
           ValueError: an edit does not fit the prompt, or the memory does not suffice.
@@ -74,13 +134,15 @@ class Sweep:
             self.model,
             prompt,
             variants,
-            reads=Reads() if isinstance(one, Caption) else _reads(prompt, one),
+            reads=Reads() if isinstance(one, Caption) else _reads(prompt, one, self.compat is not None),
             num_decoded=self.num_decoded(),
             allow_noop=self.allow_noop,
             compat=self.compat,
             memory_bytes=self.memory_bytes,
             num_slots=slots,
-            clean_runs=self.clean_runs,
+            clean_runs=self.clean_runs if dtype is None else CleanRuns(self.model, self.compat, dtype=dtype),
+            with_clean=with_clean,
+            dtype=dtype,
         )
 
 
@@ -94,11 +156,13 @@ def prepare(
     compat: Compat | None = None,
     allow_noop: bool = False,
     clean_runs: CleanRuns | None = None,
+    floor: bool = True,
 ) -> Sweep:
     """Checks that everything fits together.
 
     Args:
       clean_runs: where sources find activations; by default, in clean passes.
+      floor: whether the noise floor is measured.
 
     Raises:
       ValueError: it does not; the message says what was expected, what came, and what to do.
@@ -138,32 +202,29 @@ def prepare(
         allow_noop=allow_noop,
         memory_bytes=memory_of(model, memory_bytes),
         clean_runs=clean_runs or CleanRuns(model, compat),
+        floor=floor,
     )
-    return dataclasses.replace(planned, sessions=_check(planned))
+    return _checked(planned)
 
 
-def _check(planned: Sweep) -> dict[tuple[Any, int], Session]:
-    """Every session of the sweep, by sample and place among passes and captions; none has computed anything."""
+def _checked(planned: Sweep) -> Sweep:
+    """The sweep with every session, none of which has computed anything, and what is missing of it."""
     model, cfg = planned.model, planned.model.config.decoder
-    if planned.compat is not None and any(p.continuation for p in planned.passes):
-        raise ValueError(
-            f"compat={planned.compat!r} with a teacher-forced continuation: a blocked query would read the "
-            "continuation; use Caption, or a metric of the next token"
-        )
     sessions: dict[tuple[Any, int], Session] = {}
+    missing: dict[tuple[Any, str], np.ndarray] = {}
     names: dict[str, Sequence[str]] = {c.name: (c.name, f"{c.name}_tokens") for c in planned.captions}
     shapes: dict[Metric, Sequence[int]] = {}
     for name, prompt in planned.prompts.items():
         model.check(prompt)
         for one in planned.passes:
-            for metric in one.metrics:
+            for metric, span in zip(one.metrics, one.spans(), strict=True):
                 attention = None if metric.attention() is None else (cfg.num_layers, cfg.num_heads)
                 read = metric.read_tokens(model)
                 found = check_values(
                     metric,
                     metric.prepare(model, prompt),
                     num_tokens=cfg.vocab_size if read is None else len(read),
-                    continuation=len(one.continuation),
+                    continuation=len(span),
                     attention=attention,
                 )
                 names[metric.name] = [f"{metric.name}_{suffix}" if suffix else metric.name for suffix in found]
@@ -171,40 +232,53 @@ def _check(planned: Sweep) -> dict[tuple[Any, int], Session]:
         refuse_collisions(planned.cells, names, shapes)
         variants = planned.variants(name)
         for place, one in enumerate(planned.parts):
-            made = variants if isinstance(one, Pass) else [(), *variants]
-            sessions[name, place] = planned.session(prompt, one, made)
+            made = [*variants, *[()] * planned.rides_clean] if isinstance(one, Pass) else [(), *variants]
+            with_clean = isinstance(one, Pass) and planned.rides_clean
+            sessions[name, place] = session = planned.session(prompt, one, made, with_clean=with_clean)
             if isinstance(one, Caption):
-                generation_penalty(sessions[name, place])  # refuses what cannot be decoded
-    return sessions
+                generation_penalty(session)  # refuses what cannot be decoded
+            for metric, last_row in _last_rows(session, one).items():
+                late = unreached(session, made, last_row, metric, planned.allow_noop)
+                missing[name, metric] = late[: len(variants)] if isinstance(one, Pass) else late[1:]
+    return dataclasses.replace(planned, sessions=sessions, missing=missing)
+
+
+def _last_rows(session: Session, one: Pass | Caption) -> dict[str, int]:
+    """The last position of what each metric reads: of the prompt and what is fed after it of the metric's own."""
+    last = len(session.prompt) - 1
+    if isinstance(one, Caption):
+        return {one.name: last + one.limit - 1}
+    return {metric.name: last + one.num_fed(place) for place, metric in enumerate(one.metrics)}
+
+
+MOST_FED = 64  # tokens that are fed in one pass, unless one metric alone needs more
 
 
 def _passes(model: Model, metrics: Sequence[Metric]) -> tuple[Pass, ...]:
-    """Metrics by continuation; those of the next token alone join the first pass there is."""
-    by_continuation: dict[tuple[int, ...], list[Metric]] = {}
-    for metric in metrics:
-        by_continuation.setdefault(metric.continuation(model), []).append(metric)
-    plain = by_continuation.pop((), [])
-    if plain and not by_continuation:
-        return (Pass(continuation=(), metrics=tuple(plain)),)
-    passes = [Pass(continuation=c, metrics=tuple(ms)) for c, ms in by_continuation.items()]
-    if plain:
-        passes[0] = dataclasses.replace(passes[0], metrics=(*plain, *passes[0].metrics))
+    """Metrics together in as few passes as hold what they feed."""
+    passes: list[Pass] = []
+    for metric in sorted(metrics, key=lambda metric: len(metric.continuations(model)) > 0):
+        joined = Pass.of(model, [*(passes[-1].metrics if passes else ()), metric])
+        if passes and len(Reads(continuations=joined.continuations).fed) > MOST_FED:
+            passes.append(Pass.of(model, [metric]))
+        else:
+            passes[-1:] = [joined]
     return tuple(passes)
 
 
-def _reads(prompt: Prompt, one: Pass) -> Reads:
-    queries, keys = [], []
-    for metric in one.metrics:
+def _reads(prompt: Prompt, one: Pass, published: bool) -> Reads:
+    attention: list[AttentionRead] = []
+    for place, metric in enumerate(one.metrics):
         if (asked := metric.attention()) is not None:
-            fed = max(0, len(one.continuation) - 1)
+            fed = one.num_fed(place)
             query, key = (select(prompt, s) for s in asked)
             if not with_fed(query, fed).any():
-                why = "and no continuation is fed whose tokens could ask" if query[-1] else "to ask for attention"
+                why = "and feeds none that could ask; pass text=" if query[-1] else "to ask for attention"
                 raise ValueError(f"metric {metric.name!r}: the prompt has no {asked[0]} tokens {why}")
             if not with_fed(key, fed).any():
                 raise ValueError(f"metric {metric.name!r}: the prompt has no {asked[1]} tokens (key)")
             if not (with_fed(query, fed) & (np.cumsum(with_fed(key, fed)) > 0)).any():
                 raise ValueError(f"metric {metric.name!r}: no {asked[0]} token comes at or after a {asked[1]} token")
-            queries.append(query)
-            keys.append(key)
-    return Reads(continuation=one.continuation, queries=tuple(queries), keys=tuple(keys))
+            query = np.append(query[:-1], query[-1] and fed > 0)
+            attention.append(AttentionRead(query=query, key=key, continuations=one.own[place]))
+    return Reads(continuations=one.continuations, attention=tuple(attention), published=published)

@@ -230,15 +230,15 @@ def _session(bench: Bench, session: Session, one: Pass | Caption, sources: int) 
         used = cfg.vocab_size if tokens is None else len(tokens)
         size = block_size(len(session.lowered) + 1, session.num_reads, used, session.budget.memory_bytes)
         residual = jax.ShapeDtypeStruct((size, session.num_reads, cfg.embed_dim), model.dtype)
-        continued = jax.ShapeDtypeStruct((len(one.continuation),), jnp.int32)
+        continued = _integers(one.num_continued)
         blocks = -(-(len(session.lowered) + 1) // size)
-        name = f"read-out, {size} variants x {used} tokens, {len(one.continuation)} continued"
+        name = f"read-out, {size} variants x {used} tokens, {one.num_continued} continued"
         resident = sources + bench.held(prompt)
-        bench.add(name, read_block, decoder, residual, continued, tokens, calls=blocks, resident=resident)
+        bench.add(name, read_block, decoder, residual, continued, continued, tokens, calls=blocks, resident=resident)
 
 
 def _read(session: Session) -> str:
-    queries = len(session.reads.queries)
+    queries = len(session.reads.attention)
     reads = f", {session.num_reads} read" if session.num_reads > 1 else ""
     return reads + (f", attention of {queries}" if queries else "")
 
@@ -263,6 +263,8 @@ def _shared(bench: Bench, session: Session, sources: int) -> SharedPrompt:
     """What all variants share, as shapes."""
     model, layout = session.model, session.layout
     inputs = _inputs(model, session.size, session.groups.num_groups)
+    if session.reads.branches is not None:
+        inputs = dataclasses.replace(inputs, branches=_integers(session.size))
     about = f"{session.size} positions{_read(session)}, {session.clean_rows} kept"
     clean = bench.add(
         f"clean pass, {about}",
@@ -274,7 +276,7 @@ def _shared(bench: Bench, session: Session, sources: int) -> SharedPrompt:
         resident=sources,
         num_rows=session.clean_rows,
         num_reads=session.num_reads,
-        want_mass=bool(session.reads.queries),
+        want_mass=bool(session.reads.attention),
     )
     name = f"key layout, {len(layout.slots)} slots of {about}"
     arguments = (clean, layout.slots, layout.block_class)

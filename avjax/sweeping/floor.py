@@ -1,0 +1,93 @@
+"""The noise floor of a sweep: how large a change of a metric may be though nothing but rounding made it.
+
+In float32 the clean cell goes once more through the replay's own program, over the largest region of effect of the
+sweep: what it differs by from the clean pass is rounding, and exact zeros are few. Narrower types round at every step,
+and each edit flips other bits; there some drawn cells of some samples are computed again with float32 activations, and
+what their effects differ by is noise.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import xarray as xr
+
+DRAWN_SAMPLES = 3  # whose cells are computed again in float32
+DRAWN_CELLS = 16  # of each; those of smaller effect are used, since rounding grows with an effect
+LEVEL = 0.95  # of draws of noise, how many lie within the floor
+HOW = {
+    "clean": "the clean cell through the replay's own program, against the clean pass",
+    "float32": "effects of drawn cells, against the same with float32 activations",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Noise:
+    """Draws of one metric's noise: their root mean square, and how many they are."""
+
+    rms: float
+    draws: int
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> "Noise":
+        """Of draws [n, ...] of a metric; of one with dimensions, where its noise is largest."""
+        squares = np.square(np.asarray(values, np.float64).reshape(len(values), -1))
+        squares = squares[np.isfinite(squares).all(axis=1)]
+        if not len(squares):
+            return cls(rms=float("nan"), draws=0)
+        return cls(rms=float(np.sqrt(squares.mean(axis=0).max())), draws=len(squares))
+
+    @classmethod
+    def pooled(cls, parts: Sequence["Noise"]) -> "Noise":
+        drawn = [part for part in parts if part.draws]
+        total = sum(part.draws for part in drawn)
+        square = sum(part.draws * part.rms**2 for part in drawn) / total if total else float("nan")
+        return cls(rms=float(np.sqrt(square)), draws=total)
+
+
+def bound(noise: Noise) -> float:
+    """What a further draw of noise stays within, `LEVEL` of the time, if noise is normal; NaN without a draw.
+
+    Source: Student 1908; the prediction interval of a normal sample whose mean is known to be 0.
+    """
+    return float(scipy.stats.t.ppf((1 + LEVEL) / 2, noise.draws) * noise.rms) if noise.draws else float("nan")
+
+
+def floor(noise: Sequence[Noise], unit: str, how: str) -> tuple[tuple[()], float, dict[str, Any]]:
+    """The variable `NAME_floor`."""
+    pooled = Noise.pooled(noise)
+    about = {"units": unit, "averages": 0, "how": how, "level": LEVEL, "draws": pooled.draws, "rms": pooled.rms}
+    return (), bound(pooled), about
+
+
+def drawn_samples(samples: Sequence[Any]) -> set[Any]:
+    """Those whose cells are computed again, spread over all; always the same."""
+    places = np.unique(np.linspace(0, len(samples) - 1, DRAWN_SAMPLES).round().astype(int))
+    return {samples[place] for place in places}
+
+
+def drawn_cells(count: int) -> np.ndarray:
+    """Places of the cells of a sample that are computed again; always the same."""
+    return np.sort(np.random.default_rng(0).permutation(count)[:DRAWN_CELLS])
+
+
+def of_small_effects(noise: np.ndarray, effects: np.ndarray) -> np.ndarray:
+    """Draws [n, ...] whose effect is smaller than that of the other half.
+
+    Args:
+      effects: [n, ...] in float32 activations; one with dimensions is as large as its root mean square.
+    """
+    size = np.sqrt(np.square(np.asarray(effects, np.float64)).reshape(len(effects), -1).mean(axis=1))
+    order = np.argsort(size, kind="stable")
+    return noise[order[: -(-len(order) // 2)]]
+
+
+def with_largest_floors(dataset: xr.Dataset, parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    """A dataset of several parts, with the largest of their floors."""
+    floors = [name for name, variable in dataset.data_vars.items() if "draws" in variable.attrs]
+    largest: Mapping[Any, Any] = {
+        name: dataset[name].copy(data=np.fmax.reduce([part[name].values for part in parts])) for name in floors
+    }
+    return dataset.assign(largest)
