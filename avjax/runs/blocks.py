@@ -97,7 +97,7 @@ class Run:
     @functools.cached_property
     def drawn(self) -> set[Any]:
         """Samples whose cells are computed again for the noise floor."""
-        return drawn_samples([sample.name for sample in self.samples])
+        return drawn_samples([sample.name for sample in self.samples], len(self.cells.cells))
 
     def edits(self, block: Block) -> list[tuple[Edit, ...]]:
         """Of each cell of a block, on its sample."""

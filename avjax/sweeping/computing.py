@@ -65,7 +65,7 @@ def computed(
 
     def swept(part: Slice) -> xr.Dataset:
         own = planned[part.index]
-        again = drawn_samples([*own.prompts]) if drawn is None else drawn
+        again = drawn_samples([*own.prompts], len(own.cells.cells)) if drawn is None else drawn
         return _swept(own, executor, attributes, again, progress and part is parts[0])
 
     planned = at_once(checked, parts, team, in_turn=True)

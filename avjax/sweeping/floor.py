@@ -14,9 +14,9 @@ import numpy as np
 import scipy.stats
 import xarray as xr
 
-DRAWN_SAMPLES = 3  # whose cells are computed again in float32
+DRAWN_SAMPLES = (3, 8)  # whose cells are computed again in float32: the more, the fewer cells there are
 DRAWN_CELLS = 16  # of each; those of smaller effect are used, since rounding grows with an effect
-LEVEL = 0.95  # of draws of noise, how many lie within the floor
+LEVEL = 0.99  # of draws of noise, how many lie within the floor
 HOW = {
     "clean": "the clean cell through the replay's own program, against the clean pass",
     "float32": "effects of drawn cells, against the same with float32 activations",
@@ -62,9 +62,11 @@ def floor(noise: Sequence[Noise], unit: str, how: str) -> tuple[tuple[()], float
     return (), bound(pooled), about
 
 
-def drawn_samples(samples: Sequence[Any]) -> set[Any]:
+def drawn_samples(samples: Sequence[Any], num_cells: int) -> set[Any]:
     """Those whose cells are computed again, spread over all; always the same."""
-    places = np.unique(np.linspace(0, len(samples) - 1, DRAWN_SAMPLES).round().astype(int))
+    fewest, most = DRAWN_SAMPLES
+    count = int(np.clip(-(-DRAWN_CELLS // max(1, num_cells)), fewest, most))
+    places = np.unique(np.linspace(0, len(samples) - 1, count).round().astype(int))
     return {samples[place] for place in places}
 
 
