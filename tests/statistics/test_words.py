@@ -65,17 +65,8 @@ def test_logit_differences(omni_model, prompt, expected, pair):
 
 def test_slopes_of_words_are_those_of_their_value(omni_model, prompt):
     """The estimate of a small cut is its exact effect, though two continuations are differentiated along."""
-    data =     metric, fields = metrics.LogitDiff("xylophone", "xenon"), {"queries": "last", "keys": ["[2:9]"], "top": 0}
+    metric, fields = metrics.LogitDiff("xylophone", "xenon"), {"queries": "last", "keys": ["[2:9]"], "top": 0}
     data = attribute(omni_model, prompt, metric, progress=False, **fields)
-
-        omni_model,
-        prompt,
-        metrics.LogitDiff("xylophone", "xenon"),
-        queries="last",
-        keys=["[2:9]"],
-        top=0,
-        progress=False,
-    )
     small = 1e-3
     grid = [
         avjax.ScaleAttention(query="last", key="[2:9]", factor=1 - small, layers=[layer], heads=[head])
