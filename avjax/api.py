@@ -16,6 +16,7 @@ from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site, parse_site
+from avjax.nearest import did_you_mean
 from avjax.prompt import Inputs, Prompt
 from avjax.tokens import Selector, select
 
@@ -156,14 +157,20 @@ def _unpadded(site: Site, values: jax.Array, size: int) -> jax.Array:
 
 def _sites(capture: Sequence[str], num_layers: int) -> Mapping[str, tuple[Site, int | None]]:
     names = [capture] if isinstance(capture, str) else list(capture)
-    unknown, sites = [], {}
+    unknown, reasons, sites = [], [], {}
     for name in names:
         try:
             sites[name] = parse_site(name)
-        except ValueError:
+        except ValueError as error:
             unknown.append(name)
+            reasons.append(str(error))
+    if len(unknown) == 1:
+        raise ValueError(f"capture: {reasons[0]}")
     if unknown:
-        raise ValueError(f"capture: expected sites among {', '.join(Site)}; got {', '.join(map(repr, unknown))}")
+        raise ValueError(
+            f"capture: expected sites among {', '.join(Site)}; got "
+            + ", ".join(f"{name!r}{did_you_mean(name, Site)}" for name in unknown)
+        )
     for name, (_, layer) in sites.items():
         if layer is not None and layer >= num_layers:
             raise ValueError(f"capture {name!r}: expected a layer within 0:{num_layers}, got {layer}")

@@ -201,7 +201,8 @@ class Scale(PositionEdit):
     Attributes:
       where: token selector.
       factor: any finite number.
-      site: `embed` (by default), a residual site, `attn_out`, `mlp_out`, `z` or `value`, or a TransformerLens name.
+      site: `embed` (by default), a residual site, `attn_in` or `mlp_in` (after the norms), `attn_out`, `mlp_out`, `z` or
+        `value`, or a TransformerLens name.
       layers: 0-based; None means all, each of which multiplies.
       heads: query heads at `z`, key-value heads at `value`.
     """

@@ -82,7 +82,8 @@ def attribute(
       prompts: one, several, or several by name.
       metric: a differentiable one number of `avjax.metrics` (LogitDiff, LogProb, Prob, LogLikelihood), or by sample.
       queries, keys: selectors whose edges are screened; keys are by default the modalities that every prompt has.
-      sites: whose activations are scaled, among z, value, attn_out, mlp_out, resid_pre, resid_mid and resid_post.
+      sites: whose activations are scaled, among z, value, attn_in, attn_out, mlp_in, mlp_out, resid_pre, resid_mid and
+        resid_post.
       groups: selectors of the scaled tokens; by default the modalities that every prompt has.
       top: candidates of each kind that are verified; 0 verifies none.
       progress: show a bar when it takes long.
