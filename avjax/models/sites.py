@@ -76,8 +76,8 @@ def parse_site(name: str) -> tuple[Site, int | None]:
     Args:
       name: a `Site` such as "resid_post", or a TransformerLens name such as "blocks.12.hook_resid_post",
         "blocks.3.attn.hook_z" or "hook_embed". `attn_in` and `mlp_in` are its "blocks.3.ln1.hook_out" and
-        "blocks.3.ln2.hook_out" (or "attn.hook_in", "mlp.hook_in"); "ln1.hook_normalized", which lacks the norm's weight,
-        and "hook_attn_in", which one of its two classes has before the norm, are refused.
+        "blocks.3.ln2.hook_out" (or "attn.hook_in", "mlp.hook_in"); "ln1.hook_normalized", which lacks the norm's
+        weight, and "hook_attn_in", which one of its two classes has before the norm, are refused.
 
     Raises:
       ValueError: the name is neither.

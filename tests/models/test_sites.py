@@ -1,4 +1,4 @@
-"""Names of sites: avjax's own, TransformerLens's for the same tensor, and what is refused with the nearest right one."""
+"""Names of sites: avjax's own, TransformerLens's for the same tensor, and what is refused with the right one."""
 
 import re
 
