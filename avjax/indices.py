@@ -31,7 +31,7 @@ def parse_indices(text: str, what: str) -> tuple[int, ...]:
         start = int(match[1])
         stop = int(match[2]) if match[2] else start + 1
         if start >= stop:
-            raise ValueError(f"the window {start}:{stop} is empty, ends are exclusive; put START < END")
+            raise ValueError(f"the window {start}:{stop} is empty, ends are exclusive; START < END")
         indices.extend(range(start, stop))
     return tuple(indices)
 
@@ -57,7 +57,9 @@ def as_layers_or_heads(value: Any, field: str) -> tuple[int, ...]:
     if isinstance(value, Mapping) or callable(value):
         axes = "avjax.windows(4), avjax.each_layer()" if field == "layers" else "avjax.each_head()"
         given = getattr(value, "__name__", None) or repr(value)
-        raise TypeError(f"{field}: expected integers, got {given}; for an axis, pass {axes} or avjax.axis(name, values)")
+        raise TypeError(
+            f"{field}: expected integers, got {given}; for an axis, pass {axes} or avjax.axis(name, values)"
+        )
     return as_indices(value, field)
 
 

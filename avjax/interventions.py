@@ -45,6 +45,11 @@ class Edit:
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, BySample.of(value))
             elif not isinstance(value, str | Axis | BySample):
+                if value is None or isinstance(value, float | type):
+                    raise TypeError(
+                        f"{type(self).__name__}: expected {name} to be tokens, such as 'audio' or 'video[2s:4s]', or "
+                        f"positions, got {value!r}"
+                    )
                 object.__setattr__(self, name, as_indices(value, name))
         for name in ("layers", "heads"):
             value = getattr(self, name)
@@ -355,7 +360,7 @@ def _parse_rule(text: str) -> EdgeEdit:
         if len(parts) == 4 and all(re.fullmatch(r"-?\d+", p) for p in parts[2:]) and all(parts[:2]):
             query, key, (start, stop) = parts[0], parts[1], map(int, parts[2:])
             if start >= stop:
-                raise ValueError(f"rule {text!r}: the window {start}:{stop} is empty, ends are exclusive; put START < END")
+                raise ValueError(f"rule {text!r}: the window {start}:{stop} is empty, ends are exclusive; START < END")
             return Knockout(query=query, key=key, layers=range(start, stop))
     raise ValueError(
         f"rule {text!r}: expected 'QUERY->KEY@LAYERS#HEADS', such as 'generated->video@18:36#h0,h3' (layers and heads "
@@ -396,6 +401,8 @@ def _no_edit(given: Any) -> str:
         return f"{expected} the class {given.__name__}; call it: {given.__name__}(...)"
     if isinstance(given, Mapping):
         return f"{expected} {given!r}; in Python an edit is an object, as avjax.Knockout(query='answer', key='video')"
+    if isinstance(given, list | tuple):
+        return f"{expected} a list; pass the edits that apply together one after the other: avjax.grid(first, second)"
     message = f"{expected} {type(given).__name__}: {given!r}"
     return f"{message}; a grid stands alone: pass avjax.grid(...) itself" if hasattr(given, "edits") else message
 

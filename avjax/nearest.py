@@ -11,8 +11,10 @@ def nearest(word: object, known: Iterable[str]) -> str | None:
     if not isinstance(word, str):
         return None
     by_plain = {_plain(name): str(name) for name in known}
-    matches = difflib.get_close_matches(_plain(word), by_plain, n=1, cutoff=CUTOFF)
-    return by_plain[matches[0]] if matches else None
+    plain = _plain(word)
+    matches = difflib.get_close_matches(plain, by_plain, n=3, cutoff=CUTOFF)
+    swapped = [match for match in matches if sorted(match) == sorted(plain)]  # letters in another order come first
+    return by_plain[(swapped or matches)[0]] if matches else None
 
 
 def did_you_mean(word: object, known: Iterable[str]) -> str:

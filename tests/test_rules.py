@@ -264,5 +264,5 @@ def test_what_is_no_edit():
     ):
         with pytest.raises(TypeError, match=message):
             as_edits([edit])
-    with pytest.raises(ValueError, match="got 'zeros'; did you mean 'zero'?"):
+    with pytest.raises(ValueError, match=r"got 'zeros'; did you mean 'zero'\?"):
         avjax.Ablate("audio", "zeros")

@@ -52,6 +52,8 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"store: expected a directory, or gs://..., got {path!r}")
         self.path = epath.Path(path)
         self.local = "://" not in os.fspath(path)
         self.cells, self.claims, self.failed = (self.path / name for name in ("cells", "claims", "failed"))

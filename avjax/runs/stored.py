@@ -15,6 +15,7 @@ from etils import epath
 
 from avjax.grids import Grid, as_cells
 from avjax.interventions import Edit
+from avjax.metric_checks import as_metrics
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.prompt import TOKEN_COUNTS, Prompt, named_prompts
@@ -46,7 +47,7 @@ def stored_sweep(
     """
     checks = {name: value for name, value in settings.items() if name != "executor"}
     prepare(model, prompts, grid, metrics, **checks)  # refuses before anything is written
-    several = [metrics] if isinstance(metrics, Metric) else list(metrics)
+    several = as_metrics(metrics)
     named, cells = named_prompts(prompts), as_cells(grid, model.config.decoder)
     fixed = model_identity(model) | {name: settings[name] for name in DECIDING if settings[name] is not None}
     fixed["metrics"] = [metric_json(metric) for metric in several]
