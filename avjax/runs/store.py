@@ -302,25 +302,6 @@ def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """What two identities differ in, by key."""
-    said = []
-    for key in sorted(expected.keys() | found.keys()):
-        here, there = expected.get(key), found.get(key)
-        if here == there:
-            continue
-        if isinstance(here, dict) and isinstance(there, dict):
-            said += [f"{key}.{inner}" for inner in differences(here, there)]
-        else:
-            said.append(f"{key} (now {_short(here)}, then {_short(there)})")
-    return said
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _checksum(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 

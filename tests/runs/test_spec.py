@@ -278,7 +278,8 @@ def test_tables_of_clips(clips: Path, given: dict[str, Any], tmp_path: Path):
     for name, message in (
         (
             "t.csv",
-            r"t\.csv: not a spec.*\n  clips\.0: expected video, audio or image, got none \(labels: vidoe, sound\); did you mean 'video'\?",
+            r"t\.csv: not a spec.*\n  clips\.0: expected video, audio or image, got none \(labels: vidoe, sound\); "
+            r"did you mean 'video'\?",
         ),
         ("twice.csv", r"twice\.csv: expected columns of different names, got 'sound' twice; rename one"),
         ("t.xlsx", "expected a table, got no file"),
