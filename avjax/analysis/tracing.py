@@ -62,7 +62,8 @@ def trace(
     Raises:
       ValueError: samples differ, or a group has other tokens in one prompt of a pair.
     """
-    groups, sites = ([x] if isinstance(x, str) else x for x in (groups, sites))
+    groups = [groups] if isinstance(groups, str) else groups
+    sites = [sites] if isinstance(sites, str) else sites
     sources, targets = named_prompts(clean), named_prompts(corrupt)
     check_pairs(sources, targets, groups)
     metrics = _metrics(targets, clean_answers, corrupt_answers)

@@ -87,7 +87,7 @@ def compare(before: Store, after: Store, *, among: Collection[tuple[Any, int]] |
     origins = [dict(run["provenance"]) for run in (second, first)]
     if any(said.startswith("checkpoint") for said in about):  # with its place
         origins = [{key: value for key, value in origin.items() if key != "checkpoint"} for origin in origins]
-    about += plain_differences(*origins)
+    about += plain_differences(origins[0], origins[1])
     digests = [run["samples"] for run in (first, second)]
     about += changed_samples([n for n in digests[0] | digests[1] if digests[0].get(n) != digests[1].get(n)])
     about += [f"the metric {name} (only {'then' if name in first_has else 'now'})" for name in unshared]

@@ -217,7 +217,7 @@ class Largest(Metric):
         ({"grid": "answer->text@0:2"}, r"differs in grid \(now 1 cell.*answer->text@0:2, then "),
         ({"executor": "reference"}, r"differs in executor \(now \"reference\", then \"replay\"\)"),
         ({"allow_noop": True}, "differs in allow_noop"),
-        ({"prompts": ["b", "a"]}, r"differs in the names of its samples \(now b, a; then a, b"),
+        ({"prompts": ["b", "a"]}, r"differs in the names of its samples \(now b, a; then b, a, c\)"),
         ({"words": "Tell"}, "differs in the clip or words of 'b'"),
     ],
 )
