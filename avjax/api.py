@@ -13,9 +13,10 @@ from avjax.engine.lowering import lower
 from avjax.engine.reference import bucket, logits_at, pad_inputs, prefill
 from avjax.engine.touched import Touched, count_touched
 from avjax.interventions import Edit, as_edits, for_sample
-from avjax.model import Model
+from avjax.model import Model, refuse_no_model
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site, parse_site
+from avjax.nearest import did_you_mean
 from avjax.prompt import Inputs, Prompt
 from avjax.tokens import Selector, select
 
@@ -79,11 +80,12 @@ def run(
     Raises:
       ValueError: an edit, site or selector does not fit the model or the prompt.
     """
-    compat = checked_compat(compat, [prompt])
+    refuse_no_model(model)
     model.check(prompt)
+    compat = checked_compat(compat, [prompt])
     prompt = compatible_prompt(prompt, compat)
     sites = _sites(capture, model.config.decoder.num_layers)
-    masks = {str(g): select(prompt, g) for g in groups}
+    masks = {str(g): select(prompt, g) for g in ([groups] if isinstance(groups, str) else groups)}
     lowered = lower(
         prompt,
         model.config.decoder,
@@ -155,15 +157,23 @@ def _unpadded(site: Site, values: jax.Array, size: int) -> jax.Array:
 
 
 def _sites(capture: Sequence[str], num_layers: int) -> Mapping[str, tuple[Site, int | None]]:
+    if not hasattr(capture, "__iter__") or isinstance(capture, type):
+        raise TypeError(f"capture: expected sites, such as ['resid_post'], got {capture!r}")
     names = [capture] if isinstance(capture, str) else list(capture)
-    unknown, sites = [], {}
+    unknown, reasons, sites = [], [], {}
     for name in names:
         try:
             sites[name] = parse_site(name)
-        except ValueError:
+        except ValueError as error:
             unknown.append(name)
+            reasons.append(str(error))
+    if len(unknown) == 1:
+        raise ValueError(f"capture: {reasons[0]}")
     if unknown:
-        raise ValueError(f"capture: expected sites among {', '.join(Site)}; got {', '.join(map(repr, unknown))}")
+        raise ValueError(
+            f"capture: expected sites among {', '.join(Site)}; got "
+            + ", ".join(f"{name!r}{did_you_mean(name, Site)}" for name in unknown)
+        )
     for name, (_, layer) in sites.items():
         if layer is not None and layer >= num_layers:
             raise ValueError(f"capture {name!r}: expected a layer within 0:{num_layers}, got {layer}")

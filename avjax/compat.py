@@ -8,6 +8,7 @@ import numpy as np
 
 from avjax.config import TokenIds
 from avjax.models.attention import Compat as AttentionCompat
+from avjax.nearest import did_you_mean
 from avjax.prompt import Prompt
 
 Compat = Literal["published", "published-script"]
@@ -23,7 +24,9 @@ def checked_compat(compat: str | None, prompts: Iterable[Prompt] = ()) -> Compat
       ValueError: the name is unknown, or a prompt is opened.
     """
     if compat not in (None, *KNOWN):
-        raise ValueError(f"compat: expected None or {' or '.join(map(repr, KNOWN))}, got {compat!r}")
+        raise ValueError(
+            f"compat: expected None or {' or '.join(map(repr, KNOWN))}, got {compat!r}{did_you_mean(compat, KNOWN)}"
+        )
     if compat is not None and any("generated" in prompt.counts() for prompt in prompts):
         raise ValueError(
             f"compat={compat!r} with an opened answer: a blocked query would read the opening's later tokens; leave "

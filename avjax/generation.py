@@ -16,8 +16,9 @@ from avjax.engine.session import Session
 from avjax.engine.shared import SharedPrompt
 from avjax.engine.touched import Touched, count_touched
 from avjax.interventions import Edit, as_edits, for_sample
-from avjax.model import Model
+from avjax.model import Model, refuse_no_model
 from avjax.models.intervention import Intervention
+from avjax.nearest import did_you_mean
 from avjax.prompt import Prompt
 from avjax.slices import memory_of
 
@@ -94,11 +95,13 @@ def generate_variants(
     Raises:
       ValueError: an edit does not fit the model or the prompt, or `max_new_tokens` is below 1.
     """
+    refuse_no_model(model)
+    model.check(prompt)
     checked_executor(executor)
     compat = checked_compat(compat, [prompt])
     max_new_tokens = max_new_tokens_for(compat, max_new_tokens)
     if type(max_new_tokens) is not int or max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")
+        raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens!r}")
     if isinstance(variants, str | Edit):
         raise TypeError(f"variants: expected a list of variants, got {variants!r}; put it in a list")
     edits = [as_edits([v] if isinstance(v, Edit | str) else v) for v in variants]
@@ -120,7 +123,8 @@ def generate_variants(
 
 def checked_executor(executor: str) -> Executor:
     if executor not in ("replay", "reference"):
-        raise ValueError(f"executor: expected 'replay' or 'reference', got {executor!r}")
+        hint = did_you_mean(executor, ("replay", "reference"))
+        raise ValueError(f"executor: expected 'replay' or 'reference', got {executor!r}{hint}")
     return executor  # pyright: ignore[reportReturnType]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from avjax.config import DecoderConfig
 from avjax.interventions import Axis, Edit, as_edits, name_of, numbered
 from avjax.models.sites import Site, num_site_heads
+from avjax.nearest import did_you_mean
 from avjax.tokens import Selector
 
 Placement = Literal["trailing", "leading", "centred"]
@@ -57,6 +58,12 @@ class Windows(Axis):
 
     def points(self, edit: Edit, config: DecoderConfig) -> Points:
         count, before = config.num_layers, _before(self.width, self.placement)
+        for what, size in (("width", self.width), ("stride", self.stride)):
+            if size > count:
+                raise ValueError(
+                    f"windows {self.name!r}: expected a {what} within 1 to {count}, the layers of this model, got "
+                    f"{size}; take {count}, or leave layers out to edit all of them"
+                )
         anchors = range(0, count, self.stride)
         spans = [range(max(0, a - before), min(count, a - before + self.width)) for a in anchors]
         shown = tuple(f"{s.start}:{s.stop}" for s in spans)
@@ -103,8 +110,14 @@ def axis(name: str, values: Sequence[Any], labels: Sequence[Any] | None = None) 
     Raises:
       ValueError: there are no values, or not as many labels.
     """
+    if not isinstance(name, str):
+        raise ValueError(
+            f"axis: expected a name and then its values, got {name!r} for the name; pass axis('key', [...])"
+        )
     if isinstance(values, str):
         raise ValueError(f"axis {name!r}: expected a list of values, got the text {values!r}; put it in a list")
+    if not hasattr(values, "__iter__") or isinstance(values, type):
+        raise ValueError(f"axis {name!r}: expected a list of values, got {values!r}; put it in a list")
     values = tuple(values)
     if not values:
         raise ValueError(f"axis {name!r}: expected at least one value, got none")
@@ -127,10 +140,11 @@ def windows(width: int, *, stride: int = 1, placement: Placement = "centred", na
     Returns:
       An axis whose coordinate is the layer, and whose windows stand beside it as `NAME_window`.
     """
-    if width < 1 or stride < 1:
-        raise ValueError(f"windows: expected a width and stride of at least 1, got {width} and {stride}")
+    if any(isinstance(n, bool) or not isinstance(n, int | np.integer) or n < 1 for n in (width, stride)):
+        raise ValueError(f"windows: expected a width and stride of at least 1, got {width!r} and {stride!r}")
     if placement not in ("trailing", "leading", "centred"):
-        raise ValueError(f"windows: expected a placement of trailing, leading or centred, got {placement!r}")
+        hint = did_you_mean(placement, ("trailing", "leading", "centred"))
+        raise ValueError(f"windows: expected a placement of trailing, leading or centred, got {placement!r}{hint}")
     return Windows(width, stride, placement, name)
 
 
@@ -251,15 +265,38 @@ def as_cells(given: Any, config: DecoderConfig) -> Cells:
         given = grid(given)
     if isinstance(given, Grid):
         return given.cells(config)
-    variants = [as_edits([v] if isinstance(v, Edit | str) else v) for v in given]
+    _refuse_no_grid(given)
+    variants = [as_edits(v if _are_several(v) else [v]) for v in given]
     if not variants:
-        raise ValueError("grid: expected at least one variant, got none")
+        raise ValueError("grid: expected at least one variant, got none; [[]] is the unedited model alone")
     for edits in variants:
         if Grid(edits).axes():
             raise ValueError("grid: a list of variants holds no axes; use avjax.grid for those")
     cells = tuple(Cell((i,), edits) for i, edits in enumerate(variants))
     names = numbered([cell.name for cell in cells])
     return Cells(("variant",), {"variant": tuple(names)}, {}, cells)
+
+
+def _are_several(variant: Any) -> bool:
+    return hasattr(variant, "__iter__") and not isinstance(variant, str | Mapping | type)
+
+
+def _refuse_no_grid(given: Any) -> None:
+    """Raises TypeError when what was given is neither a grid nor a list of variants."""
+    expected = "grid: expected avjax.grid(...), an edit, a rule string or a list of variants, got"
+    if isinstance(given, type):
+        raise TypeError(f"{expected} the class {given.__name__}; call it: {given.__name__}(...)")
+    if callable(given):
+        name = getattr(given, "__name__", repr(given))
+        raise TypeError(f"{expected} the function {name}; call it: avjax.{name}(...)")
+    if isinstance(given, Axis):
+        raise TypeError(f"{expected} the axis {given}; put it in place of an edit's field, as Knockout(layers={given})")
+    if isinstance(given, Mapping):
+        raise TypeError(
+            f"{expected} a dict; in Python an edit is an object, as avjax.Knockout(query='answer', key='video')"
+        )
+    if not hasattr(given, "__iter__"):
+        raise TypeError(f"{expected} {type(given).__name__}: {given!r}")
 
 
 def _before(width: int, placement: Placement) -> int:

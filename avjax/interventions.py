@@ -11,7 +11,9 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from avjax.config import DecoderConfig
+from avjax.indices import as_layers_or_heads, parse_indices
 from avjax.models.sites import HEADED, READ_ONLY, Site, num_site_heads, parse_site
+from avjax.nearest import did_you_mean
 from avjax.tokens import ALIASES, BySample, Selector, as_indices
 
 Indices = Sequence[int] | None
@@ -43,13 +45,18 @@ class Edit:
             if isinstance(value, Mapping):
                 object.__setattr__(self, name, BySample.of(value))
             elif not isinstance(value, str | Axis | BySample):
+                if value is None or isinstance(value, float | type):
+                    raise TypeError(
+                        f"{type(self).__name__}: expected {name} to be tokens, such as 'audio' or 'video[2s:4s]', or "
+                        f"positions, got {value!r}"
+                    )
                 object.__setattr__(self, name, as_indices(value, name))
         for name in ("layers", "heads"):
             value = getattr(self, name)
             if isinstance(value, Axis):
                 value.check_field(name)
             elif value is not None:
-                object.__setattr__(self, name, as_indices(value, name))
+                object.__setattr__(self, name, as_layers_or_heads(value, name))
         for name in self.numbers:
             value = getattr(self, name)
             if isinstance(value, Axis):
@@ -79,6 +86,7 @@ class Edit:
         if wrong:
             raise ValueError(
                 f"rule {self}: expected {what}s within 0:{count} (0-based, end exclusive), got {_compact(wrong)}"
+                + (f"; the last {what} is {count - 1}" if min(wrong) < 0 or wrong[0] == count else "")
             )
         return tuple(sorted(set(indices)))
 
@@ -201,7 +209,8 @@ class Scale(PositionEdit):
     Attributes:
       where: token selector.
       factor: any finite number.
-      site: `embed` (by default), a residual site, `attn_out`, `mlp_out`, `z` or `value`, or a TransformerLens name.
+      site: `embed` (by default), a residual site, `attn_in` or `mlp_in` (after the norms), `attn_out`, `mlp_out`, `z`
+        or `value`, or a TransformerLens name.
       layers: 0-based; None means all, each of which multiplies.
       heads: query heads at `z`, key-value heads at `value`.
     """
@@ -277,7 +286,8 @@ class Ablate(PositionEdit):
                 raise ValueError(f"Ablate: expected a seed of at least 0, got {self.seed!r}")
             object.__setattr__(self, "seed", int(self.seed))
         if not isinstance(self.mode, Axis) and self.mode not in MODES:
-            raise ValueError(f"Ablate: expected a mode among {', '.join(MODES)}, got {self.mode!r}")
+            hint = did_you_mean(self.mode, MODES)
+            raise ValueError(f"Ablate: expected a mode among {', '.join(MODES)}, got {self.mode!r}{hint}")
 
     def __str__(self) -> str:
         seed = f", seed {self.seed}" if self.mode in ("resample", "noise") and self.seed else ""
@@ -348,8 +358,10 @@ def _parse_rule(text: str) -> EdgeEdit:
     else:
         parts = [part.strip() for part in text.split(",")]
         if len(parts) == 4 and all(re.fullmatch(r"-?\d+", p) for p in parts[2:]) and all(parts[:2]):
-            query, key, start, stop = parts
-            return Knockout(query=query, key=key, layers=_window(text, int(start), int(stop)))
+            query, key, (start, stop) = parts[0], parts[1], map(int, parts[2:])
+            if start >= stop:
+                raise ValueError(f"rule {text!r}: the window {start}:{stop} is empty, ends are exclusive; START < END")
+            return Knockout(query=query, key=key, layers=range(start, stop))
     raise ValueError(
         f"rule {text!r}: expected 'QUERY->KEY@LAYERS#HEADS', such as 'generated->video@18:36#h0,h3' (layers and heads "
         "optional), or the published 'QUERY,KEY,START,END', such as 'generated,video,18,36'"
@@ -364,22 +376,10 @@ def _factor(rule: str, text: str) -> float:
 
 
 def _indices(rule: str, text: str | None, what: str) -> Indices:
-    if text is None:
-        return None
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"\s*h?(\d+)\s*(?::\s*h?(\d+)\s*)?", part)
-        if match is None:
-            raise ValueError(f"rule {rule!r}: expected {what} such as 12, 18:36 or h0,h3, got {part.strip()!r}")
-        start = int(match[1])
-        found.extend(_window(rule, start, int(match[2])) if match[2] else [start])
-    return found
-
-
-def _window(rule: str, start: int, stop: int) -> range:
-    if start >= stop:
-        raise ValueError(f"rule {rule!r}: the window {start}:{stop} is empty, ends are exclusive; expected START < END")
-    return range(start, stop)
+    try:
+        return None if text is None else parse_indices(text, what)
+    except ValueError as error:
+        raise ValueError(f"rule {rule!r}: {error}") from None
 
 
 def as_edits(edits: Sequence[Edit | str]) -> tuple[Edit, ...]:
@@ -391,8 +391,20 @@ def as_edits(edits: Sequence[Edit | str]) -> tuple[Edit, ...]:
         elif isinstance(edit, Edit):
             flat.append(edit)
         else:
-            raise TypeError(f"expected an intervention or a rule string, got {type(edit).__name__}: {edit!r}")
+            raise TypeError(_no_edit(edit))
     return tuple(flat)
+
+
+def _no_edit(given: Any) -> str:
+    expected = "expected an intervention or a rule string, got"
+    if isinstance(given, type):
+        return f"{expected} the class {given.__name__}; call it: {given.__name__}(...)"
+    if isinstance(given, Mapping):
+        return f"{expected} {given!r}; in Python an edit is an object, as avjax.Knockout(query='answer', key='video')"
+    if isinstance(given, list | tuple):
+        return f"{expected} a list; pass the edits that apply together one after the other: avjax.grid(first, second)"
+    message = f"{expected} {type(given).__name__}: {given!r}"
+    return f"{message}; a grid stands alone: pass avjax.grid(...) itself" if hasattr(given, "edits") else message
 
 
 def for_sample(edits: Sequence[Edit], sample: Hashable = None, allow_noop: bool = False) -> tuple[Edit, ...]:

@@ -14,6 +14,7 @@ from avjax.media.options import read_options
 from avjax.media.processor import Processor
 from avjax.mesh import checked_mesh, parameter_sharding
 from avjax.model import GenerationDefaults, Host, Model
+from avjax.nearest import did_you_mean
 from avjax.parameters import PARAMS, Network, abstract_network, check_stored, fill, nested, parameter_paths, quiet_orbax
 
 DTYPES = ("float32", "bfloat16")
@@ -34,8 +35,13 @@ def load(path: str | Path, dtype: str = "float32", mesh: Mesh | None = None) -> 
       ValueError: the checkpoint is not understood; everything wrong with it is named together.
       FileNotFoundError: there is no such directory and no such model on the hub.
     """
+    if not isinstance(path, str | Path):
+        raise TypeError(
+            f"load: expected a directory, a hub id, or a built-in checkpoint such as 'tiny-av', got {path!r}"
+        )
     if dtype not in DTYPES:
-        raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}")
+        hint = did_you_mean(dtype, DTYPES)
+        raise ValueError(f"dtype: expected {' or '.join(DTYPES)}, got {dtype!r}{hint}")
     mesh = None if mesh is None else checked_mesh(mesh)
     directory = builtin_directory(path) or Path(path)
     if (directory / PARAMS).is_dir():

@@ -436,7 +436,7 @@ class TopK(Metric):
 
     def __post_init__(self):
         if type(self.k) is not int or self.k < 1:
-            raise ValueError(f"TopK: expected k of at least 1, got {self.k}")
+            raise ValueError(f"TopK: expected k of at least 1, got {self.k!r}")
 
     def __call__(self, view: View) -> Values:
         values, tokens = top_k(jax.nn.softmax(view.logits), self.k)
@@ -503,7 +503,7 @@ class Caption(Metric):
 
     def __post_init__(self):
         if self.max_new_tokens is not None and (type(self.max_new_tokens) is not int or self.max_new_tokens < 1):
-            raise ValueError(f"Caption: expected max_new_tokens of at least 1, got {self.max_new_tokens}")
+            raise ValueError(f"Caption: expected max_new_tokens of at least 1, got {self.max_new_tokens!r}")
 
     @property
     def limit(self) -> int:

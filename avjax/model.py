@@ -24,7 +24,7 @@ from avjax.media.reading import Reader
 from avjax.media.sources import ImageSource, VideoSource
 from avjax.mesh import mesh_of
 from avjax.parameters import Network
-from avjax.prompt import AudioFeatures, Inputs, Prompt, VisionFeatures
+from avjax.prompt import AudioFeatures, Inputs, Prompt, VisionFeatures, refuse_no_prompt, refuse_no_words
 from avjax.tokens import TokenGroups
 
 CACHED_CLIPS = 32  # encoder outputs that a model keeps
@@ -130,6 +130,7 @@ class Model:
           ValueError: a file cannot be used as asked, or what `corrupt` changes is not there; the message names it and
             the next step.
         """
+        refuse_no_words(text)
         options = self.processor.options.override(**media_options)
         prompt = self.processor.prompt(
             text,
@@ -167,7 +168,9 @@ class Model:
         return self.processor.from_embeddings(embeddings, positions, types)
 
     def check(self, prompt: Prompt) -> None:
-        """Raises ValueError when the prompt is not one of this architecture."""
+        """Raises ValueError when the prompt is not one of this architecture, TypeError when it is none."""
+        if not isinstance(prompt, Prompt):
+            refuse_no_prompt(prompt)
         if prompt.made_for != self.config:
             raise ValueError("prompt: it was made for another architecture; make it with this model's own methods")
         if prompt.audio and not self.hears:
@@ -244,6 +247,15 @@ class Model:
         if self.network.audio is None:
             raise ValueError(f"{clip.source}: {self.config.family} has no audio tower; leave the sound out")
         return encode_audio(self.network.audio, clip.mel, self.dtype)
+
+
+def refuse_no_model(given: Any) -> None:
+    """Raises TypeError when what was given is no model, such as the name of one."""
+    if isinstance(given, Model):
+        return
+    if isinstance(given, str | Path):
+        raise TypeError(f"model: expected a loaded model, got {str(given)!r}; pass avjax.load({str(given)!r})")
+    raise TypeError(f"model: expected a loaded model (avjax.load(...)), got {type(given).__name__}")
 
 
 def _merge(model: Model, prompt: Prompt) -> jax.Array:

@@ -19,7 +19,7 @@ from avjax.engine.planning import Batch
 from avjax.grids import Grid
 from avjax.interventions import Edit
 from avjax.metrics import Caption, Metric
-from avjax.model import Model
+from avjax.model import Model, refuse_no_model
 from avjax.prompt import Prompt
 from avjax.sweeping.plan import Sweep, prepare
 
@@ -88,6 +88,7 @@ def plan(
     Raises:
       ValueError: as `avjax.sweep`.
     """
+    refuse_no_model(model)
     planned = prepare(model, prompts, grid, metrics, memory_bytes=memory_bytes, compat=compat, allow_noop=allow_noop)
     return cost(planned, calibrate=calibrate)
 

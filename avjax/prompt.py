@@ -4,8 +4,10 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
@@ -129,6 +131,8 @@ def named_prompts(prompts: Any) -> dict[Any, Prompt]:
     """
     if isinstance(prompts, Prompt):
         prompts = [prompts]
+    if isinstance(prompts, str | Path) or not hasattr(prompts, "__iter__"):
+        refuse_no_prompt(prompts, "prompts")
     named = dict(prompts) if isinstance(prompts, Mapping) else dict(enumerate(prompts))
     if not named:
         raise ValueError("prompts: expected at least one, got none")
@@ -136,8 +140,41 @@ def named_prompts(prompts: Any) -> dict[Any, Prompt]:
         if isinstance(name, tuple | list | set | dict):
             raise ValueError(f"prompts: expected a sample's name to be text or a number, got {name!r}")
         if not isinstance(prompt, Prompt):
-            raise TypeError(f"prompts: expected prompts (model.prompt(...)), got {type(prompt).__name__} for {name!r}")
+            refuse_no_prompt(prompt, "prompts", f" for {name!r}")
     return named
+
+
+SOUNDS = (".wav", ".mp3", ".flac", ".ogg", ".m4a", ".aac", ".opus")
+FILMS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v", ".mpg", ".mpeg")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic")
+
+
+def prompt_of_file(path: str | Path) -> str:
+    """Advice: the call that makes a prompt of a file."""
+    ending = Path(path).suffix.lower()
+    kind = "audio" if ending in SOUNDS else "image" if ending in PICTURES else "video"
+    return f"pass model.prompt('Describe this.', {kind}={str(path)!r})"
+
+
+def refuse_no_words(text: Any) -> None:
+    """Raises ValueError where the user's words are the name of a media file, which the model would only read."""
+    word = text.strip() if isinstance(text, str) else ""
+    if re.fullmatch(r"\S+", word) and Path(word).suffix.lower() in (*SOUNDS, *FILMS, *PICTURES):
+        raise ValueError(f"text: expected the user's words, got the name of a file, {text!r}; {prompt_of_file(word)}")
+
+
+def refuse_no_prompt(given: Any, what: str = "prompt", where: str = "") -> NoReturn:
+    """Says how a prompt is made of what was given in its place.
+
+    Raises:
+      TypeError: always.
+    """
+    expected = f"{what}: expected prompts (model.prompt(...)), got"
+    if isinstance(given, Path) or (isinstance(given, str) and re.search(r"\.\w{2,5}$", given)):
+        raise TypeError(f"{expected} the path {str(given)!r}{where}; {prompt_of_file(given)}")
+    if isinstance(given, str):
+        raise TypeError(f"{expected} the text {given!r}{where}; pass model.prompt({given!r}), with video= for a clip")
+    raise TypeError(f"{expected} {type(given).__name__}{where}")
 
 
 TOKEN_COUNTS = tuple(f"{modality}_tokens" for modality in MODALITIES)  # coordinates of a dataset, over its samples

@@ -305,13 +305,14 @@ def show(
 def export(
     store: StorePath,
     out: Annotated[Path, typer.Argument(help="A .csv, .parquet, or .nc or .zarr (xarray) to write; must not exist.")],
+    partial: Annotated[bool, typer.Option("--partial", help="Write what an unfinished run holds.")] = False,
 ) -> None:
     """Write all cells as one table (.csv, .parquet), or as a labelled dataset (.nc, .zarr)."""
     with friendly():
         from avjax.runs.export import export as write
         from avjax.runs.store import Store
 
-        typer.echo(f"{out}: {write(Store(store), out)}")
+        typer.echo(f"{out}: {write(Store(store), out, partial=partial)}")
 
 
 @runs.command()

@@ -12,6 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from avjax.nearest import did_you_mean
+
 TYPE, ARRAY = "type", "array"
 
 
@@ -72,11 +74,15 @@ def from_json(value: Any) -> Any:
     name = value.get(TYPE)
     cls = _types().get(name) if isinstance(name, str) else None
     if cls is None:
-        raise ValueError(f"expected {TYPE!r} among {', '.join(sorted(_types()))}, got {name!r}")
+        hint = did_you_mean(name, _types())
+        raise ValueError(f"expected {TYPE!r} among {', '.join(sorted(_types()))}, got {name!r}{hint}")
     fields = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(value.keys() - fields - {TYPE})
     if unknown:
-        raise ValueError(f"{name}: expected fields among {', '.join(sorted(fields))}, got {', '.join(unknown)}")
+        raise ValueError(
+            f"{name}: expected fields among {', '.join(sorted(fields))}, got "
+            + ", ".join(f"{key}{did_you_mean(key, fields)}" for key in unknown)
+        )
     try:
         return cls(**{key: from_json(item) for key, item in value.items() if key != TYPE})
     except TypeError as error:

@@ -8,9 +8,11 @@ import dataclasses
 import operator
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
+
+from avjax.nearest import did_you_mean
 
 Selector = str | Sequence[int]
 
@@ -91,10 +93,20 @@ def as_indices(values: Sequence[int] | np.ndarray | int | np.integer, what: str)
     Raises:
       TypeError: a value is no integer.
     """
-    items = [values] if isinstance(values, int | np.integer) else values if isinstance(values, str) else list(values)
-    if isinstance(items, str) or any(isinstance(i, bool | np.bool_) or not hasattr(i, "__index__") for i in items):
-        raise TypeError(f"{what}: expected integers, got {values!r}; a mask becomes positions by numpy.flatnonzero")
+    several = hasattr(values, "__iter__") and not isinstance(values, str | bytes | Mapping | type)
+    items: list[Any] = list(values) if several else [values]  # pyright: ignore[reportArgumentType]
+    if any(isinstance(i, bool | np.bool_ | type) or not hasattr(i, "__index__") for i in items):
+        mask = any(isinstance(i, bool | np.bool_) for i in items)
+        advice = "; a mask becomes positions by numpy.flatnonzero" if mask else ""
+        raise TypeError(f"{what}: expected integers, got {_brief(values)}{advice}")
     return tuple(operator.index(i) for i in items)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,10 +174,10 @@ class _Parser:
             self.tokens.append((match.lastgroup, match.group().strip()))
             at = match.end()
 
-    def error(self, problem: str) -> ValueError:
+    def error(self, problem: str, hint: str = "") -> ValueError:
         return ValueError(
             f"selector {self.text!r}: {problem}; expected names ({', '.join(NAMES)}), spans such as audio[2s:4s], "
-            "video[f1:f3] or [0, 5:9], joined by | & -"
+            f"video[f1:f3] or [0, 5:9], joined by | & -{hint}"
         )
 
     def parse(self) -> np.ndarray:
@@ -238,7 +250,7 @@ class _Parser:
             case "all":
                 mask[:] = True
             case _:
-                raise self.error(f"unknown token type {name!r}")
+                raise self.error(f"unknown token type {name!r}", did_you_mean(name, NAMES))
         return mask
 
     def within(self, mask: np.ndarray, span: str) -> np.ndarray:

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from avjax.assets.builtin import BUILT_IN, builtin_directory
 from avjax.config import read_json
+from avjax.nearest import did_you_mean
 from converters.formats import CheckpointError, refuse_gguf, refuse_other_formats, refuse_quantized
 from converters.qwen2_5_omni import OTHER_PARTS
 from converters.shared import BUFFERS
@@ -110,7 +111,7 @@ def _download(name: str, weights: bool) -> tuple[Path, str | None]:
     if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
         raise FileNotFoundError(
             f"{name}: no such directory; expected a checkpoint's directory, a hub id such as org/name, or a built-in "
-            f"checkpoint, {' or '.join(BUILT_IN)}"
+            f"checkpoint, {' or '.join(BUILT_IN)}{did_you_mean(name, BUILT_IN)}"
         )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled

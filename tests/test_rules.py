@@ -1,6 +1,8 @@
 """Rule strings: both forms, the way back, and what is refused."""
 
 import dataclasses
+import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,9 +193,12 @@ def test_rules_meet_the_prompt(omni_model: avjax.Model):
 @pytest.mark.parametrize(
     "field",
     [
-        {"layers": "12"},
-        {"layers": "2:4"},
+        {"layers": 1.9},
+        {"layers": ["2:4"]},
         {"layers": [1.9]},
+        {"layers": {"width": 4}},
+        {"layers": avjax.windows},
+        {"heads": avjax.Scale},
         {"layers": [False, True]},
         {"heads": [0.0]},
         {"query": np.ones(3, bool)},
@@ -201,6 +206,63 @@ def test_rules_meet_the_prompt(omni_model: avjax.Model):
     ],
 )
 def test_only_integers_are_indices(field: dict):
-    """A string, a mask or a fraction would silently become other indices."""
+    """A mask or a fraction would silently become other indices."""
     with pytest.raises(TypeError, match="expected integers"):
         avjax.Knockout(**{"query": "text", "key": "text", **field})
+
+
+@pytest.mark.parametrize(
+    ("indices", "expected"),
+    [("4:8", (4, 5, 6, 7)), ("12", (12,)), ("0,3", (0, 3)), (" 0, 2:4 ", (0, 2, 3)), (slice(1, 3), (1, 2)), (3, (3,))],
+)
+def test_layers_and_heads_may_be_text_as_in_rules(indices: Any, expected: tuple[int, ...]):
+    for field in ("layers", "heads"):
+        edits = (
+            Knockout(query="answer", key="audio", **{field: indices}),
+            avjax.Scale("audio", 0.5, site="z", **{field: indices}),
+        )
+        for edit in edits:
+            assert getattr(edit, field) == expected
+    swept = avjax.grid(Knockout(query="answer", key="audio", layers=avjax.axis("layers", ["0:4", "4:8"])))
+    assert [cell.edits[0].layers for cell in swept.cells(CONFIG).cells] == [tuple(range(4)), tuple(range(4, 8))]
+
+
+@pytest.mark.parametrize(
+    ("indices", "message"),
+    [
+        ("4-8", "did you mean '4:8'?"),
+        ("[4:8)", "expected layers such as 12, 18:36 or 0,3"),
+        ("18:", "give the end too, as 18:END"),
+        (":8", "did you mean '0:8'?"),
+        ("all", "leave layers out for all of them"),
+        ("each", "avjax.each_layer() takes one at a time"),
+        ("-1", "counted from 0"),
+        ("8:4", "the window 8:4 is empty"),
+        ("last", "expected layers such as"),
+        (slice(4, None), "give both ends"),
+    ],
+)
+def test_text_that_is_no_layers(indices: Any, message: str):
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        Knockout(query="answer", key="audio", layers=indices)
+    assert "\n" not in str(error.value) and "layers" in str(error.value)
+    if isinstance(indices, str):
+        with pytest.raises(ValueError, match=r"^rule 'answer->audio@.*"):
+            parse_rules(f"answer->audio@{indices}")
+
+
+def test_negative_layers_name_the_last_one():
+    with pytest.raises(ValueError, match="got -1; the last layer is 35"):
+        Knockout(query="answer", key="audio", layers=[-1]).layer_indices(CONFIG)
+
+
+def test_what_is_no_edit():
+    for edit, message in (
+        (Knockout, r"the class Knockout; call it: Knockout\(\.\.\.\)"),
+        ({"edit": "knockout"}, "in Python an edit is an object"),
+        (avjax.grid("answer->audio"), "a grid stands alone"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            as_edits([edit])
+    with pytest.raises(ValueError, match=r"got 'zeros'; did you mean 'zero'\?"):
+        avjax.Ablate("audio", "zeros")

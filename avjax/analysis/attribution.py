@@ -24,6 +24,7 @@ from avjax.model import Model
 from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention
 from avjax.models.sites import FLOW, Site, SiteEdit, SiteSources, num_site_heads, site_shape
+from avjax.nearest import did_you_mean
 from avjax.prompt import Prompt
 from avjax.provenance import provenance
 from avjax.report.progress import Progress
@@ -82,7 +83,8 @@ def attribute(
       prompts: one, several, or several by name.
       metric: a differentiable one number of `avjax.metrics` (LogitDiff, LogProb, Prob, LogLikelihood), or by sample.
       queries, keys: selectors whose edges are screened; keys are by default the modalities that every prompt has.
-      sites: whose activations are scaled, among z, value, attn_out, mlp_out, resid_pre, resid_mid and resid_post.
+      sites: whose activations are scaled, among z, value, attn_in, attn_out, mlp_in, mlp_out, resid_pre, resid_mid and
+        resid_post.
       groups: selectors of the scaled tokens; by default the modalities that every prompt has.
       top: candidates of each kind that are verified; 0 verifies none.
       progress: show a bar when it takes long.
@@ -122,7 +124,7 @@ def _planned(model: Model, prompts: Any, metric: Metrics, selectors: Sequence[An
     names = [sites] if isinstance(sites, str) else list(sites)
     editable = [site for site in FLOW if site is not Site.EMBED]
     if wrong := [name for name in names if name not in editable]:
-        hint = "; embed is resid_pre of layer 0" if "embed" in wrong else ""
+        hint = "; embed is resid_pre of layer 0" if "embed" in wrong else did_you_mean(wrong[0], editable)
         raise ValueError(f"sites: expected some of {', '.join(editable)}, got {', '.join(map(repr, wrong))}{hint}")
     plan = _Plan(cases=found, queries=queries, keys=keys, groups=groups, sites=tuple(dict.fromkeys(map(Site, names))))
     if not (queries and keys) and not (plan.sites and groups):

@@ -12,6 +12,7 @@ import numpy as np
 from avjax.engine.reads import Reads, with_fed
 from avjax.engine.scoring import check_values
 from avjax.interventions import Edit
+from avjax.metric_checks import refuse_no_metric
 from avjax.metrics import (
     Caption,
     LogitDiff,
@@ -100,10 +101,8 @@ def refuse_not_finite(name: Any, prompt: Prompt) -> None:
 
 
 def _refuse_no_metric(metric: Any) -> None:
-    if isinstance(metric, type):
-        raise TypeError(f"metric: expected a metric, got the class {metric.__name__}; call it: {metric.__name__}(...)")
     if not isinstance(metric, Metric):
-        raise TypeError(f"metric: expected a Metric, got {type(metric).__name__}: {metric!r}")
+        refuse_no_metric(metric, "metric")
     if isinstance(metric, Caption) or metric.dims or metric.attention() is not None:
         raise ValueError(
             f"metric {metric.name!r}: expected one number of the logits, which has a gradient; take LogitDiff, "

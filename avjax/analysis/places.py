@@ -14,6 +14,11 @@ from avjax.prompt import Prompt
 from avjax.tokens import KINDS, Selector, select
 
 RESIDUAL = (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST, Site.ATTN_OUT, Site.MLP_OUT)
+_REASONS = {
+    Site.EMBED: "it has no layers; take resid_pre of layer 0",
+    Site.ATTN_IN: "its norm is not the final one; take resid_pre, which it is the norm of",
+    Site.MLP_IN: "its norm is not the final one; take resid_mid, which it is the norm of",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +43,7 @@ def checked_site(site: str) -> tuple[Site, int | None]:
     """A site as wide as the residual, and the layer where its name has one."""
     place, layer = parse_site(site)
     if place not in RESIDUAL:
-        why = "it has no layers; take resid_pre of layer 0" if place is Site.EMBED else "it is not as wide as these are"
+        why = _REASONS.get(place, "it is not as wide as these are")
         raise ValueError(
             f"site: expected one of {', '.join(RESIDUAL)}, which the unembedding reads; got {site!r}: {why}"
         )

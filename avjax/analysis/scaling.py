@@ -9,6 +9,7 @@ from avjax.analysis.sampled import MetricsBySample, Prompts, sweep_samples
 from avjax.grids import Placement, axis, grid, windows
 from avjax.interventions import Scale, ScaleAttention
 from avjax.model import Model
+from avjax.nearest import did_you_mean
 from avjax.tokens import Selector
 
 FACTORS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
@@ -47,7 +48,8 @@ def scale_modalities(
       ValueError: embeddings are to be scaled in windows, or an argument is out of range.
     """
     if what not in ("embed", "value", "attention"):
-        raise ValueError(f"scale: expected what among embed, value, attention, got {what!r}")
+        hint = did_you_mean(what, ("embed", "value", "attention"))
+        raise ValueError(f"scale: expected what among embed, value, attention, got {what!r}{hint}")
     if what == "embed" and width is not None:
         raise ValueError("scale: embeddings have no layers; leave width out, or scale values or attention")
     modality: Any = axis("modality", modalities)

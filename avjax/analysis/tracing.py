@@ -48,7 +48,7 @@ def trace(
         together as in `avjax.metrics.LogitDiff`.
       groups: token groups, each sample's own ones too, such as those of `select_sinks` and `select_random`; the n-th
         token of a group is restored from the n-th one of the clean prompt.
-      sites: residual sites, `attn_out`, `mlp_out`, `z` or `value`.
+      sites: residual sites, `attn_in`, `attn_out`, `mlp_in`, `mlp_out`, `z` or `value`.
       width: layers of a window; 1 restores one layer at a time.
       stride, placement: see `avjax.windows`.
       options: of `avjax.sweep`.
@@ -62,6 +62,8 @@ def trace(
     Raises:
       ValueError: samples differ, or a group has other tokens in one prompt of a pair.
     """
+    groups = [groups] if isinstance(groups, str) else groups
+    sites = [sites] if isinstance(sites, str) else sites
     sources, targets = named_prompts(clean), named_prompts(corrupt)
     check_pairs(sources, targets, groups)
     metrics = _metrics(targets, clean_answers, corrupt_answers)

@@ -20,7 +20,7 @@ from avjax.mesh import by_variant, whole
 from avjax.models.attention import Compat
 from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention, layer_of, split_last
-from avjax.models.sites import Site
+from avjax.models.sites import BEFORE_ATTENTION, Site
 
 Carry = tuple[Array, tuple[Array, ...], Array | None]  # rows [I, R, D]; keys and values [L, I, R, K, H]; masses
 
@@ -82,7 +82,7 @@ def replay(
             return z, (k, v, found)
 
         def at(site: Site, x: Array) -> Array:
-            return (all_rows if site in (Site.RESID_PRE, Site.VALUE) else later).edited(site, x, edit)
+            return (all_rows if site in BEFORE_ATTENTION else later).edited(site, x, edit)
 
         x, (*own, found) = block(x, rotary, attend, at, keep)
         cache = tuple(

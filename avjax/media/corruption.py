@@ -16,6 +16,7 @@ import numpy as np
 
 from avjax.media.decode import SAMPLE_RATE, MediaError, read_audio, read_video
 from avjax.media.frames import spread_frames
+from avjax.nearest import did_you_mean
 
 MAX_SNR_DB = 120.0  # the 24 bits of a float32 sample hold 144 dB
 
@@ -235,7 +236,10 @@ def _finite(one: Corruption, name: str) -> float:
 
 def _one_of(one: Corruption, name: str, known: Sequence[str]) -> None:
     if getattr(one, name) not in known:
-        raise ValueError(f"{type(one).__name__}: expected {name} among {', '.join(known)}, got {getattr(one, name)!r}")
+        value = getattr(one, name)
+        raise ValueError(
+            f"{type(one).__name__}: expected {name} among {', '.join(known)}, got {value!r}{did_you_mean(value, known)}"
+        )
 
 
 def _path(one: Any) -> str:

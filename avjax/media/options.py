@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from avjax.config import ModelConfig, read_json
+from avjax.nearest import did_you_mean
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -58,6 +59,7 @@ class MediaOptions:
         if self.media not in get_args(Fidelity):
             raise ValueError(
                 f"media options: expected media among {', '.join(get_args(Fidelity))}, got {self.media!r}; choose one"
+                f"{did_you_mean(self.media, get_args(Fidelity))}"
             )
         if not 0 < self.fps < math.inf:
             raise ValueError(f"media options: expected fps above 0, got {self.fps}")
@@ -85,10 +87,13 @@ class MediaOptions:
         known = {field.name for field in dataclasses.fields(self)}
         unknown = sorted(changes.keys() - known)
         if unknown:
-            raise TypeError(f"media options: expected {', '.join(sorted(known))}; got {', '.join(unknown)}")
+            hints = ", ".join(f"{name}{did_you_mean(name, [*known, *PROMPT_ARGUMENTS])}" for name in unknown)
+            raise TypeError(f"media options: expected {', '.join(sorted(known))}; got {hints}")
         return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
 
 
+# Of `model.prompt`, whose misspelt ones come here among the media options.
+PROMPT_ARGUMENTS = ("text", "video", "audio", "image", "system", "order", "positions", "corrupt", "opening")
 AUDIO_KEYS = ("feature_size", "sampling_rate", "hop_length", "chunk_length", "n_fft", "padding_value", "dither")
 
 

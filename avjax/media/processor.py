@@ -19,6 +19,7 @@ from avjax.media.layout import MediaShapes, PositionRule, expand_placeholders, t
 from avjax.media.options import MediaOptions
 from avjax.media.reading import HERE, Reader
 from avjax.media.sources import ImageSource, SoundSource, VideoSource
+from avjax.nearest import did_you_mean
 from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
 from avjax.tokens import MODALITIES
 
@@ -145,7 +146,8 @@ class Processor:
     ) -> Prompt:
         """A prompt from text and the features of its clips."""
         if order not in get_args(Order):
-            raise ValueError(f"order: expected {' or '.join(map(repr, get_args(Order)))}, got {order!r}")
+            hint = did_you_mean(order, get_args(Order))
+            raise ValueError(f"order: expected {' or '.join(map(repr, get_args(Order)))}, got {order!r}{hint}")
         clips = [{"type": "image", "image": clip.source} for clip in images]
         clips += [{"type": "video", "video": clip.source} for clip in videos]
         clips += [] if audio_in_video else [{"type": "audio", "audio": clip.source} for clip in audio]

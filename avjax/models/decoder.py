@@ -68,14 +68,14 @@ class Block(nnx.Module):
           The residual after the layer, and what `attend` kept.
         """
         x = at(Site.RESID_PRE, x)
-        h = self.attn_norm(x)
+        h = at(Site.ATTN_IN, self.attn_norm(x))
         k, v = self.attn.keys_values(h, rotary)
         if keep is not None:
             x, h, rotary = keep(x, -2), keep(h, -2), (keep(rotary[0], -2), keep(rotary[1], -2))
         z, kept = attend(self.attn.queries(h, rotary), k, at(Site.VALUE, v))
         attn_out = at(Site.ATTN_OUT, self.attn.o(at(Site.Z, z)))
         x = at(Site.RESID_MID, add(x, attn_out))
-        mlp_out = at(Site.MLP_OUT, self.mlp(self.mlp_norm(x)))
+        mlp_out = at(Site.MLP_OUT, self.mlp(at(Site.MLP_IN, self.mlp_norm(x))))
         return at(Site.RESID_POST, add(x, mlp_out)), kept
 
 

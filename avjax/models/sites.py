@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 
 from avjax.config import DecoderConfig
 from avjax.models.layers import rounded
+from avjax.nearest import did_you_mean
 
 
 class Site(StrEnum):
@@ -22,7 +23,9 @@ class Site(StrEnum):
     RESID_PRE = "resid_pre"  # D
     RESID_MID = "resid_mid"  # D, after attention
     RESID_POST = "resid_post"  # D
+    ATTN_IN = "attn_in"  # D, what attention reads: the residual after its norm, weight included
     ATTN_OUT = "attn_out"  # D
+    MLP_IN = "mlp_in"  # D, what the MLP reads: the residual after its norm, weight included
     MLP_OUT = "mlp_out"  # D
     Z = "z"  # N H, per-head output before the output projection
     VALUE = "value"  # K H
@@ -36,17 +39,35 @@ class Site(StrEnum):
 FLOW = (
     Site.EMBED,
     Site.RESID_PRE,
+    Site.ATTN_IN,
     Site.VALUE,
     Site.Z,
     Site.ATTN_OUT,
     Site.RESID_MID,
+    Site.MLP_IN,
     Site.MLP_OUT,
     Site.RESID_POST,
 )
+BEFORE_ATTENTION = (Site.RESID_PRE, Site.ATTN_IN, Site.VALUE)  # of every row, also of those that only give keys
 HEADED = (Site.Z, Site.VALUE)
 READ_ONLY = (Site.PATTERN, Site.MASS, Site.VALUE_MASS, Site.RECEIVED)
-_HOOK = re.compile(r"(?:blocks\.(?P<layer>\d+)\.)?(?:attn\.)?hook_(?P<name>[a-z_]+)")
-_HOOKS = {"v": Site.VALUE, **{site.value: site for site in Site if site not in READ_ONLY[1:]}}
+_HOOK = re.compile(r"(?:blocks\.(?P<layer>\d+)\.)?(?P<hook>(?:(?:attn|mlp|ln1|ln2)\.)?hook_[a-z_]+)")
+_HOOKS = {
+    **{f"hook_{site}": site for site in FLOW if site not in (Site.ATTN_IN, Site.MLP_IN)},
+    **{f"{module}hook_{name}": site for module in ("", "attn.") for name, site in (("v", Site.VALUE), ("z", Site.Z))},
+    **{f"{module}hook_pattern": Site.PATTERN for module in ("", "attn.")},
+    # Of its TransformerBridge, which wraps Hugging Face's modules.
+    **{"ln1.hook_out": Site.ATTN_IN, "attn.hook_in": Site.ATTN_IN},
+    **{"ln2.hook_out": Site.MLP_IN, "mlp.hook_in": Site.MLP_IN},
+}
+_BEFORE_WEIGHT = "TransformerLens has it before the norm's weight"
+_AMBIGUOUS = "it is the residual before the norm in TransformerLens's HookedTransformer, and after it in its bridge"
+_UNLIKE = {  # names that look like a site and are another tensor
+    "hook_attn_in": (_AMBIGUOUS, Site.ATTN_IN, "ln1.hook_out"),
+    "hook_mlp_in": (_AMBIGUOUS, Site.MLP_IN, "ln2.hook_out"),
+    "ln1.hook_normalized": (_BEFORE_WEIGHT, Site.ATTN_IN, "ln1.hook_out"),
+    "ln2.hook_normalized": (_BEFORE_WEIGHT, Site.MLP_IN, "ln2.hook_out"),
+}
 
 
 def parse_site(name: str) -> tuple[Site, int | None]:
@@ -54,21 +75,43 @@ def parse_site(name: str) -> tuple[Site, int | None]:
 
     Args:
       name: a `Site` such as "resid_post", or a TransformerLens name such as "blocks.12.hook_resid_post",
-        "blocks.3.attn.hook_z" or "hook_embed".
+        "blocks.3.attn.hook_z" or "hook_embed". `attn_in` and `mlp_in` are its "blocks.3.ln1.hook_out" and
+        "blocks.3.ln2.hook_out" (or "attn.hook_in", "mlp.hook_in"); "ln1.hook_normalized", which lacks the norm's
+        weight, and "hook_attn_in", which one of its two classes has before the norm, are refused.
 
     Raises:
       ValueError: the name is neither.
     """
+    if not isinstance(name, str):
+        raise ValueError(f"site: expected a name such as 'resid_post', got {type(name).__name__}: {name!r}")
     if name in list(Site):
         return Site(name), None
     match = _HOOK.fullmatch(name)
-    site = _HOOKS.get(match["name"]) if match else None
-    if match is None or site is None or (match["layer"] is None) != (site is Site.EMBED):
+    hook, layer = (match["hook"], match["layer"]) if match else ("", None)
+    if hook in _UNLIKE:
+        reason, site, other = _UNLIKE[hook]
         raise ValueError(
-            f"site: expected one of {', '.join(Site)}, or a name such as 'blocks.12.hook_resid_post' or "
-            f"'blocks.3.attn.hook_z'; got {name!r}"
+            f"site {name!r}: {reason}; expected {site.value!r}, after norm and weight, or 'blocks.{layer or 0}.{other}'"
         )
-    return site, None if match["layer"] is None else int(match["layer"])
+    if hook not in _HOOKS:
+        hint = did_you_mean(name, _spellings(name))
+    elif (layer is None) == (_HOOKS[hook] is Site.EMBED):
+        return _HOOKS[hook], None if layer is None else int(layer)
+    else:
+        hint = "; did you mean 'hook_embed'?" if layer else f"; did you mean 'blocks.0.{hook}'?"
+    raise ValueError(
+        f"site: expected one of {', '.join(Site)}, or a name such as 'blocks.12.hook_resid_post' or "
+        f"'blocks.3.attn.hook_z'; got {name!r}{hint}"
+    )
+
+
+def _spellings(name: str) -> list[str]:
+    """What a name may have been meant to be: a hook of the same layer where it speaks of blocks, else a site."""
+    if "hook" not in name and "blocks" not in name:
+        return list(Site)
+    layer = re.search(r"\d+", name)
+    number = "0" if layer is None else layer[0]
+    return [hook if site is Site.EMBED else f"blocks.{number}.{hook}" for hook, site in _HOOKS.items()]
 
 
 def site_shape(site: Site, config: DecoderConfig) -> tuple[int, ...]:

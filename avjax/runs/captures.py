@@ -21,7 +21,16 @@ from avjax.prompt import Prompt
 from avjax.runs.store import Store
 
 HEADS = (Site.Z, Site.VALUE)
-SITES = (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST, Site.ATTN_OUT, Site.MLP_OUT, *HEADS)
+SITES = (
+    Site.RESID_PRE,
+    Site.RESID_MID,
+    Site.RESID_POST,
+    Site.ATTN_IN,
+    Site.ATTN_OUT,
+    Site.MLP_IN,
+    Site.MLP_OUT,
+    *HEADS,
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

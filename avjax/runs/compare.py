@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from avjax.runs.differences import changed_samples, identity_differences, plain_differences
 from avjax.runs.rows import ABOUT
-from avjax.runs.store import Store, differences
+from avjax.runs.store import Store
 from avjax.runs.stored import tables as tables_of
 
 PLACE = ["sample", "cell_index"]  # of a cell in both runs, whatever has become of its key
@@ -82,8 +83,13 @@ def compare(before: Store, after: Store, *, among: Collection[tuple[Any, int]] |
     found = [_difference(both, row, metric) for metric in metrics for row in _unequal(both, metric)]
     unequal = {(one.sample, one.index) for one in found}
     first, second = (store.read() for store in (before, after))
-    about = [said for key in ("identity", "provenance") for said in differences(second[key], first[key])]
-    about += [f"the clip or words of {said}" for said in differences(second["samples"], first["samples"])]
+    about = identity_differences(second, first)
+    origins = [dict(run["provenance"]) for run in (second, first)]
+    if any(said.startswith("checkpoint") for said in about):  # with its place
+        origins = [{key: value for key, value in origin.items() if key != "checkpoint"} for origin in origins]
+    about += plain_differences(origins[0], origins[1])
+    digests = [run["samples"] for run in (first, second)]
+    about += changed_samples([n for n in digests[0] | digests[1] if digests[0].get(n) != digests[1].get(n)])
     about += [f"the metric {name} (only {'then' if name in first_has else 'now'})" for name in unshared]
     return Comparison(
         cells=len(both),

@@ -11,18 +11,22 @@ import pyarrow.parquet as pq
 import xarray as xr
 
 from avjax.runs import captures
+from avjax.runs.differences import changed_samples, identity_differences
 from avjax.runs.rows import Layout, dataset
-from avjax.runs.store import Store, differences
+from avjax.runs.store import Store
 from avjax.runs.stored import contents, tables
 
 ENDINGS = (".csv", ".parquet", ".nc", ".zarr")
 
 
-def export(store: Store, out: Path) -> str:
+def export(store: Store, out: Path, *, partial: bool = False) -> str:
     """Writes all cells; what was written, in words.
 
+    Args:
+      partial: write what an unfinished run holds.
+
     Raises:
-      ValueError: the ending is unknown, a part is damaged, or there is nothing to write.
+      ValueError: the ending is unknown, a part is damaged, the run is unfinished, or there is nothing to write.
       FileExistsError: `out` is there already.
     """
     if out.suffix not in ENDINGS:
@@ -32,14 +36,29 @@ def export(store: Store, out: Path) -> str:
     parts = [*tables(store)]
     if not parts:
         raise ValueError(f"{store.path}: expected cells to write, got none yet")
+    layout = Layout.from_json(store.read()["layout"])
+    done, count = sum(map(len, parts)), (len(layout.cells) + 1) * len(layout.samples)
+    if done < count and not partial:
+        failed = len(store.failures())
+        clips = f", and {failed:,} clip{'' if failed == 1 else 's'} failed" if failed else ""
+        raise ValueError(
+            f"{store.path}: expected a finished run, got {done:,} of {count:,} cells{clips}; run it again to go on, or "
+            "write what is there with --partial (in Python partial=True)"
+        )
+    written = _written(out, parts, layout)
+    return written if done == count else f"{written}, of an unfinished run: {done:,} of {count:,} cells"
+
+
+def _written(out: Path, parts: list[pa.Table], layout: Layout) -> str:
+    """Writes rows, or the dataset, by the file's ending; how many, in words."""
     if out.suffix in (".nc", ".zarr"):
-        found = dataset(parts, Layout.from_json(store.read()["layout"]))
+        found = dataset(parts, layout)
         if out.suffix == ".nc":
             found.to_netcdf(out)
         else:
             _zarr(found, out)
         return " x ".join(f"{size:,} {dim}" for dim, size in found.sizes.items())
-    table = _in_order(pa.concat_tables(parts, promote_options="permissive"), store.read()["layout"]["samples"])
+    table = _in_order(pa.concat_tables(parts, promote_options="permissive"), layout.samples)
     if out.suffix == ".parquet":
         pq.write_table(table, out)
     else:
@@ -91,7 +110,14 @@ def merge(stores: Sequence[Store], into: Store) -> int:
 
 
 def _same(first: dict, store: Store) -> None:
-    found = store.read()
-    both = [{"identity": run["identity"], "samples": run["samples"]} for run in (first, found)]
-    if different := differences(*both):
-        raise ValueError(f"{store.path}: expected a store of the same run, got one with other {'; '.join(different)}")
+    other = store.read()
+    different = identity_differences(other, first, ("here", "in the first"))
+    if [*other["samples"]] != [*first["samples"]]:
+        different.append("the names of its samples")
+    else:
+        different += changed_samples([n for n in other["samples"] if other["samples"][n] != first["samples"][n]])
+    if different:
+        raise ValueError(
+            f"{store.path}: expected a store of the same run, got one that differs in {'; '.join(different)}; merge "
+            "stores of one specification"
+        )

@@ -15,15 +15,16 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, field_validator, model_validator
 
 from avjax import grids
+from avjax.nearest import did_you_mean, nearest
 from avjax.runs.blocks import CELLS_PER_BLOCK
 from avjax.runs.captures import SITES
-from avjax.runs.spec_grid import GridOrEdits, Strict, Text, Tokens, build_grid
-from avjax.runs.spec_metrics import AnyMetric
+from avjax.runs.spec_grid import EDITS, GridOrEdits, Strict, Text, Tokens, Values, Windows, build_grid
+from avjax.runs.spec_metrics import METRICS, AnyMetric
 
 MEDIA = ("video", "audio", "image")
 
@@ -49,7 +50,9 @@ class Clip(Strict):
     @model_validator(mode="after")
     def _has_media(self) -> Self:
         if not any(getattr(self, kind) not in (None, "none", []) for kind in MEDIA):
-            raise ValueError(f"expected video, audio or image, got none (labels: {', '.join(self.labels) or 'none'})")
+            names = f"(labels: {', '.join(self.labels) or 'none'})"
+            hint = next((hint for label in self.labels if (hint := did_you_mean(label, MEDIA))), "")
+            raise ValueError(f"expected video, audio or image, got none {names}{hint}")
         return self
 
     @property
@@ -337,24 +340,80 @@ def _beside(directory: Path, given: Any) -> Any:
 
 
 def _explained(error: ValidationError, source: str) -> str:
-    """Every mistake in a line: the key, what was expected, and what came."""
-    lines = []
-    for one in error.errors(include_url=False):
-        key = ".".join(str(step) for step in one["loc"] if not _is_tag(step))
-        message = one["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
-        got, context = _short(one["input"]), one.get("ctx", {})
-        match one["type"]:
-            case "extra_forbidden":
-                message = "expected no such key"
-            case "missing":
-                message, got = "expected a value", "none"
-            case "union_tag_invalid":
-                message = f"expected {context['discriminator']} among {context['expected_tags']}"
-                got = repr(context["tag"])
-            case "union_tag_not_found":
-                message = f"expected a key {context['discriminator']}"
-        lines.append(f"  {key or 'spec'}: {message}, got {got}")
+    """Every mistake in a line: the key, what was expected, what came, and the nearest right spelling."""
+    lines = [_line(one) for one in error.errors(include_url=False)]
     return "\n".join([f"{source}: not a specification of a run:", *dict.fromkeys(lines)])
+
+
+def _line(mistake: Any) -> str:
+    loc, given, context = mistake["loc"], mistake["input"], mistake.get("ctx", {})
+    key = ".".join(str(step) for step in loc if not _is_tag(step))
+    message = mistake["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+    got, hint = _short(given), ""
+    match mistake["type"]:
+        case "extra_forbidden":
+            message, hint = "expected no such key", did_you_mean(loc[-1], _keys_at(loc))
+        case "missing":
+            message, got = "expected a value", "none"
+        case "union_tag_invalid":
+            message = f"expected {context['discriminator']} among {context['expected_tags']}"
+            got, hint = repr(context["tag"]), did_you_mean(context["tag"], _quoted(context["expected_tags"]))
+        case "union_tag_not_found":
+            name = context["discriminator"].strip("'")
+            like = nearest(name, given) if isinstance(given, dict) else None
+            message = f"expected a key {name!r}" + ("" if isinstance(given, dict) else _as_in(loc))
+            hint = "" if like is None else f"; did you mean {name!r} by {like!r}?"
+        case "literal_error":
+            known = [str(site) for site in SITES] if loc[:2] == ("capture", "sites") else _quoted(context["expected"])
+            message, hint = f"expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}", did_you_mean(given, known)
+        case "model_attributes_type" | "model_type" | "dict_type":
+            message = f"expected keys and values{_as_in(loc)}"
+        case "list_type":
+            message = f"expected a list{_as_in(loc, of=True)}"
+    return f"  {key or 'spec'}: {message}, got {got}{hint}"
+
+
+_EXAMPLES = {
+    "metrics": "{metric: log_prob, answer: siren}",
+    "clips": "{video: clip.mp4}",
+    "grid": "{edit: knockout, query: answer, key: video}",
+    "media": "{fps: 2}",
+    "capture": "{sites: [resid_post], at: last}",
+    "mesh": "{data: -1}",
+    "sites": "resid_post",
+    "axis": "audio, video",
+}
+
+
+def _as_in(loc: Sequence[Any], of: bool = False) -> str:
+    """An example of what stands at a place; `of`: in a list."""
+    name = next((step for step in reversed(loc) if isinstance(step, str) and not _is_tag(step)), "")
+    if name not in _EXAMPLES:
+        return ""
+    return f", such as [{_EXAMPLES[name]}]" if of else f", such as {_EXAMPLES[name]}"
+
+
+def _quoted(text: str) -> list[str]:
+    return re.findall(r"'([^']*)'", text)
+
+
+def _keys_at(loc: Sequence[Any]) -> list[str]:
+    """The keys that may stand beside a place's last one."""
+    classes = _classes()
+    owner = next((classes[step] for step in reversed(loc[:-1]) if step in classes), Spec)
+    return [*owner.model_fields]
+
+
+def _classes() -> dict[Any, type[Strict]]:
+    """By the step of a place that stands for it: a key, or the tag of a branch of a union."""
+    sections: dict[Any, type[Strict]] = {"media": Media, "capture": Capture, "mesh": MeshSizes, "<list>": Clip}
+    return sections | {"<axis>": Values, "<windows>": Windows} | {_tag(kind): kind for kind in (*EDITS, *METRICS)}
+
+
+def _tag(kind: type[Strict]) -> str:
+    """The value by which a union tells the class."""
+    field = kind.model_fields["edit" if "edit" in kind.model_fields else "metric"]
+    return get_args(field.annotation)[0]
 
 
 def _is_tag(step: Any) -> bool:
@@ -362,12 +421,8 @@ def _is_tag(step: Any) -> bool:
     return isinstance(step, str) and (step[:1] == "<" or step in _TYPES)
 
 
-# Branches that are told apart by a field's value, and the types of a clip's images.
-_TYPES = {
-    *("knockout", "scale_attention", "scale", "ablate", "patch", "steer"),
-    *("log_prob", "prob", "rank", "logit_diff", "log_likelihood", "kl", "total_variation", "top_k"),
-    *("attention_mass", "caption"),
-}
+# Branches that are told apart by a field's value.
+_TYPES = {_tag(kind) for kind in (*EDITS, *METRICS)}
 
 
 def _short(value: Any) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, WrapValidator
 
 from avjax import grids, interventions
+from avjax.indices import parse_indices
 from avjax.interventions import Edit, as_edits
 from avjax.tokens import check_syntax
 
@@ -47,7 +48,7 @@ class Values(Strict):
     name: str | None = Field(None, description="Of the dimension; by default the field's.")
 
     def build(self, field: str) -> Any:
-        values = [_indices(v) for v in self.axis] if field in ("layers", "heads") else self.axis
+        values = [_indices(v, field) for v in self.axis] if field in ("layers", "heads") else self.axis
         return grids.axis(self.name or field, values, self.labels or (self.axis if _plain(self.axis) else None))
 
 
@@ -185,6 +186,7 @@ class Steer(_Edit):
         return self._made(vector=vector, **built)
 
 
+EDITS: tuple[type[Strict], ...] = (Knockout, ScaleAttention, Scale, Ablate, Patch, Steer)
 AnyEdit = Annotated[Knockout | ScaleAttention | Scale | Ablate | Patch | Steer, Field(discriminator="edit")]
 
 
@@ -237,18 +239,13 @@ def _built(field: str, value: Any) -> Any:
         return value.build(field)
     if field in ("layers", "heads"):
         each: dict[str, Callable[[], Any]] = {"layers": grids.each_layer, "heads": grids.each_head}
-        return each[field]() if value == "each" else _indices(value)
+        return each[field]() if value == "each" else _indices(value, field)
     return value
 
 
-def _indices(value: Any) -> Any:
-    """Layers or heads from 12, [0, 3] or "18:36"."""
-    if not isinstance(value, str):
-        return value
-    start, colon, stop = value.partition(":")
-    if not (start.strip().isdigit() and (not colon or stop.strip().isdigit())):
-        raise ValueError(f"expected layers or heads such as 12, [0, 3] or '18:36', got {value!r}")
-    return range(int(start), int(stop)) if colon else int(start)
+def _indices(value: Any, field: str) -> Any:
+    """Layers or heads from 12, [0, 3], or text as rules have it, such as "18:36"."""
+    return parse_indices(value, field) if isinstance(value, str) else value
 
 
 def _plain(values: list[Any]) -> bool:

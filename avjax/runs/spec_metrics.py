@@ -104,6 +104,9 @@ class Caption(_Metric):
     max_new_tokens: int | None = Field(None, ge=1, description="By default 50; with published-script 1,024.")
 
 
+METRICS: tuple[type[Strict], ...] = (
+    *(LogProb, Prob, Rank, LogitDiff, LogLikelihood, KL, TotalVariation, TopK, AttentionMass, Caption),
+)
 AnyMetric = Annotated[
     LogProb | Prob | Rank | LogitDiff | LogLikelihood | KL | TotalVariation | TopK | AttentionMass | Caption,
     Field(discriminator="metric"),

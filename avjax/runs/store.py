@@ -52,6 +52,8 @@ class Store:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
+        if not isinstance(path, str | os.PathLike):
+            raise TypeError(f"store: expected a directory, or gs://..., got {path!r}")
         self.path = epath.Path(path)
         self.local = "://" not in os.fspath(path)
         self.cells, self.claims, self.failed = (self.path / name for name in ("cells", "claims", "failed"))
@@ -298,25 +300,6 @@ def _is_part(name: str) -> bool:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """What two identities differ in, by key."""
-    said = []
-    for key in sorted(expected.keys() | found.keys()):
-        here, there = expected.get(key), found.get(key)
-        if here == there:
-            continue
-        if isinstance(here, dict) and isinstance(there, dict):
-            said += [f"{key}.{inner}" for inner in differences(here, there)]
-        else:
-            said.append(f"{key} (now {_short(here)}, then {_short(there)})")
-    return said
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _checksum(data: bytes) -> str:

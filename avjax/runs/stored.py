@@ -15,14 +15,16 @@ from etils import epath
 
 from avjax.grids import Grid, as_cells
 from avjax.interventions import Edit
+from avjax.metric_checks import as_metrics
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.prompt import TOKEN_COUNTS, Prompt, named_prompts
 from avjax.provenance import of_run
 from avjax.runs.blocks import CELLS_PER_BLOCK, Run, Sample, execute
+from avjax.runs.differences import changed_samples, identity_differences, listed
 from avjax.runs.identity import digest, metric_json, model_identity, owner, prompt_digest
 from avjax.runs.rows import RUN, SAMPLE, Layout, dataset, decoded
-from avjax.runs.store import Store, differences
+from avjax.runs.store import Store
 from avjax.serialization import to_json
 from avjax.sweeping.plan import prepare
 
@@ -46,7 +48,7 @@ def stored_sweep(
     """
     checks = {name: value for name, value in settings.items() if name != "executor"}
     prepare(model, prompts, grid, metrics, **checks)  # refuses before anything is written
-    several = [metrics] if isinstance(metrics, Metric) else list(metrics)
+    several = as_metrics(metrics)
     named, cells = named_prompts(prompts), as_cells(grid, model.config.decoder)
     fixed = model_identity(model) | {name: settings[name] for name in DECIDING if settings[name] is not None}
     fixed["metrics"] = [metric_json(metric) for metric in several]
@@ -86,14 +88,14 @@ def begin(
     if spec is not None and directory is not None:
         about |= {"spec": spec, "directory": str(directory.absolute())}
     found = store.begin(about)
-    different = differences(identity, found["identity"])
+    different = identity_differences(about, found)
     if different and not store.parts() and not store.claims.exists():  # nothing was kept, and nobody works on it
         store.amend(about)
         return
     if [*found["samples"]] != [*samples]:
-        different.append("the names of its samples")
+        different.append(f"the names of its samples (now {listed(samples)}; then {listed(found['samples'])})")
     if not different and found["samples"] != samples:
-        different = _changed(store, run, found["samples"])
+        different = changed_samples(_changed(store, run, found["samples"]), about, found)
         if not different:
             store.amend({"samples": samples})
     if different:
@@ -104,14 +106,14 @@ def begin(
 
 
 def _changed(store: Store, run: Run, before: Mapping[str, str]) -> list[str]:
-    """Samples that have become others since cells of them were kept."""
+    """Names of samples whose clip or words changed after cells of them were kept."""
     old = dataclasses.replace(
         run, samples=tuple(dataclasses.replace(s, digest=before[str(s.name)]) for s in run.samples)
     )
     done = store.parts()
     kept = {old.samples[block.sample] for block in old.blocks() if block.name in done}
     now = {str(sample.name): sample.digest for sample in run.samples}
-    return [f"the clip or words of {s.name!r}" for s in old.samples if s in kept and now[str(s.name)] != s.digest]
+    return [repr(s.name) for s in old.samples if s in kept and now[str(s.name)] != s.digest]
 
 
 def contents(store: Store) -> Iterator[tuple[epath.Path, bytes]]:

@@ -11,7 +11,7 @@ from avjax.generation import Executor, checked_executor
 from avjax.grids import Grid
 from avjax.interventions import Edit
 from avjax.metrics import Metric
-from avjax.model import Model
+from avjax.model import Model, refuse_no_model
 from avjax.prompt import Prompt
 
 
@@ -51,6 +51,7 @@ def sweep(
         is compiled.
       OverflowError: a cell's activations grew beyond float32; the cell is named.
     """
+    refuse_no_model(model)
     settings = {"executor": checked_executor(executor), "memory_bytes": memory_bytes, "compat": compat}
     settings |= {"allow_noop": allow_noop, "progress": progress}
     if store is None:

@@ -16,6 +16,7 @@ from avjax.engine.session import Session
 from avjax.generation import generation_penalty, num_slots
 from avjax.grids import Cells, Grid, as_cells
 from avjax.interventions import Edit, for_sample
+from avjax.metric_checks import as_metrics
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts
@@ -169,18 +170,7 @@ def prepare(
     """
     named = named_prompts(prompts)
     cells = as_cells(grid, model.config.decoder)
-    if isinstance(metrics, type):
-        raise TypeError(
-            f"metrics: expected a metric, got the class {metrics.__name__}; call it: {metrics.__name__}(...)"
-        )
-    several = [metrics] if isinstance(metrics, Metric) else list(metrics)
-    if not several:
-        raise ValueError("metrics: expected at least one, got none")
-    for metric in several:
-        if not isinstance(metric, Metric):
-            raise TypeError(f"metrics: expected a Metric, got {type(metric).__name__}: {metric!r}")
-        if type(metric).__hash__ is None:
-            raise TypeError(f"metrics: {type(metric).__name__} cannot be hashed; declare it dataclass(frozen=True)")
+    several = as_metrics(metrics)
     names = [m.name for m in several]
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:

@@ -31,7 +31,8 @@ def prompt(omni_model) -> avjax.Prompt:
 
 @pytest.fixture(scope="module")
 def screen(omni_model, prompt):
-    return attribute(omni_model, prompt, ANSWER, queries=["text", "last"], keys=["audio", "video"], top=0)
+    sites = (*attribution.SITES, "attn_in", "mlp_in")
+    return attribute(omni_model, prompt, ANSWER, queries=["text", "last"], keys=["audio", "video"], sites=sites, top=0)
 
 
 def check_slopes(model: avjax.Model, prompt: avjax.Prompt, estimate: np.ndarray, edit_at) -> None:
@@ -61,7 +62,7 @@ def test_edge_estimates_are_slopes_of_every_edge(omni_model, prompt, screen):
     check_slopes(omni_model, prompt, screen["edge_estimate"].to_numpy()[0], edit)
 
 
-@pytest.mark.parametrize("site", ["z", "value", "attn_out", "mlp_out", "resid_post"])
+@pytest.mark.parametrize("site", ["z", "value", "attn_out", "mlp_out", "resid_post", "attn_in", "mlp_in"])
 def test_scale_estimates_are_slopes_of_every_scale(omni_model, prompt, screen, site: str):
     def edit(cell, factor: float):
         layer, *heads, group = cell

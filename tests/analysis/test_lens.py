@@ -154,6 +154,7 @@ def test_answers_of_each_sample(omni_model: avjax.Model, prompt):
         ({"site": "z"}, "got 'z': it is not as wide"),
         ({"site": "embed"}, "take resid_pre of layer 0"),
         ({"site": "blocks.3.attn.hook_z"}, "it is not as wide"),
+        ({"site": "attn_in"}, "its norm is not the final one; take resid_pre"),
         ({"site": "blocks.8.hook_resid_post"}, "different layers within 0:8"),
         ({"site": "blocks.3.hook_resid_post", "layers": [2]}, "names a layer; leave layers out"),
         ({"layers": [8]}, r"different layers within 0:8, got \[8\]"),

@@ -31,6 +31,20 @@ def test_cells_are_single_patches(omni_model: avjax.Model, prompt: avjax.Prompt,
     assert found["ie_clean"].attrs["units"] == "probability"
 
 
+def test_the_inputs_of_attention_and_mlp_are_sites(omni_model: avjax.Model, prompt: avjax.Prompt, muted: avjax.Prompt):
+    """And inside a window they are others than the residual before it, which carries what earlier layers wrote."""
+    sites = ["attn_in", "mlp_in", "resid_pre"]
+    found = trace(omni_model, prompt, muted, CLEAN, CORRUPT, groups=["last"], sites=sites, width=3, progress=False)
+    assert found["site"].values.tolist() == sites
+    for site in sites[:2]:
+        patch = avjax.Patch("last", source=prompt, site=site, layers=[2, 3, 4])
+        one = avjax.sweep(omni_model, muted, patch, Prob(CLEAN, name="a"), progress=False)
+        cell = found["ie_clean"].sel(group="last", site=site, layers=3, sample=0)
+        np.testing.assert_allclose(cell, one["a"].item() - one["a_clean"].item(), atol=1e-7)
+    apart = abs(found["recovery"].sel(site=sites[:2]) - found["recovery"].sel(site="resid_pre")).max("layers")
+    assert (apart > 1e-2).all()
+
+
 def test_restoring_the_last_residual_restores_everything(
     omni_model: avjax.Model, prompt: avjax.Prompt, muted: avjax.Prompt
 ):

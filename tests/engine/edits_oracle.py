@@ -13,7 +13,7 @@ import torch
 
 import avjax
 
-SITES = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "value")
+SITES = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out", "z", "value")
 HEADED = ("z", "value")
 
 
@@ -141,6 +141,9 @@ class EditsOracle:
             attention = block.self_attn
             handles += [
                 block.register_forward_pre_hook(lambda m, a, k, i=i: entering(i, a, k), with_kwargs=True),
+                # q, k and v read this tensor: changed in place, all three see it.
+                block.input_layernorm.register_forward_hook(lambda m, a, out, i=i: at("attn_in", i, out)),
+                block.mlp.register_forward_pre_hook(lambda m, a, i=i: (at("mlp_in", i, a[0]),)),
                 attention.v_proj.register_forward_hook(lambda m, a, out, i=i: at("value", i, out)),
                 attention.o_proj.register_forward_pre_hook(lambda m, a, i=i: (at("z", i, a[0]),)),
                 attention.o_proj.register_forward_hook(lambda m, a, out, i=i: at("attn_out", i, out)),

@@ -206,6 +206,7 @@ def test_one_edit(omni_model, oracle, clean, lowered, index: int):
 
 
 ALONE = [(scale, "value"), (mean, "resid_mid"), (patch_run, "attn_out"), (patch_prompt, "embed"), (steer, "z")]
+ALONE += [(patch_run, "attn_in"), (steer, "mlp_in")]
 
 
 @pytest.mark.parametrize(("kind", "site"), ALONE, ids=lambda x: getattr(x, "__name__", x))
@@ -228,6 +229,7 @@ def test_several_edits_compose_in_the_order_written(omni_model, prompt, oracle, 
     """At one site the first edit acts first: scaled then steered is not steered then scaled."""
     seeds = [(scale, "resid_pre"), (steer, "resid_pre"), (mean, "z"), (patch_run, "mlp_out"), (scale, "mlp_out")]
     seeds += [(steer, "embed"), (scale, "embed"), (patch_one_layer, "value"), (steer_by_layer, "resid_post")]
+    seeds += [(mean, "attn_in"), (scale, "attn_in"), (steer, "mlp_in"), (scale, "mlp_in")]
     seeds += [(scale, "resid_post"), (patch_rows_by_layer, "resid_mid"), (scale, "attn_out")]
     parts = [case(kind, site, None) for kind, site in seeds]
     forward = Case(*(tuple(x for p in parts for x in getattr(p, name)) for name in ("edits", "changes")))
@@ -317,12 +319,16 @@ def generation_cases() -> list[tuple[str, Case]]:
                         avjax.Scale(where, 2.0, site="value", layers=[2, 3], heads=[1]),
                         avjax.Steer(where, per_head, site="z", layers=[6], heads=[0, 2]),
                         avjax.Ablate(where, "zero", site="attn_out", layers=[1]),
+                        avjax.Scale(where, -0.5, site="attn_in", layers=[4, 7]),
+                        avjax.Steer(where, vector, scale=0.4, site="mlp_in", layers=[0, 7]),
                     ),
                     (
                         Change("embed", lambda x, i, r: -1.2 * x, **at),
                         Change("value", lambda x, i, r: 2 * x, **at, layers=(2, 3), heads=(1,)),
                         Change("z", lambda x, i, r: x + torch.tensor(per_head), **at, layers=(6,), heads=(0, 2)),
                         Change("attn_out", lambda x, i, r: 0 * x, **at, layers=(1,)),
+                        Change("attn_in", lambda x, i, r: -0.5 * x, **at, layers=(4, 7)),
+                        Change("mlp_in", lambda x, i, r: x + 0.4 * torch.tensor(vector), **at, layers=(0, 7)),
                     ),
                 ),
             )

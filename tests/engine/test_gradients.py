@@ -25,7 +25,7 @@ def prompt(omni_model) -> avjax.Prompt:
 
 @pytest.fixture(scope="module")
 def edited(omni_model, prompt):
-    """Inputs, and an edit away from 1 everywhere it can be: edges of some heads, and three sites."""
+    """Inputs, and an edit away from 1 everywhere it can be: edges of some heads, and five sites."""
     return avjax.lower_edits(
         omni_model,
         prompt,
@@ -34,6 +34,8 @@ def edited(omni_model, prompt):
         avjax.Scale("video", 1.3, site="resid_pre", layers=[2, 5]),
         avjax.Scale("audio", 0.8, site="z", heads=[1, 3]),
         avjax.Steer("last", np.ones(D, np.float32), scale=0.3, site="mlp_out", layers=[4]),
+        avjax.Scale("audio", 0.9, site="attn_in", layers=[1, 6]),
+        avjax.Scale("text", 1.2, site="mlp_in", layers=[3, 7]),
     )
 
 
@@ -64,7 +66,7 @@ def value():
     return jax.jit(readings)
 
 
-@pytest.mark.parametrize("name", ["attention_factor", "resid_pre", "z", "mlp_out"])
+@pytest.mark.parametrize("name", ["attention_factor", "resid_pre", "z", "mlp_out", "attn_in", "mlp_in"])
 def test_gradient_is_the_slope(omni_model, edited, gradient, value, name: str):
     """Along random directions, and along each of the steepest axes alone."""
     inputs, edit = edited

@@ -22,7 +22,7 @@ from tests.engine.test_knockout_compiles import count_compilations
 RELATIVE = 1e-5
 L, N, K, D = 8, 4, 2, 64
 SHAPES = {"z": (N, D // N), "value": (K, D // N)}
-SITES = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "value")
+SITES = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_in", "attn_out", "mlp_in", "mlp_out", "z", "value")
 NUM_VARIANTS = 20
 FACTORS = (0.0, 0.0, 0.25, 1.0, 3.0, 1e4)
 
@@ -207,7 +207,7 @@ def generated_variants(held: Pool) -> list[list[Any]]:
     found: list[list[Any]] = [[]]
     while len(found) < 14:
         rows = "answer", "generated", "last | generated", f"[{len(held.prompt) - 3}:{len(held.prompt)}]"
-        query, site = str(rng.choice(rows)), str(rng.choice(["mlp_out", "resid_post", "value"]))
+        query, site = str(rng.choice(rows)), str(rng.choice(["mlp_out", "resid_post", "value", "attn_in", "mlp_in"]))
         heads = {"heads": some(rng, K)} if site == "value" else {}
         edge = avjax.ScaleAttention(query=query, key=held.names[rng.integers(4)], factor=float(rng.choice(FACTORS)))
         steer = avjax.Steer(query, held.vectors[site][1], scale=0.7, site=site, layers=some(rng, L), **heads)

@@ -12,7 +12,8 @@ import avjax
 from avjax.cli import app
 from avjax.organism import world
 
-CAPTURE = "capture={sites: [resid_post, z], at: last}"
+SITES = ("resid_post", "attn_in", "mlp_in", "z")
+CAPTURE = "capture={sites: [resid_post, attn_in, mlp_in, z], at: last}"
 
 
 def run(*arguments: object):
@@ -46,8 +47,8 @@ def test_they_are_those_of_each_edit(spec: Path):
         )
         for place, cell in zip(data.cell_index.values, data.cell.values, strict=True):
             edits = () if cell == "clean" else (str(cell),)
-            expected = avjax.run(model, prompt, *edits, capture=("resid_post", "z"))
-            for site in ("resid_post", "z"):
+            expected = avjax.run(model, prompt, *edits, capture=SITES)
+            for site in SITES:
                 got = data[site].sel(cell_index=place).values
                 np.testing.assert_array_equal(got, np.asarray(expected.captures[site])[:, [len(prompt) - 1]])
     assert "0 cells computed" in run(spec, CAPTURE, "grid.layers.stride=4").output

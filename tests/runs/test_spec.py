@@ -59,12 +59,72 @@ def changed(given: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("clips", [], "clips: expected at least one clip, got none"),
         ("clips", [{"vidoe": "x.mp4"}], "clips.0.vidoe: expected no such key, got 'x.mp4'"),
         ("clips", [{"labels": {"a": "b"}}], "clips.0: expected video, audio or image, got none (labels: a)"),
+        ("promt", "x", "promt: expected no such key, got 'x'; did you mean 'prompt'?"),
+        ("grid.qurey", "x", "grid.qurey: expected no such key, got 'x'; did you mean 'query'?"),
+        ("grid.layers.placment", "x", "grid.layers.placment: expected no such key, got 'x'; did you mean 'placement'?"),
+        ("grid.layers.placement", "center", "grid.layers.placement: expected 'trailing', 'leading' or 'centred', got"),
+        ("grid.key.lables", ["a"], "grid.key.lables: expected no such key, got ['a']; did you mean 'labels'?"),
+        ("grid", 3, "grid: expected keys and values, such as {edit: knockout, query: answer, key: video}, got 3"),
+        ("grid", {"edt": "knockout"}, "grid: expected a key 'edit', got {'edt': 'knockout'}; did you mean 'edit' by"),
+        (
+            "metrics",
+            "log_prob",
+            "metrics: expected a list, such as [{metric: log_prob, answer: siren}], got 'log_prob'",
+        ),
+        ("metrics", {"metric": "kl"}, "metrics: expected a list, such as [{metric: log_prob, answer: siren}], got {"),
+        ("metrics", ["log_prob"], "metrics.0: expected keys and values, such as {metric: log_prob, answer: siren}"),
+        ("metrics", [{"metric": "Prob", "answer": "x"}], "metrics.0: expected 'metric' among 'log_prob', 'prob',"),
+        ("metrics", [{"metric": "kl", "direction": "foward"}], "metrics.0.direction: expected 'forward' or 'reverse'"),
+        (
+            "metrics",
+            [{"metric": "kl", "dirction": "forward"}],
+            "metrics.0.dirction: expected no such key, got 'forward'",
+        ),
+        ("media", {"fsp": 2}, "media.fsp: expected no such key, got 2; did you mean 'fps'?"),
+        ("capture", {"sites": ["resid_pots"]}, "capture.sites.0: expected 'resid_pre', 'resid_mid', 'resid_post'"),
+        ("mesh", {"varient": 2}, "mesh.varient: expected no such key, got 2; did you mean 'variant'?"),
+        ("executor", "replya", "executor: expected 'replay' or 'reference', got 'replya'; did you mean 'replay'?"),
+        ("dtype", "bf16", "dtype: expected 'float32' or 'bfloat16', got 'bf16'; did you mean 'bfloat16'?"),
+        ("clips", ["a.mp4"], "clips.0: expected keys and values, such as {video: clip.mp4}, got 'a.mp4'"),
+        ("clips", [{"vidoe": "x.mp4"}], "clips.0.vidoe: expected no such key, got 'x.mp4'; did you mean 'video'?"),
         ("clips", [{"video": "a/x.mp4"}, {"video": "b/x.mp4"}], "clips: expected each clip once, got 'x' twice"),
     ],
 )
 def test_mistakes_are_named(key: str, value: Any, message: str, given: dict[str, Any]):
     with pytest.raises(ValueError, match=f"^spec: not a specification of a run:\n  {re.escape(message)}[^\n]*$"):
         Spec.of(changed(given, key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "spelling"),
+    [
+        ("metrics.0.metric", "logitdiff", "logit_diff"),
+        ("metrics", [{"metric": "kl", "direction": "foward"}], "forward"),
+        ("metrics", [{"metric": "kl", "dirction": "forward"}], "direction"),
+        ("metrics", [{"metric": "log_likelihood", "text": "x", "means": True}], "mean"),
+        ("metrics", [{"metric": "attention_mass", "key": "vidio"}], "video"),
+        ("grid.edit", "knokout", "knockout"),
+        ("grid.query", "answr", "answer"),
+        ("grid", {"edit": "ablate", "where": "audio", "mode": "zeros"}, "zero"),
+        ("grid", {"edit": "scale", "where": "audio", "factor": 2, "site": "attn-in"}, "attn_in"),
+        ("grid.layers.placement", "center", "centred"),
+        ("capture", {"sites": ["resid_pots"]}, "resid_post"),
+        ("order", "text_first", "text-first"),
+        ("compat", "publishd", "published"),
+    ],
+)
+def test_the_nearest_right_spelling(key: str, value: Any, spelling: str, given: dict[str, Any]):
+    with pytest.raises(ValueError, match=re.escape(f"did you mean '{spelling}'?")):
+        Spec.of(changed(given, key, value))
+
+
+def test_windows_wider_than_the_model_are_refused(given: dict[str, Any]):
+    for key, value in (("grid.layers.width", 40), ("grid.layers.stride", 9)):
+        with pytest.raises(
+            ValueError, match=rf"within 1 to 8, the layers of this model, got {value}; take 8, or leave"
+        ):
+            prepare_run(Spec.of(changed(given, key, value)))
+    prepare_run(Spec.of(changed(given, "grid.layers.width", 8)))
 
 
 def test_all_mistakes_are_named_together(given: dict[str, Any]):
@@ -79,7 +139,7 @@ def test_all_mistakes_are_named_together(given: dict[str, Any]):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("grid.layers", "18-36", "grid.0: expected layers or heads such as 12"),
+        ("grid.layers", "18-36", "grid.0: expected layers such as 12, 18:36 or 0,3 .*; did you mean '18:36'"),
         ("grid", ["answer->audio@0:2", "answer-video"], "grid.1: rule 'answer-video': expected"),
         ("grid.query", {"axis": ["answer", "last"], "name": "key"}, "the axis 'key' is used twice"),
         ("grid.key", {"axis": ["audio", "video"], "labels": ["a"]}, "grid.0: axis 'key': expected 2 different labels"),
@@ -218,7 +278,8 @@ def test_tables_of_clips(clips: Path, given: dict[str, Any], tmp_path: Path):
     for name, message in (
         (
             "t.csv",
-            r"t\.csv: not a spec.*\n  clips\.0: expected video, audio or image, got none \(labels: vidoe, sound\)",
+            r"t\.csv: not a spec.*\n  clips\.0: expected video, audio or image, got none \(labels: vidoe, sound\); "
+            r"did you mean 'video'\?",
         ),
         ("twice.csv", r"twice\.csv: expected columns of different names, got 'sound' twice; rename one"),
         ("t.xlsx", "expected a table, got no file"),
