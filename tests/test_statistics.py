@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import avjax
-from avjax import statistics
+from avjax import intervals, statistics
 
 N, DRAWS = 12, 400
 
@@ -64,7 +64,7 @@ def looped(values: np.ndarray, *, draws: int, level: float, seed: int) -> tuple[
 @pytest.mark.parametrize(("level", "seed"), [(0.95, 0), (0.5, 7)])
 def test_equals_a_direct_loop(swept: xr.Dataset, monkeypatch: pytest.MonkeyPatch, chunk: int, level: float, seed: int):
     """With the same weights, whatever the chunks; with missing samples too."""
-    monkeypatch.setattr(statistics, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(intervals, "CHUNK_ELEMENTS", chunk)
     swept["kl"][1, [0, 4, 5]] = np.nan
     swept["kl"][2, 2:] = np.nan  # two are left: some draws have none of them
     got = statistics.bootstrap(swept, draws=DRAWS, level=level, seed=seed)
