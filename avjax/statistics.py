@@ -3,7 +3,6 @@
 Pure functions of datasets and arrays; no model is needed.
 """
 
-import math
 from typing import Any, Literal
 
 import numpy as np
@@ -300,7 +299,7 @@ def _marks(means: xr.DataArray | None, floor: xr.DataArray) -> xr.DataArray | No
     if means is None or not bool(floor.notnull().any()):
         return None
     words = "|mean| is at most the noise floor: rounding"
-    return (np.abs(means) <= floor).drop_attrs().assign_attrs(units="1", long_name=words).rename(None)
+    return (abs(means) <= floor).drop_attrs().assign_attrs(units="1", long_name=words).rename(None)
 
 
 def _attributes(
@@ -314,8 +313,8 @@ def _attributes(
     about = {"interval": interval, "method": method, "level": level, "samples": n}
     if adjust is not None:
         about["adjust"] = (
-            f"Benjamini-Hochberg over the cells of each NAME_change, false discovery rate {1 - level:.4g}; cells without "
-            "an interval are left out"
+            f"Benjamini-Hochberg over the cells of each NAME_change, false discovery rate {1 - level:.4g}; cells "
+            "without an interval are left out"
         )
     return about
 
