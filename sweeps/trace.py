@@ -16,7 +16,7 @@ import numpy as np
 import avjax
 from avjax.analysis import select_random, trace
 from avjax.organism.conflict import conflict, opened
-from avjax.report.means import MARK, floor_line
+from avjax.report.means import floor_line, row_of
 from avjax.statistics import below_floor
 
 
@@ -36,9 +36,8 @@ def main() -> None:
     below = below_floor(found, "ie_clean", ("sample", "site"))
     print("  layer            " + "".join(f"{layer:>7} " for layer in means["layers"].values))
     for group in means["group"].values:
-        marks = [False] * means.sizes["layers"] if below is None else below.sel(group=group).values
-        values = zip(means.sel(group=group).values, marks, strict=True)
-        print(f"  {group:<17}" + "".join(f"{value:7.3f}{MARK if mark else ' '}" for value, mark in values))
+        marks = None if below is None else below.sel(group=group)
+        print(f"  {group:<17}{row_of(means.sel(group=group), marks, 3, 8)}")
     if line := floor_line(below, found.get("ie_clean_floor")):
         print(line)
     if options.out:

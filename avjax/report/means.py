@@ -33,6 +33,15 @@ def floor_line(below: xr.DataArray | None, floor: xr.DataArray | None, units: st
     return f"{MARK} changes the clean run by no more than the noise floor, {size}: rounding, not an effect"
 
 
+def row_of(values: xr.DataArray, below: xr.DataArray | None, digits: int, width: int) -> str:
+    """Numbers in columns of a width, each with its mark or a space behind it; `below` has the dimensions of `values`."""
+    marks = np.zeros(values.shape, bool) if below is None else below.transpose(*values.dims).values
+    return "".join(
+        f"{value:{width - 1}.{digits}f}{MARK if mark else ' '}"
+        for value, mark in zip(values.values, marks, strict=True)
+    )
+
+
 def _marked(value: float, below: bool) -> str:
     """Padded, so that digits stand under digits."""
     return _text(value) + (MARK if below else " ")

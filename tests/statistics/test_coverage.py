@@ -8,6 +8,7 @@ import pytest
 import xarray as xr
 
 import avjax
+from sweeps.bench import coverage
 
 EXPERIMENTS, DRAWS, SIZES = 3000, 1000, (5, 10, 20, 50)
 
@@ -94,3 +95,10 @@ def test_equal_samples_have_an_interval_of_no_width(method, value: float):
     means = avjax.bootstrap(dataset, draws=200, method=method, adjust="benjamini-hochberg")
     np.testing.assert_allclose([means.x_low, means.x_high], value, rtol=1e-12)
     assert float(means.x_change_p) == (1.0 if value == 0 else 0.0)
+
+
+def test_the_simulation_of_the_documentation():
+    shares = coverage.coverage("lognormal, log sd 1", 5, experiments=200, draws=200, level=0.95)
+    assert list(shares) == ["studentised", "student", "percentile", "BCa"]
+    assert all(0.5 < share < 1 and width > 0 for share, width in shares.values())
+    assert shares["studentised"][0] > shares["BCa"][0]

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from avjax.analyses_cli import _show
-from avjax.report.means import MARK, floor_line, mean_table
+from avjax.report.means import MARK, floor_line, mean_table, row_of
 
 
 def swept(shape: tuple[int, ...], floor: float | None = 0.01) -> xr.Dataset:
@@ -61,3 +61,12 @@ def test_the_explanation_is_of_what_is_marked():
     below = xr.DataArray([False, False], dims="cell")
     assert floor_line(below, xr.DataArray(0.1)) == floor_line(None, None) == ""
     assert mean_table(xr.DataArray([1.0, 2.0], dims="cell"), below) == mean_table(xr.DataArray([1.0, 2.0], dims="cell"))
+
+
+def test_a_row_keeps_its_columns():
+    values, below = (
+        xr.DataArray([1.0, -0.004, np.nan], dims="factor"),
+        xr.DataArray([False, True, False], dims="factor"),
+    )
+    assert row_of(values, below, 2, 8) == "   1.00   -0.00~    nan "
+    assert len(row_of(values, None, 2, 8)) == 24
