@@ -10,8 +10,6 @@ import argparse
 from collections import Counter
 from pathlib import Path
 
-import xarray as xr
-
 import avjax
 from avjax.analysis import deciding_modality, edge_sufficiency, knockout_heads
 from avjax.organism.conflict import conflict
@@ -36,9 +34,8 @@ def main() -> None:
     gain = (heads["logit_diff"] - heads["logit_diff_clean"]).mean("sample").isel(key=0).stack(place=("layers", "heads"))
     print("heads whose cut of answer->video changes it most")
     below = below_floor(heads, "logit_diff")
-    marks = xr.zeros_like(gain, bool) if below is None else below.isel(key=0).stack(place=("layers", "heads"))
     for place in gain.sortby(gain, ascending=False)["place"].values[:5]:
-        mark = MARK if bool(marks.sel(place=place)) else ""
+        mark = "" if below is None or not below.isel(key=0).sel(layers=place[0], heads=place[1]) else MARK
         print(f"  layer {place[0]}, head {place[1]}: {float(gain.sel(place=place)):+.2f}{mark}")
     if line := floor_line(below, heads.get("logit_diff_floor"), "nats"):
         print(line)

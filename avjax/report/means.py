@@ -34,12 +34,10 @@ def floor_line(below: xr.DataArray | None, floor: xr.DataArray | None, units: st
 
 
 def row_of(values: xr.DataArray, below: xr.DataArray | None, digits: int, width: int) -> str:
-    """Numbers in columns of a width, each with its mark or a space behind it; `below` has the dimensions of `values`."""
+    """Numbers in columns of a width, a mark or a space behind each; `below` has the dimensions of `values`."""
     marks = np.zeros(values.shape, bool) if below is None else below.transpose(*values.dims).values
-    return "".join(
-        f"{value:{width - 1}.{digits}f}{MARK if mark else ' '}"
-        for value, mark in zip(values.values, marks, strict=True)
-    )
+    pairs = zip(values.values, marks, strict=True)
+    return "".join(f"{value:{width - 1}.{digits}f}{MARK if mark else ' '}" for value, mark in pairs)
 
 
 def _marked(value: float, below: bool) -> str:
