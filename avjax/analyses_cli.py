@@ -382,11 +382,17 @@ def _show(found: "xr.Dataset", names: Sequence[str], out: Path | None, as_json: 
     if as_json:
         typer.echo(json.dumps(_plain(found.to_dict()), default=str, allow_nan=False))
         return
+    from avjax.report.means import floor_line, mean_table
+    from avjax.statistics import below_floor
+
     for name in names:
         if name in found:
-            values = found[name].mean([d for d in ("sample", *over) if d in found[name].dims])
-            typer.echo(f"{name} ({found[name].attrs.get('units', '')}), mean over {found.sizes.get('sample', 1)} clips")
-            typer.echo(_table(values))
+            dims, units = ("sample", *over), str(found[name].attrs.get("units", ""))
+            values, below = found[name].mean([d for d in dims if d in found[name].dims]), below_floor(found, name, dims)
+            typer.echo(f"{name} ({units}), mean over {found.sizes.get('sample', 1)} clips")
+            typer.echo(mean_table(values, below))
+            if line := floor_line(below, found.get(f"{name}_floor"), units):
+                typer.echo(line)
 
 
 def _plain(value: Any) -> Any:
@@ -417,16 +423,3 @@ def _corruption(text: str) -> Any:
             f"{text!r}"
         )
     return made[name](value)
-
-
-def _table(values: "xr.DataArray") -> str:
-    """Rows and columns of an array: its first dimension in columns, the others in rows."""
-    if not values.dims:
-        return f"  {float(values):.4f}"
-    if len(values.dims) == 1:
-        return values.to_pandas().round(4).to_string()
-    # pandas would sort windows such as 0:4 and 10:14 as text.
-    first, *others = map(str, values.dims)
-    columns = values.stack(row=others) if len(others) > 1 else values.rename({others[0]: "row"})
-    frame = columns.transpose("row", first).to_pandas()
-    return frame.round(4).to_string()

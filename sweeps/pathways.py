@@ -13,6 +13,8 @@ from pathlib import Path
 import avjax
 from avjax.analysis import deciding_modality, edge_sufficiency, knockout_heads
 from avjax.organism.conflict import conflict
+from avjax.report.means import MARK, floor_line
+from avjax.statistics import below_floor
 
 
 def main() -> None:
@@ -31,8 +33,12 @@ def main() -> None:
     heads = knockout_heads(model, clips.prompts, clips.metrics, keys=["video"])
     gain = (heads["logit_diff"] - heads["logit_diff_clean"]).mean("sample").isel(key=0).stack(place=("layers", "heads"))
     print("heads whose cut of answer->video changes it most")
+    below = below_floor(heads, "logit_diff")
     for place in gain.sortby(gain, ascending=False)["place"].values[:5]:
-        print(f"  layer {place[0]}, head {place[1]}: {float(gain.sel(place=place)):+.2f}")
+        mark = "" if below is None or not below.isel(key=0).sel(layers=place[0], heads=place[1]) else MARK
+        print(f"  layer {place[0]}, head {place[1]}: {float(gain.sel(place=place)):+.2f}{mark}")
+    if line := floor_line(below, heads.get("logit_diff_floor"), "nats"):
+        print(line)
     decided = Counter(deciding_modality(model, clips.prompts, clips.suggested)["by"].values.tolist())
     print("clips that one modality decides:", {by or "none": count for by, count in sorted(decided.items())})
     if options.out:

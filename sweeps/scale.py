@@ -12,6 +12,8 @@ from pathlib import Path
 import avjax
 from avjax.analysis import scale_modalities
 from avjax.organism.conflict import conflict
+from avjax.report.means import floor_line, row_of
+from avjax.statistics import below_floor
 
 
 def main() -> None:
@@ -27,13 +29,16 @@ def main() -> None:
     found = scale_modalities(model, clips.prompts, clips.metrics, what=options.what, width=options.width)
     print("logit of the sound that is heard minus that of the one that is suggested, nats")
     means = found["logit_diff"].mean("sample")
-    rows = means.stack(row=[d for d in means.dims if d != "factor"]).transpose("row", "factor")
-    print("  factor  " + "".join(f"{factor:>8g}" for factor in means["factor"].values))
-    for name, row in zip(rows["row"].values, rows.values, strict=True):
-        print(
-            f"  {'@'.join(map(str, name if isinstance(name, tuple) else [name])):<8}"
-            + "".join(f"{x:8.2f}" for x in row)
-        )
+    below = below_floor(found, "logit_diff")
+    others = [d for d in means.dims if d != "factor"]
+    rows = means.stack(row=others).transpose("row", "factor")
+    marks = None if below is None else below.stack(row=others).transpose("row", "factor")
+    print("  factor  " + "".join(f"{factor:>7g} " for factor in means["factor"].values))
+    for i, name in enumerate(rows["row"].values):
+        label = "@".join(map(str, name if isinstance(name, tuple) else [name]))
+        print(f"  {label:<8}{row_of(rows[i], None if marks is None else marks[i], 2, 8)}")
+    if line := floor_line(below, found.get("logit_diff_floor"), "nats"):
+        print(line)
     if options.out:
         found.to_netcdf(options.out)
 

@@ -16,6 +16,8 @@ import numpy as np
 import avjax
 from avjax.analysis import select_random, trace
 from avjax.organism.conflict import conflict, opened
+from avjax.report.means import floor_line, row_of
+from avjax.statistics import below_floor
 
 
 def main() -> None:
@@ -31,9 +33,13 @@ def main() -> None:
     found = trace(model, clips.prompts, opened(model, blank), clips.suggested, clips.heard, groups=groups)
     print("probability that the suggested sound gains when a group is restored after a layer")
     means = found["ie_clean"].mean("sample").isel(site=0)
-    print("  layer            " + "".join(f"{layer:>7}" for layer in means["layers"].values))
+    below = below_floor(found, "ie_clean", ("sample", "site"))
+    print("  layer            " + "".join(f"{layer:>7} " for layer in means["layers"].values))
     for group in means["group"].values:
-        print(f"  {group:<17}" + "".join(f"{value:7.3f}" for value in means.sel(group=group).values))
+        marks = None if below is None else below.sel(group=group)
+        print(f"  {group:<17}{row_of(means.sel(group=group), marks, 3, 8)}")
+    if line := floor_line(below, found.get("ie_clean_floor")):
+        print(line)
     if options.out:
         found.to_netcdf(options.out)
 

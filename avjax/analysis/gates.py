@@ -71,8 +71,8 @@ def learn_gates(
       (the batch's mean metric under noisy gates), `cuts` (expected number), `train_objective`; on held-out samples
       `held_out` [set, sample] and `held_out_clean` [sample], where a set is nothing, found, everything or a random one,
       with `num_cut`, `change` and its 95% bounds `change_low` and `change_high` [set], paired over samples; and
-      `found_minus_random` with its bounds. The coordinate `edits` [set] and the attribute `edits` are rule strings to
-      run ("" where nothing is cut); `gate_edits` makes objects of them.
+      `found_minus_random` with its bounds; below 5 held-out samples they are NaN. The coordinate `edits` [set] and the
+      attribute `edits` are rule strings to run ("" where nothing is cut); `gate_edits` makes objects of them.
 
     Raises:
       ValueError: something does not fit, all of it found before anything is compiled; or the metric is not finite.
@@ -236,11 +236,12 @@ def _dataset(
     if gates.ndim == 2:
         coordinates["head"] = list(window.heads)
     data = xr.Dataset(variables, coordinates)
-    return data.assign(_intervals(data, seed)).assign_attrs(edits=rules[1], heads=list(window.heads))
+    intervals = _intervals(data, seed)
+    return data.assign(intervals.data_vars).assign_attrs(intervals.attrs, edits=rules[1], heads=list(window.heads))
 
 
-def _intervals(data: xr.Dataset, seed: int) -> dict[str, xr.DataArray]:
-    """Mean changes with their bounds, paired over held-out samples."""
+def _intervals(data: xr.Dataset, seed: int) -> xr.Dataset:
+    """Mean changes with their bounds, paired over held-out samples; the attributes say how, or why there are none."""
     random = [name for name in data["set"].values if str(name).startswith("random")]
     gained = data["held_out"].sel(set=FOUND, drop=True) - data["held_out"].sel(set=random).mean("set")
     about = data["held_out"].attrs
@@ -253,7 +254,8 @@ def _intervals(data: xr.Dataset, seed: int) -> dict[str, xr.DataArray]:
     found = bootstrap(columns, seed=seed)
     words = {"change": "held-out change from the clean run", "found_minus_random": "found set minus mean random set"}
     bounds = {"": "mean", "_low": "lower 95% bound", "_high": "upper 95% bound"}
-    return {
+    columns = {
         what + end: found[what + end].assign_attrs(long_name=f"{words[what]}, {bounds[end]}")
         for what, end in itertools.product(words, bounds)
     }
+    return xr.Dataset(columns, attrs={k: v for k, v in found.attrs.items() if k in ("interval", "no_interval")})

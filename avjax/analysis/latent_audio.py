@@ -61,8 +61,8 @@ def latent_audio_understanding(
 
     Returns:
       By `sample`: `recall`, `recall_swapped` and their difference `understanding`; by `layer` too as `NAME_by_layer`,
-      where each layer alone is the band. `NAME_mean`, `NAME_low` and `NAME_high` are over samples; with one sample the
-      bounds are NaN, which is missing. All are shares between 0 and 1, differences between -1 and 1.
+      where each layer alone is the band. `NAME_mean`, `NAME_low` and `NAME_high` are over samples; with fewer than
+      5 the bounds are NaN, which is missing. All are shares between 0 and 1, differences between -1 and 1.
 
     Raises:
       ValueError: a sample has no events, an event has no tokens, or events of a clip and of its swapped one begin with

@@ -21,7 +21,7 @@ class Claim:
       statement: the paper's.
       numbers: what was found, in words.
       holds: each change that the claim speaks of is above `CLEAR`, and its 95% interval above 0; of the last claim,
-        the interval of the unshifted share is above a half. None of a single clip.
+        the interval of the unshifted share is above a half. None of a clip of the user's.
     """
 
     statement: str
@@ -104,7 +104,7 @@ def _layers(rule: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Mean:
-    """A mean over clips with its 95% interval, which a single clip has not."""
+    """A mean over clips with its 95% interval, which fewer than five clips have not."""
 
     value: float
     low: float
@@ -112,8 +112,6 @@ class _Mean:
 
     @classmethod
     def of(cls, values: Sequence[float] | np.ndarray) -> "_Mean":
-        if len(values) == 1:
-            return cls(float(values[0]), float("nan"), float("nan"))
         found = bootstrap(xr.Dataset({"value": ("sample", np.asarray(values, float))}))
         return cls(float(found.value), float(found.value_low), float(found.value_high))
 

@@ -42,7 +42,7 @@ def planted(omni_model) -> avjax.Model:
 
 @pytest.fixture(scope="module")
 def prompts(omni_model) -> dict[str, avjax.Prompt]:
-    return {f"s{seed}": drawn(omni_model, seed) for seed in range(8)}
+    return {f"s{seed}": drawn(omni_model, seed) for seed in range(10)}
 
 
 @pytest.fixture(scope="module")

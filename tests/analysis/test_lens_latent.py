@@ -36,7 +36,7 @@ def test_recall_is_that_of_the_lens_s_own_list(omni_model: avjax.Model, prompts)
             assert one["recall_by_layer"].values.tolist() == alone
             seen |= {own, other}
         assert float(found["recall_mean"]) == pytest.approx(float(found["recall"].mean()))
-        assert found["understanding_low"] <= found["understanding_mean"] <= found["understanding_high"]
+        assert np.isnan(found["understanding_low"]) and found.attrs["interval"].startswith("none: 3 samples")
     assert {0.0, 1.0} <= seen
 
 
