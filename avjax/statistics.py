@@ -155,7 +155,8 @@ def _variables(dataset: xr.Dataset, over: str) -> dict[str, xr.DataArray]:
     for name, variable in list(found.items()):
         if (clean := found.get(f"{name}_clean")) is not None:
             # Differences of small integers must not wrap round.
-            change = (variable.astype(np.float64) - clean.astype(np.float64)).assign_attrs(variable.attrs)
+            units = {key: value for key, value in variable.attrs.items() if key != "cell"}  # neither clean nor edited
+            change = (variable.astype(np.float64) - clean.astype(np.float64)).drop_attrs(deep=False).assign_attrs(units)
             if f"{name}_change" in found:
                 raise ValueError(f"bootstrap: {name + '_change'!r} would be written twice; rename that variable")
             found[f"{name}_change"] = change

@@ -180,7 +180,8 @@ def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
     for name, array in values.items():
         own = {k: v for k, v in about[name].items() if k != "dims"}
         inner = about[name]["dims"]
-        variables[name] = ((*dims, *inner), array[:-1].reshape(*layout.shape, *array.shape[1:]), own)
+        edited = own if name in COUNTS else own | {"cell": "edited"}
+        variables[name] = ((*dims, *inner), array[:-1].reshape(*layout.shape, *array.shape[1:]), edited)
         if name not in COUNTS:
             variables[f"{name}_clean"] = (("sample", *inner), array[-1], own | {"cell": "clean"})
     if not done.all():

@@ -71,7 +71,7 @@ class Columns:
             about = {"units": metric.unit, "averages": int(metric.averages)}
             about |= {k: str(v) for k, v in metric.attributes(self.planned.model).items()}
             values = self.values[name].reshape(*cells.shape, *self.values[name].shape[1:])
-            variables[name] = ((*dims, *axes[metric]), values, about)
+            variables[name] = ((*dims, *axes[metric]), values, about | {"cell": "edited"})  # no difference is clean
             variables[f"{name}_clean"] = (("sample", *axes[metric]), self.clean[name], about | {"cell": "clean"})
         for name in COUNTS:
             variables[name] = (dims, self.touched[name].reshape(*cells.shape, -1), {"units": "count", "averages": 0})
