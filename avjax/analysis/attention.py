@@ -18,6 +18,7 @@ from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.reference import prefill
 from avjax.engine.session import Reads, Session
+from avjax.identity_edits import refuse_identities
 from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model
 from avjax.models.decoder import Decoder
@@ -94,6 +95,7 @@ def attention_mass(
     output projection).
     """
     named, changes = named_prompts(prompts), as_edits([edits] if isinstance(edits, Edit | str) else edits)
+    refuse_identities([changes], allow_noop=False)
     if isinstance(keys, str) or not len(keys):
         raise ValueError(f"keys: expected a list of selectors, got {keys!r}")
     labels = [k if isinstance(k, str) else str(list(k)) for k in keys]
