@@ -282,8 +282,7 @@ def probe(
         options: dict[str, Any] = {"seeds": tuple(range(seeds)), "validation_fraction": validation}
         options |= {"strengths": strength} if strength else {}
         options |= {"control": _each(prompts, control, "--control")} if control else {}
-        files = {name: str(path.resolve()) for name, path in zip(prompts, video, strict=True)}
-        probes = train_probes(features, labels, groups=files, **options)
+        probes = train_probes(features, labels, **options)
         if save is not None:
             probes.save(save)
         shown = ("accuracy", "balanced_accuracy", "auroc", "control_accuracy", "selectivity")

@@ -12,6 +12,7 @@ from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.reference import bucket, logits_at, pad_inputs, prefill
 from avjax.engine.touched import Touched, count_touched
+from avjax.identity_edits import refuse_identities
 from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model, refuse_no_model
 from avjax.models.intervention import Intervention
@@ -86,6 +87,7 @@ def run(
     prompt = compatible_prompt(prompt, compat)
     sites = _sites(capture, model.config.decoder.num_layers)
     masks = {str(g): select(prompt, g) for g in ([groups] if isinstance(groups, str) else groups)}
+    refuse_identities([as_edits(interventions)], allow_noop)
     lowered = lower(
         prompt,
         model.config.decoder,
@@ -140,6 +142,7 @@ def forward(
 
 def lower_edits(model: Model, prompt: Prompt, *interventions: Edit | str) -> tuple[Inputs, Intervention]:
     """Decoder inputs and the edits over their token groups, for `forward`."""
+    refuse_identities([as_edits(interventions)], allow_noop=False)
     lowered = lower(
         prompt,
         model.config.decoder,

@@ -15,6 +15,7 @@ from avjax.engine.reference import OwnPrompt, reference_prompt
 from avjax.engine.session import Session
 from avjax.engine.shared import SharedPrompt
 from avjax.engine.touched import Touched, count_touched
+from avjax.identity_edits import refuse_identities
 from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model, refuse_no_model
 from avjax.models.intervention import Intervention
@@ -107,6 +108,7 @@ def generate_variants(
     edits = [as_edits([v] if isinstance(v, Edit | str) else v) for v in variants]
     if not edits:
         raise ValueError("variants: expected at least one, got none; pass [[]] for the clean model")
+    refuse_identities(edits, allow_noop)
     session = Session(
         model,
         prompt,

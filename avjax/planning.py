@@ -17,6 +17,7 @@ from avjax.compat import Compat
 from avjax.config import DecoderConfig
 from avjax.engine.planning import Batch
 from avjax.grids import Grid
+from avjax.identity_edits import refuse_identities
 from avjax.interventions import Edit
 from avjax.metrics import Caption, Metric
 from avjax.model import Model, refuse_no_model
@@ -89,6 +90,7 @@ def plan(
       ValueError: as `avjax.sweep`.
     """
     refuse_no_model(model)
+    refuse_identities(grid, allow_noop)
     planned = prepare(model, prompts, grid, metrics, memory_bytes=memory_bytes, compat=compat, allow_noop=allow_noop)
     return cost(planned, calibrate=calibrate)
 

@@ -25,10 +25,15 @@ def provenance(model: Model, **settings: Any) -> dict[str, Any]:
         "checkpoint": model.host.source,
         "family": model.config.family,
         "dtype": str(model.dtype),
-        "device": f"{device.platform} {device.device_kind}",
+        "device": device_name(device.platform, device.device_kind),
         **_versions(),
         **{name: value for name, value in settings.items() if value is not None},
     }
+
+
+def device_name(platform: str, kind: str) -> str:
+    """The platform and the kind of a device, each once: "cpu", "gpu NVIDIA H200", "TPU v5 lite"."""
+    return kind if kind.lower().split()[:1] == [platform.lower()] else f"{platform} {kind}".strip()
 
 
 @functools.cache

@@ -227,8 +227,9 @@ def _variables(dataset: xr.Dataset, over: str) -> dict[str, xr.DataArray]:
         if f"{name}_change" in variables:
             raise ValueError(f"bootstrap: {name + '_change'!r} would be written twice; rename that variable")
         # Differences of small integers must not wrap round.
-        change = variable.astype(np.float64) - clean.astype(np.float64)
-        variables[f"{name}_change"] = change.assign_attrs(variable.attrs)
+        units = {key: value for key, value in variable.attrs.items() if key != "cell"}  # neither clean nor edited
+        change = (variable.astype(np.float64) - clean.astype(np.float64)).drop_attrs(deep=False).assign_attrs(units)
+        variables[f"{name}_change"] = change
     return variables
 
 

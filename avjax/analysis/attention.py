@@ -19,6 +19,7 @@ from avjax.engine.lowering import lower
 from avjax.engine.reads import AttentionRead, Reads
 from avjax.engine.reference import prefill
 from avjax.engine.session import Session
+from avjax.identity_edits import refuse_identities
 from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model
 from avjax.models.decoder import Decoder
@@ -95,6 +96,7 @@ def attention_mass(
     output projection).
     """
     named, changes = named_prompts(prompts), as_edits([edits] if isinstance(edits, Edit | str) else edits)
+    refuse_identities([changes], allow_noop=False)
     if isinstance(keys, str) or not len(keys):
         raise ValueError(f"keys: expected a list of selectors, got {keys!r}")
     labels = [k if isinstance(k, str) else str(list(k)) for k in keys]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from avjax.analysis.clip_groups import BySample, clip_groups, described, media_of, refuse_shared_clips
 from avjax.analysis.gate_training import Penalty, Per, Training, Window, learned
 from avjax.analysis.objective import Case, Metrics, cases, exact, of_one_kind, refuse_missing
 from avjax.analysis.sampled import with_prompts
@@ -29,6 +30,7 @@ def learn_gates(
     metric: Metrics,
     *,
     held_out: float | Sequence[Prompt] | Mapping[str, Prompt],
+    groups: BySample | None = None,
     query: Selector = "answer",
     key: Selector = "video",
     per: Per = "head",
@@ -57,7 +59,10 @@ def learn_gates(
     Args:
       prompts: to learn from: one, several, or several by name.
       metric: as in `attribute`; grows with what is wanted, such as LogitDiff(true sound, suggested sound) by sample.
-      held_out: other prompts, or the share of `prompts` that is kept from learning; two at least.
+      held_out: prompts of other clips, or the share of `prompts` that is kept from learning; two at least. Prompts of
+        one clip are never on both sides, so that the share may come out a little smaller.
+      groups: what belongs together: a value for each of `prompts` and then of those in `held_out`, or by sample. By
+        default prompts of one clip, which share a sound or a picture.
       query, key: the edges; layers, heads: the window, all by default.
       per: a gate per head, or one for all the window's heads of a layer.
       strength: what a cut gate costs, in the metric's units.
@@ -80,7 +85,7 @@ def learn_gates(
     Source: Louizos et al. 2018 (hard-concrete gates).
     """
     training = _checked(penalty, strength, steps, batch, learning_rate, num_random, seed)
-    train, test = _split(model, prompts, metric, held_out, seed)
+    train, test, clips = _split(model, prompts, metric, held_out, groups, seed)
     window = _window(model, query, key, per, layers, heads, [*train.values(), *test.values()])
     name, unit = of_one_kind(train | test)
     _refuse_too_large(model, window, train)
@@ -96,7 +101,7 @@ def learn_gates(
     data = _dataset(window, gates, curve, sets, list(test), (values, clean), (name, unit), seed)
     settings = {**dataclasses.asdict(training), "per": per, "query": str(query), "key": str(key)}
     data = with_prompts(data, {sample: case.prompt for sample, case in test.items()})
-    return data.assign_attrs(provenance(model, metric=name, num_train=len(train), **settings))
+    return data.assign_attrs(provenance(model, metric=name, num_train=len(train), groups=clips, **settings))
 
 
 def gate_edits(data: xr.Dataset) -> list[Knockout]:
@@ -135,38 +140,74 @@ def _checked(
 
 
 def _split(
-    model: Model, prompts: Any, metric: Metrics, held_out: Any, seed: int
-) -> tuple[dict[Any, Case], dict[Any, Case]]:
-    """Cases to learn from and cases to measure on."""
+    model: Model, prompts: Any, metric: Metrics, held_out: Any, groups: BySample | None, seed: int
+) -> tuple[dict[Any, Case], dict[Any, Case], str]:
+    """Cases to learn from and cases to measure on, and in words what was kept together."""
     train = named_prompts(prompts)
     if isinstance(held_out, int | float | np.number):
-        count = round(float(held_out) * len(train)) if 0 < held_out < 1 else 0
-        if not 2 <= count < len(train):
-            raise ValueError(
-                f"held_out: expected a share between 0 and 1 that leaves 2 of {len(train)} prompts to measure on and 1 "
-                f"to learn from, got {held_out!r}; pass more prompts"
-            )
-        order = np.random.default_rng(seed).permutation(len(train))
-        kept = {name: train[name] for name in (list(train)[i] for i in sorted(order[:count]))}
+        numbers = clip_groups(list(train), media_of(train.values()), groups, analysis="gates")
+        chosen = _share_of_groups(numbers, held_out, seed)
+        kept = {name: train[name] for name, out in zip(list(train), chosen, strict=True) if out}
         train = {name: prompt for name, prompt in train.items() if name not in kept}
     else:
-        if not isinstance(held_out, Prompt) and not len(held_out):
-            raise ValueError("held_out: expected at least 2 prompts, got none; or give a share such as 0.5")
-        kept = named_prompts(held_out)
-        if len(kept) < 2:
-            raise ValueError("held_out: expected at least 2 prompts, got 1; an interval needs more than one sample")
-        if not isinstance(metric, Mapping) and set(kept) & set(train):
-            kept = {f"held out {name}": prompt for name, prompt in kept.items()}
-        if twice := set(kept) & set(train):
-            raise ValueError(f"held_out: sample {next(iter(twice))!r} is among prompts too; give it another name")
+        kept, numbers = _given_held_out(train, metric, held_out, groups)
+    found = cases(model, train | kept, metric, at_clean=False)
+    clips = described(numbers, groups)
+    return {name: found[name] for name in train}, {name: found[name] for name in kept}, clips
+
+
+def _given_held_out(
+    train: Mapping[Any, Prompt], metric: Metrics, held_out: Any, groups: BySample | None
+) -> tuple[dict[Any, Prompt], np.ndarray]:
+    """The prompts to measure on, and the groups of both sides."""
+    if not isinstance(held_out, Prompt) and not len(held_out):
+        raise ValueError("held_out: expected at least 2 prompts, got none; or give a share such as 0.5")
+    given = named_prompts(held_out)
+    if len(given) < 2:
+        raise ValueError("held_out: expected at least 2 prompts, got 1; an interval needs more than one sample")
+    kept = given
+    if not isinstance(metric, Mapping) and set(given) & set(train):
+        kept = {f"held out {name}": prompt for name, prompt in given.items()}
+    if twice := set(kept) & set(train):
+        raise ValueError(f"held_out: sample {next(iter(twice))!r} is among prompts too; give it another name")
     seen = {prompt.fingerprint: name for name, prompt in train.items()}
     for name, prompt in kept.items():
         if prompt.fingerprint in seen:
             raise ValueError(
                 f"held_out: sample {name!r} is the same prompt as {seen[prompt.fingerprint]!r}, from which is learned"
             )
-    found = cases(model, train | kept, metric, at_clean=False)
-    return {name: found[name] for name in train}, {name: found[name] for name in kept}
+    return kept, refuse_shared_clips(train, given, groups, analysis="gates")
+
+
+def _share_of_groups(numbers: np.ndarray, share: Any, seed: int) -> np.ndarray:
+    """Which samples are held out, bool [C]: whole groups drawn until the share is reached, as near as they allow.
+
+    Raises:
+      ValueError: fewer than 2 samples would be held out, or none learned from.
+    """
+    total, sizes = len(numbers), np.bincount(numbers)
+    count = round(float(share) * total) if 0 < share < 1 else 0
+    if not 2 <= count < total:
+        raise ValueError(
+            f"held_out: expected a share between 0 and 1 that leaves 2 of {total} prompts to measure on and 1 "
+            f"to learn from, got {share!r}; pass more prompts"
+        )
+    chosen: list[int] = []
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    for group in order:
+        if sizes[chosen].sum() + sizes[group] <= count:
+            chosen.append(group)
+    for group in sorted(set(order) - set(chosen), key=lambda group: sizes[group]):
+        if sizes[chosen].sum() < 2 and len(chosen) + 1 < len(sizes):  # all groups are larger than the share
+            chosen.append(group)
+    if sizes[chosen].sum() < 2:
+        raise ValueError(
+            f"held_out: expected {total} prompts of clips enough to measure on some and learn from others, got "
+            f"{len(sizes)} {'group' if len(sizes) == 1 else 'groups'} of prompts that share a clip (sizes "
+            f"{sorted(sizes.tolist())}), which stay together; add prompts of other clips, or say with groups= what "
+            "belongs together"
+        )
+    return np.isin(numbers, chosen)
 
 
 def _window(

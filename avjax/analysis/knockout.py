@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from avjax.analysis.random_keys import KeyEdges
 from avjax.analysis.sampled import MetricsBySample, Prompts, metrics_of, sweep_samples
 from avjax.grids import Placement, axis, each_head, each_layer, grid, windows
 from avjax.interventions import Knockout, numbered
+from avjax.metrics import Caption, Metric
 from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts
 from avjax.report.progress import Progress
@@ -80,24 +82,30 @@ def edge_sufficiency(
     progress: bool = True,
     **options: Any,
 ) -> xr.Dataset:
-    """What the queries still do when they attend to one pathway alone, against as many random keys.
+    """What the queries still do when they attend to one pathway alone, against random keys with as many edges.
 
-    A prompt of up to 128 tokens takes one clean pass; of a longer one, two or more random draws share each.
+    An edge is a query and a key that it may attend to, in one head and layer: a key that comes early has more of them
+    than one that comes late, where several tokens ask. A prompt of up to 128 tokens takes one clean pass; of a longer
+    one, two or more random draws share each.
 
     Args:
       pathways: the key groups that are kept, one at a time; every other key is cut.
       always: keys that are kept in any case, random ones too.
       layers: where; None is all layers.
-      num_random: sets of random keys, each as large as the pathway, out of all keys that are not always kept.
+      num_random: sets of random keys, each with the pathway's number of edges, out of all keys that some query sees
+        and that are not always kept. They have its number of keys, too, unless only sets close to the pathway itself
+        have both; where no set has the very number of edges, the nearest is taken. A metric that generates counts
+        edges as if it came to its limit.
       seed: of the random sets.
       options: of `avjax.sweep`, but its progress.
 
     Returns:
       Variables of the metrics over (pathway, sample), `NAME_random` over (draw, pathway, sample), `NAME_clean` over
-      (sample), and `keys`, how many are kept beside those that always are.
+      (sample). Beside those that always are, `keys` are kept, and `kept_edges` of them in each head and layer;
+      `edges` are cut in all. `keys_random`, `kept_edges_random` and `edges_random` are the same of each random set.
 
     Raises:
-      ValueError: a pathway has no keys, or has them all.
+      ValueError: a pathway has no keys that a query sees, or has them all.
 
     Source: Map the Flow (ICLR 2026): keeping a pathway, against random masks of equal size.
     """
@@ -105,58 +113,103 @@ def edge_sufficiency(
         raise ValueError(f"num_random: expected at least 1, got {num_random}; without it nothing says what is little")
     named = named_prompts(prompts)
     by_sample = metrics_of(named, metrics)
-    sets = {name: _kept_keys(prompt, pathways, always) for name, prompt in named.items()}
+    sets = {name: _kept_keys(model, prompt, query, pathways, always, by_sample[name]) for name, prompt in named.items()}
     labels, parts = [s if isinstance(s, str) else str(list(s)) for s in pathways], []
     if len(set(labels)) < len(labels):
         labels = numbered(labels)
     with Progress("pathways", len(named) * (num_random + 1), "sets of keys", enabled=progress) as bar:
         for number, (name, prompt) in enumerate(named.items()):
-            kept, free = sets[name]
-            rng = np.random.default_rng([seed, number])
-            orders = [rng.permutation(free) for _ in range(num_random)]  # one for all sizes: few token groups
-            draws, found = [kept, *([order[: len(k)] for k in kept] for order in orders)], []
-            while draws:
-                together, draws = _split(draws, len(free))
-                cut = [np.setdiff1d(free, keep).tolist() for draw in together for keep in draw]
-                cells = [Knockout(query=query, key=keys, layers=layers) for keys in cut]
+            keys, kept = sets[name]
+            draws = _with_draws(keys, kept, num_random, np.random.default_rng([seed, number]))
+            left, found = draws, []
+            while left:
+                together, left = _split(left)
+                cells = [
+                    Knockout(query=query, key=keys.positions[~mask].tolist(), layers=layers)
+                    for masks in together
+                    for mask in masks
+                ]
                 swept = sweep(model, {name: prompt}, cells, by_sample[name], progress=False, **options)
                 for i in range(len(together)):
                     own = swept.isel(variant=slice(i * len(kept), (i + 1) * len(kept)))
                     found.append(own.drop_vars("variant").rename(variant="pathway").assign_coords(pathway=labels))
                 bar.advance(len(together))
-            parts.append(_with_random(found).assign(keys=("pathway", [len(k) for k in kept])))
+            parts.append(_with_random([_counted(f, keys, masks) for f, masks in zip(found, draws, strict=True)]))
     joined = xr.concat(
         parts, "sample", data_vars="all", coords="minimal", compat="override", combine_attrs="drop_conflicts"
     )
-    joined["keys"].attrs.update(units="count", averages=0)
     return joined.assign_attrs(query=str(query), always=str(always), random_draws=num_random, seed=seed)
 
 
-def _split(draws: list[Any], num_keys: int) -> tuple[list[Any], list[Any]]:
+Masks = list[np.ndarray]  # of each pathway, bool [K]: the keys that are kept
+
+
+def _with_draws(keys: KeyEdges, kept: Masks, num_random: int, rng: np.random.Generator) -> list[Masks]:
+    """The pathways' own keys, and after them those of each random draw."""
+    orders = [rng.permutation(len(keys.positions)) for _ in range(num_random)]  # one for all pathways: few token groups
+    drawn = [keys.drawn(mask, orders, rng) for mask in kept]
+    return [kept, *([of_pathway[i] for of_pathway in drawn] for i in range(num_random))]
+
+
+def _split(draws: list[Masks]) -> tuple[list[Masks], list[Masks]]:
     """As many draws as go into one sweep, since each multiplies the token groups, and the rest."""
-    count = len(draws)
-    while count > 1 and min(num_keys, (len(draws[0]) + 1) ** count) > MAX_GROUPS:
-        count -= 1
+    count = 1
+    while count < len(draws) and _num_groups(draws[: count + 1]) <= MAX_GROUPS:
+        count += 1
     return draws[:count], draws[count:]
 
 
-def _kept_keys(prompt: Prompt, pathways: Sequence[Selector], always: Selector) -> tuple[list[np.ndarray], np.ndarray]:
-    """Prompt positions of each pathway, and all positions that may be cut."""
+def _num_groups(draws: Sequence[Masks]) -> int:
+    return np.unique(np.stack([mask for masks in draws for mask in masks]), axis=1).shape[1]
+
+
+def _kept_keys(
+    model: Model,
+    prompt: Prompt,
+    query: Selector,
+    pathways: Sequence[Selector],
+    always: Selector,
+    metrics: Sequence[Metric],
+) -> tuple[KeyEdges, Masks]:
+    """The keys that may be cut, and which of them each pathway keeps."""
     free = ~select(prompt, always)[:-1]
+    keys = KeyEdges.of(select(prompt, query), free, max(_num_fed(model, metric) for metric in metrics))
     kept = []
     for pathway in pathways:
-        positions = np.flatnonzero(select(prompt, pathway)[:-1] & free)
-        if not 0 < len(positions) < free.sum():
+        named = select(prompt, pathway)[:-1]
+        mask = named[keys.positions]
+        if not 0 < mask.sum() < len(mask):
+            why = ""
+            if (named & free).any() and not mask.any():
+                why = f" (no query {query!r} comes at or after one of its {(named & free).sum()} keys)"
             raise ValueError(
-                f"pathway {pathway!r}: expected some of the {free.sum()} keys beside {always!r}, got {len(positions)}; "
+                f"pathway {pathway!r}: expected some of the {len(mask)} keys beside {always!r}, got {mask.sum()}{why}; "
                 "name a group that the prompt has, and not all of it"
             )
-        kept.append(positions)
-    return kept, np.flatnonzero(free)
+        kept.append(mask)
+    return keys, kept
+
+
+def _num_fed(model: Model, metric: Metric) -> int:
+    """How many generated tokens a metric feeds back, at most."""
+    if isinstance(metric, Caption):
+        return metric.limit - 1
+    return max(0, len(metric.continuation(model)) - 1)
+
+
+def _counted(found: xr.Dataset, keys: KeyEdges, masks: Masks) -> xr.Dataset:
+    """With what one draw keeps beside the keys that always are."""
+    about = {"units": "count", "averages": 0}
+    dims, num_keys = ("pathway", "sample"), [[int(mask.sum())] for mask in masks]
+    kept_edges = [[int(keys.edges[mask].sum())] for mask in masks]
+    return found.assign(
+        keys=(dims, num_keys, about | {"long_name": "keys that are kept"}),
+        kept_edges=(dims, kept_edges, about | {"long_name": "edges that are kept in each head and layer"}),
+    )
 
 
 def _with_random(found: Sequence[xr.Dataset]) -> xr.Dataset:
     """The pathways' own dataset, with the metrics of random sets beside it."""
     own, random = found[0], xr.concat([f.drop_vars("cell") for f in found[1:]], "draw")
-    names = [name for name in own.data_vars if f"{name}_clean" in own] + ["edges"]
+    names = [name for name in own.data_vars if f"{name}_clean" in own] + ["edges", "keys", "kept_edges"]
     return own.assign({f"{name}_random": random[name] for name in names})

@@ -3,8 +3,12 @@
 Axes: F feature set, C clip, D feature, J job (a split with its labels), R regularisation strength, K class, E direction
 of the preconditioner.
 
-What makes it fast, in the order of what it gains. All jobs of a feature set share their products with its features:
-two per step, however many jobs, in float32. Strengths go from strong to weak, each from where the one before ended.
+A job sees the clips that it is trained on and no others: not in its loss, nor in what standardises the features, nor in
+the way that it takes to the optimum. Jobs with the same training clips are trained together.
+
+What makes it fast, in the order of what it gains. Jobs that are trained together share their products with the
+features: two per step, however many jobs, in float32. Strengths go from strong to weak, each from where the one before
+ended.
 Steps are taken in coordinates in which the features are nearly uncorrelated, so few are needed. Logits are linear in
 the parameters, so that the step's length along an L-BFGS direction costs no product at all.
 """
@@ -29,7 +33,7 @@ CURVATURE = 0.15  # of the negative log-likelihood in a logit, roughly; it decid
 SUFFICIENT = 1e-4  # of the expected decrease (Armijo)
 ROUNDING = 1e-6  # relative, of a loss in float32: below it a decrease cannot be seen
 HALVINGS = 20
-NEARLY_CONSTANT = 1e-5  # deviation over a job's clips, in deviations over all, below which it is rounding
+NEARLY_CONSTANT = 1e-5  # deviation under a job's weights, in deviations over its clips, below which it is rounding
 CONSTANT = 1e-6  # standard deviation over mean, below which a feature is constant
 
 
@@ -50,7 +54,7 @@ class Fit:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Data:
-    """One feature set. Base features are standardised with all clips, trained or not; jobs shift and rescale them.
+    """One feature set on the training clips of its jobs, whose own weights shift and rescale the base features.
 
     Kernels, biases and logits sum to 0 over classes, at the optimum and from zero on the way there: the last class
     takes no product.
@@ -176,32 +180,70 @@ def fit(
     Source: Nocedal 1980 (L-BFGS); Halko et al. 2011 (the basis of the preconditioner).
     """
     order = np.argsort(-np.asarray(strengths), kind="stable")
-    x_FCD = jnp.asarray(features, jnp.float32)
-    # Found first and apart: LAPACK's threads would stand in the way of the products.
-    principal = jax.block_until_ready(_principal(x_FCD))
-    others = (
-        jnp.asarray(labels, jnp.int32),
-        jnp.asarray(weights, jnp.float32),
+    labels, weights = np.asarray(labels, np.int32), np.asarray(weights, np.float32)
+    together = _jobs_by_clips(weights)
+    size = max(len(clips) for clips, _ in together)
+    settings = (
         jnp.asarray(np.asarray(strengths)[order], jnp.float32),
         jnp.float32(tolerance),
         jnp.int32(max_steps),
     )
+    parts: list[Fit] = []
+    with Progress("training probes", len(features) * len(together), "feature sets", enabled=progress) as bar:
+        for clips, jobs in together:
+            own = (_filled(labels[jobs][:, clips], size, 1), _filled(weights[jobs][:, clips], size, 1))
+            parts.append(_fit_all(features, clips, size, own, settings, num_classes, bar))
+    back = np.argsort(order)
+    place = np.argsort(np.concatenate([jobs for _, jobs in together]))
+    found: Fit = jax.tree.map(lambda *a: jnp.concatenate(a, 1)[:, place], *parts)
+    by_strength = {n: getattr(found, n)[:, :, back] for n in ("kernel", "bias", "loss", "gradient", "steps")}
+    return dataclasses.replace(found, **by_strength)
+
+
+def _jobs_by_clips(weights: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The different sets of training clips, in order of first appearance, and the jobs of each."""
+    jobs: dict[bytes, list[int]] = {}
+    for job, row in enumerate(weights > 0):
+        jobs.setdefault(row.tobytes(), []).append(job)
+    return [(np.flatnonzero(weights[own[0]] > 0), np.array(own)) for own in jobs.values()]
+
+
+def _filled(x: np.ndarray, size: int, axis: int) -> np.ndarray:
+    """Zeros at the end of an axis: sets of training clips of different sizes share a program."""
+    pad = [(0, size - x.shape[axis]) if i == axis else (0, 0) for i in range(x.ndim)]
+    return np.pad(x, pad)
+
+
+def _fit_all(
+    features: np.ndarray | jax.Array,
+    clips: np.ndarray,
+    size: int,
+    jobs: tuple[np.ndarray, np.ndarray],
+    settings: tuple[jax.Array, ...],
+    num_classes: int,
+    bar: Progress,
+) -> Fit:
+    """The jobs of one set of training clips on every feature set."""
+    there = jnp.arange(size) < len(clips)
+
+    def trained_on(i: int) -> jax.Array:
+        return jnp.asarray(_filled(np.asarray(features[i], np.float32)[clips], size, 0))
+
+    count = len(features)
+    # Found first and apart: LAPACK's threads would stand in the way of the products.
+    principal = [jax.block_until_ready(_principal(trained_on(i), there)) for i in range(count)]
+    own = tuple(map(jnp.asarray, jobs))
 
     def train(i: int) -> Fit:
-        own = jax.tree.map(lambda a: a[i], (x_FCD, principal))
-        return jax.block_until_ready(_fit(*own, *others, num_classes=num_classes))
+        return jax.block_until_ready(_fit(trained_on(i), there, principal[i], *own, *settings, num_classes=num_classes))
 
-    count = len(x_FCD)
     lanes = min(_cores(), count) if jax.default_backend() == "cpu" else 1
     sets = []
-    with Progress("training probes", count, "feature sets", enabled=progress) as bar, ThreadPoolExecutor(lanes) as pool:
+    with ThreadPoolExecutor(lanes) as pool:
         for trained in pool.map(train, range(count)):
             sets.append(trained)
             bar.advance(1)
-    found: Fit = jax.tree.map(lambda *a: jnp.stack(a), *sets)
-    back = np.argsort(order)
-    by_strength = {n: getattr(found, n)[:, :, back] for n in ("kernel", "bias", "loss", "gradient", "steps")}
-    return dataclasses.replace(found, **by_strength)
+    return jax.tree.map(lambda *a: jnp.stack(a), *sets)
 
 
 def _cores() -> int:
@@ -212,6 +254,7 @@ def _cores() -> int:
 @functools.partial(jax.jit, static_argnames="num_classes")
 def _fit(
     x_CD: jax.Array,
+    there_C: jax.Array,
     principal: tuple[jax.Array, ...],
     labels: jax.Array,
     weights: jax.Array,
@@ -223,7 +266,7 @@ def _fit(
 ) -> Fit:
     """Of one feature set; the result has no axis F."""
     basis_DE, variance_E, rest = principal
-    base_CD, centre_D, spread_D = _standardised(x_CD)
+    base_CD, centre_D, spread_D = _standardised(x_CD, there_C)
     mean_JD = _dot("jc,cd->jd", weights, base_CD)
     # From deviations: a mean of squares less a squared mean has none of a small one's digits.
     own_JD = jax.lax.map(lambda j: jnp.sqrt(j[0] @ (base_CD - j[1]) ** 2), (weights, mean_JD))
@@ -338,20 +381,24 @@ def _search(
     return length, nll, total_JC
 
 
-def _standardised(x_CD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Features with mean 0 and deviation 1 over all clips, their mean and their deviation; constants are 0."""
-    mean_D = x_CD.mean(0)
-    centred = x_CD - mean_D
-    deviation_D = jnp.sqrt(jnp.mean(centred**2, 0))
+def _standardised(x_CD: jax.Array, there_C: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Features with mean 0 and deviation 1 over the clips that are there, their mean and their deviation.
+
+    Constants are 0, and so are clips that only fill the array.
+    """
+    there_C1 = there_C[:, None]
+    mean_D = x_CD.mean(0, where=there_C1)
+    centred = jnp.where(there_C1, x_CD - mean_D, 0)
+    deviation_D = jnp.sqrt(jnp.mean(centred**2, 0, where=there_C1))
     varies = deviation_D > CONSTANT * jnp.abs(mean_D)
     return jnp.where(varies, centred, 0) / jnp.where(varies, deviation_D, 1), mean_D, jnp.where(varies, deviation_D, 1)
 
 
 @jax.jit
-def _principal(features: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of standardised features of each set: the directions [F, D, E] in which they vary most, the variances there
-    [F, E], and the mean variance elsewhere [F]."""
-    return jax.lax.map(lambda x_CD: _principal_of(_standardised(x_CD)[0]), features)
+def _principal(x_CD: jax.Array, there_C: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Of standardised features: the directions [D, E] in which they vary most, the variances there [E], and the mean
+    variance elsewhere."""
+    return _principal_of(_standardised(x_CD, there_C)[0])
 
 
 def _principal_of(x_CD: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

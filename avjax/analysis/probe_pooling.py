@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from avjax.analysis.clip_groups import MEDIA, media_of
 from avjax.engine.reference import bucket, pad_inputs
 from avjax.interventions import READ_ONLY
 from avjax.model import Model
@@ -46,7 +47,8 @@ def probe_features(
       pooling: "mean", "last" (of the group's positions) or "max" (by feature).
 
     Returns:
-      `features`, float32 over sample, site, pooling, layer and feature, and `positions`, the size of the group.
+      `features`, float32 over sample, site, pooling, layer and feature, and `positions`, the size of the group. The
+      coordinate `media` says what each sample is made of, by digests: samples that share one are of one clip.
 
     Raises:
       ValueError: a site, pooling or selector does not fit, or a prompt has no such positions.
@@ -82,6 +84,7 @@ def probe_features(
         "pooling": list(ways),
         "layer": np.arange(cfg.num_layers),
         "feature": np.arange(size),
+        MEDIA: ("sample", [" ".join(items) for items in media_of(named.values())]),
         **token_counts(named),
     }
     about = {"units": "activation", "long_name": f"activation pooled over {where}"}

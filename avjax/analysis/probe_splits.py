@@ -8,11 +8,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import xarray as xr
+
+from avjax.analysis.clip_groups import SHOWN, by_sample
 
 TRAIN, VALIDATION, TEST = "train", "validation", "test"
-SHOWN = 5  # names in a message
-BySample = Sequence[Hashable] | np.ndarray | Mapping[Any, Hashable] | xr.DataArray  # in the samples' order, or by name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,17 +29,18 @@ class Labels:
     groups: np.ndarray
 
 
-def checked_labels(samples: Sequence[Any], labels: Any, groups: Any, classes: Sequence[Any] | None) -> Labels:
+def checked_labels(samples: Sequence[Any], labels: Any, groups: np.ndarray, classes: Sequence[Any] | None) -> Labels:
     """Labels by sample.
 
     Args:
-      labels, groups: one per sample, in order, or by sample; groups None makes each sample its own.
+      labels: one per sample, in order, or by sample.
+      groups: int [C], from 0 on (`clip_groups`).
       classes: the order of the classes; None sorts what occurs.
 
     Raises:
       ValueError: labels are missing or of too few classes.
     """
-    values = by_sample(samples, labels, "labels")
+    values = by_sample(samples, labels, "labels", analysis="probes")
     found = set(values)
     if classes is None:
         known = tuple(sorted(found, key=lambda v: (type(v).__name__, v)))
@@ -55,37 +55,7 @@ def checked_labels(samples: Sequence[Any], labels: Any, groups: Any, classes: Se
     if len(known) < 2:
         raise ValueError(f"probes: expected two or more classes, got {', '.join(map(repr, known))} alone; add others")
     index = np.array([known.index(v) for v in values])
-    if groups is None:
-        return Labels(classes=known, index=index, groups=np.arange(len(samples)))
-    names = by_sample(samples, groups, "groups")
-    order = {name: i for i, name in enumerate(dict.fromkeys(names))}
-    return Labels(classes=known, index=index, groups=np.array([order[name] for name in names]))
-
-
-def by_sample(samples: Sequence[Any], values: Any, what: str) -> list[Any]:
-    """A value for each sample, from one per sample in order, a mapping or a DataArray.
-
-    Raises:
-      ValueError: some are missing; the samples are named.
-    """
-    if isinstance(values, xr.DataArray):
-        if values.dims != ("sample",):
-            raise ValueError(f"probes: expected {what} over the dimension sample, got {values.dims}")
-        values = dict(zip(values.sample.values.tolist(), values.values.tolist(), strict=True))
-    if isinstance(values, Mapping):
-        items: list[Any] = [values.get(name) for name in samples]
-    else:
-        items = np.asarray(values).tolist() if isinstance(values, np.ndarray) else list(values)
-        if len(items) != len(samples):
-            raise ValueError(f"probes: expected {what} for each of {len(samples)} samples, got {len(items)}")
-        items = [item.item() if isinstance(item, np.generic) else item for item in items]
-    missing = [name for name, item in zip(samples, items, strict=True) if item is None or item != item]
-    if missing:
-        shown = ", ".join(map(repr, missing[:SHOWN])) + (", ..." if len(missing) > SHOWN else "")
-        raise ValueError(
-            f"probes: {what} are missing for {len(missing)} of {len(samples)} samples: {shown}; leave those samples out"
-        )
-    return items
+    return Labels(classes=known, index=index, groups=groups)
 
 
 def splits(labels: Labels, seeds: Sequence[int], test_fraction: float, validation_fraction: float) -> np.ndarray:
@@ -107,7 +77,8 @@ def splits(labels: Labels, seeds: Sequence[int], test_fraction: float, validatio
     if num_groups <= len(parts):
         raise ValueError(
             f"probes: expected more than {len(parts)} groups of clips, for train and {' and '.join(parts)}, got "
-            f"{num_groups}; no clip would be left to test on"
+            f"{num_groups}; no clip would be left to test on: samples of one clip stay together; add other clips, or "
+            "say with groups= what belongs together"
         )
     has = np.zeros((num_groups, len(labels.classes)), bool)
     has[labels.groups, labels.index] = True

@@ -17,14 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from avjax.analysis.clip_groups import MEDIA, BySample, by_sample, clip_groups, described
 from avjax.analysis.probe_fit import Fit, fit
 from avjax.analysis.probe_pooling import probe_features
 from avjax.analysis.probe_results import Tested, results
 from avjax.analysis.probe_splits import (
     TRAIN,
-    BySample,
     Labels,
-    by_sample,
     checked_labels,
     control_labels,
     splits,
@@ -117,7 +116,9 @@ def train_probes(
     Args:
       features: of `probe_features`; or any array over `sample`, `feature` and other dimensions, which are probed apart.
       labels: one per sample, in order or by sample.
-      groups: samples that must stay on one side of a split, such as all of one clip; None makes each its own.
+      groups: samples that stay on one side of a split, one value per sample, in order or by sample. By default those
+        of one clip: samples that share a sound or a picture, as the features' coordinate `media` says; without that
+        coordinate each is its own.
       classes: the order of the classes; None sorts the labels.
       strengths: of the penalty.
       seeds: each another split into training, validation and test clips, stratified by class.
@@ -144,12 +145,16 @@ def train_probes(
     """
     values, template = stacked(features)
     samples = template.sample.values.tolist()
-    known = checked_labels(samples, labels, groups, classes)
+    media = [str(i) for i in range(len(samples))]
+    if MEDIA in template.coords:
+        media = template.coords[MEDIA].values.tolist()
+    numbers = clip_groups(samples, [items.split() for items in media], groups, analysis="probes")
+    known = checked_labels(samples, labels, numbers, classes)
     strengths, seeds = [float(s) for s in strengths], list(seeds)
     _check_strengths(strengths)
     _check_settings(seeds, max_steps, tolerance, draws, level)
     split = splits(known, seeds, test_fraction, validation_fraction)
-    types = None if control is None else by_sample(samples, control, "control types")
+    types = None if control is None else by_sample(samples, control, "control types", analysis="probes")
     seen = None if types is None else types_seen(types, split)
     jobs = _jobs(known, types, seeds)
     weights = np.tile(split == TRAIN, (len(jobs) // len(seeds), 1)).astype(np.float32)
@@ -173,7 +178,7 @@ def train_probes(
         )
     tested = Tested(labels=known, split=split, jobs=jobs, draws=draws, level=level, tolerance=tolerance)
     coords = {"seed": seeds, "strength": strengths}
-    measured = results(values, found, tested, template, coords)
+    measured = results(values, found, tested, template, coords).assign_attrs(groups=described(numbers, groups))
     if seen is not None:
         about = {"units": "1", "long_name": "share of test clips whose control type is that of a training clip"}
         measured["control_seen"] = "seed", seen, about

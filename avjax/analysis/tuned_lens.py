@@ -20,6 +20,7 @@ import xarray as xr
 from jaxtyping import Array, Float, Int
 
 from avjax.analysis.captions import Captions
+from avjax.analysis.clip_groups import BySample, described, refuse_shared_clips
 from avjax.analysis.places import Places, checked_site, places_of, refuse_unreadable
 from avjax.analysis.projection import CHUNK_BYTES, Translators, chunk_rows, padded_rows, rows_pass
 from avjax.engine.reference import bucket, pad_inputs
@@ -105,6 +106,7 @@ def train_tuned_lens(
     *,
     captions: Captions = None,
     held_out_captions: Captions = None,
+    groups: BySample | None = None,
     max_new_tokens: int = 50,
     steps: int = 300,
     batch_size: int = 64,
@@ -124,14 +126,16 @@ def train_tuned_lens(
 
     Args:
       prompts: to train on.
-      held_out: other prompts, to report the divergence on; nothing is chosen by it.
+      held_out: prompts of other clips, to report the divergence on; nothing is chosen by it.
       where: the token group, as in `logit_lens`. A lens is for the kind of token that it was trained on.
       captions, held_out_captions: as in `logit_lens`.
+      groups: what belongs together and may not be on both sides: a value for each of `prompts` and then of `held_out`,
+        or by sample. By default prompts of one clip, which share a sound or a picture.
       batch_size: positions of a step, drawn from those of all prompts.
       weight_decay: pulls the maps to the logit lens.
 
     Raises:
-      ValueError: something does not fit, before anything is compiled; a prompt is on both sides; or an activation, or
+      ValueError: something does not fit, before anything is compiled; a clip is on both sides; or an activation, or
         what is learned, is not finite.
 
     Source: Belrose et al. 2023, with AdamW in place of SGD.
@@ -145,6 +149,7 @@ def train_tuned_lens(
     for name, prompt in sides["held_out"].items():
         if prompt.fingerprint in known:
             raise ValueError(f"held_out: sample {name!r} is also trained on, as {known[prompt.fingerprint]!r}")
+    clips = refuse_shared_clips(sides["prompts"], sides["held_out"], groups, analysis="tuned lens")
     given = {"prompts": captions, "held_out": held_out_captions}
     looked = {side: places_of(model, named, where, given[side], max_new_tokens) for side, named in sides.items()}
     with Progress("tuned lens: prompts", sum(map(len, looked.values())), "prompts", enabled=progress) as bar:
@@ -160,6 +165,7 @@ def train_tuned_lens(
     how = {"site": str(place), "where": str(where), "steps": steps, "batch_size": batch_size, "seed": seed}
     how |= {"learning_rate": learning_rate, "weight_decay": weight_decay}
     how |= {f"num_{side}": len(places) for side, places in looked.items()}
+    how |= {"groups": described(clips, groups)}
     how |= {"num_positions": data.final.shape[0], "num_held_out_positions": unseen.final.shape[0]}
     report = _report(model, unseen, translators, losses, setting.chunk, how)
     return TunedLens(translators=translators, site=place, report=report)

@@ -41,6 +41,10 @@ class SiteOp:
     source: Source | None = None
     weight: float = 0.0
 
+    @property
+    def adds(self) -> bool:
+        return self.source is not None and bool(np.float32(self.weight) != 0)
+
 
 Op = EdgeOp | SiteOp
 
@@ -112,12 +116,15 @@ def _site_ops(
             case Scale():
                 return [SiteOp(**place, scale=edit.factor)]
             case Steer():
-                return [SiteOp(**place, scale=1.0, source=steer_source(edit, site, config), weight=edit.scale)]
+                weight = edit.scale if np.any(np.asarray(edit.vector)) else 0.0
+                return [SiteOp(**place, scale=1.0, source=steer_source(edit, site, config), weight=weight)]
             case Ablate(mode="zero"):
                 return [SiteOp(**place, scale=0.0)]
             case Ablate():
                 source = ablation_source(edit, site, where, prompt, clean, num_decoded)
-                return [SiteOp(**place, scale=1.0 if edit.mode == "noise" else 0.0, source=source, weight=1.0)]
+                if edit.mode == "noise":
+                    return [SiteOp(**place, scale=1.0, source=source, weight=1.0 if np.float32(edit.noise) else 0.0)]
+                return [SiteOp(**place, scale=0.0, source=source, weight=1.0)]
             case Patch():
                 source = patch_source(edit, site, where, prompt, config, clean, num_decoded)
                 return [SiteOp(**place, scale=0.0, source=source, weight=1.0)]

@@ -9,6 +9,7 @@ import numpy as np
 
 from avjax.engine.lowering import Lowered
 from avjax.engine.operations import EdgeOp, SiteOp, count_edges
+from avjax.models.sites import Site
 from avjax.tokens import TokenGroups
 
 
@@ -20,7 +21,8 @@ class Touched:
       edges: query-key pairs whose weight the edits change, summed over layers and heads.
       blocked_queries: queries left without any visible key, summed over layers and heads; they read zero (or, with
         `compat="published"`, the mean value of all keys).
-      positions: positions at which activations are changed, summed over sites and layers.
+      positions: positions at which activations are changed, summed over sites and layers. What the edits of a place
+        together leave as it is, such as a scaling by 1, is not counted, neither as an edge nor as a position.
     """
 
     edges: int = 0
@@ -31,11 +33,7 @@ class Touched:
 def count_touched(lowered: Lowered, variant: int, num_decoded: int) -> Touched:
     """What one variant reaches when `num_decoded` generated tokens were fed back as queries."""
     ops = lowered.ops[variant]
-    positions = sum(
-        len(op.layers) * (int(op.where[:-1].sum()) + num_decoded * int(op.where[-1]))
-        for op in ops
-        if isinstance(op, SiteOp)
-    )
+    positions = _count_positions([op for op in ops if isinstance(op, SiteOp)], num_decoded)
     edge_ops = [op for op in ops if isinstance(op, EdgeOp)]
     if not edge_ops:
         return Touched(positions=positions)
@@ -48,6 +46,34 @@ def count_touched(lowered: Lowered, variant: int, num_decoded: int) -> Touched:
         edges += count * lowered.counted[key][0]
         blocked += count * lowered.counted[key][1]
     return Touched(edges=edges, blocked_queries=blocked, positions=positions)
+
+
+def _count_positions(ops: Sequence[SiteOp], num_decoded: int) -> int:
+    """Changed positions, each once in a site and layer, whatever the heads and however many edits reach it."""
+    numbers: dict[tuple[Site, int], tuple[int, ...]] = {}
+    for i, op in enumerate(ops):
+        for layer in op.layers:
+            numbers[op.site, layer] = (*numbers.get((op.site, layer), ()), i)
+    total = 0
+    for together, count in collections.Counter(numbers.values()).items():
+        changed = _changed_positions([ops[i] for i in together])
+        total += count * (int(changed[:-1].sum()) + num_decoded * int(changed[-1]))
+    return total
+
+
+def _changed_positions(ops: Sequence[SiteOp]) -> np.ndarray:
+    """bool [T + 1] of one site and layer: where the scales' product is not 1, or something is added, in some head."""
+    changed = np.zeros(len(ops[0].where), bool)
+    for head in {head for op in ops for head in (op.heads or (None,))}:
+        scale, added = np.ones(len(changed), np.float32), np.zeros(len(changed), bool)
+        for op in ops:
+            if op.heads is not None and head not in op.heads:
+                continue
+            scale[op.where] *= np.float32(op.scale)
+            added[op.where] &= np.float32(op.scale) != 0
+            added |= op.where & op.adds
+        changed |= (scale != 1) | added
+    return changed
 
 
 def _places(ops: Sequence[EdgeOp]) -> Mapping[tuple[int, ...], int]:

@@ -194,9 +194,12 @@ def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
             variables[name] = floor(noise, own["units"], own.get("how", ""))
             continue
         inner = about[name]["dims"]
-        variables[name] = ((*dims, *inner), array[:-1].reshape(*layout.shape, *array.shape[1:]), own)
-        if not _is_count(name, own):
-            variables[f"{name}_clean"] = (("sample", *inner), array[-1], own | {"cell": "clean"})
+        counted = _is_count(name, own)
+        edited = own if counted else own | {"cell": "edited"}
+        variables[name] = ((*dims, *inner), array[:-1].reshape(*layout.shape, *array.shape[1:]), edited)
+        if not counted:
+            unedited = {k: v for k, v in own.items() if k != "missing"} | {"cell": "clean"}
+            variables[f"{name}_clean"] = (("sample", *inner), array[-1], unedited)
     if not done.all():
         variables["done"] = (dims, done[:-1].reshape(*layout.shape, -1), {"averages": 0})
     coordinates: dict[str, Any] = {**layout.coordinates, "sample": layout.samples}

@@ -7,6 +7,7 @@ from typing import Any
 
 from avjax.assets.builtin import builtin_directory
 from avjax.grids import as_cells
+from avjax.identity_edits import refuse_identities
 from avjax.interventions import Edit
 from avjax.loading import load
 from avjax.media.decode import MediaError
@@ -118,7 +119,9 @@ def prepare_run(spec: Spec, model: Model | None = None) -> Prepared:
 
 
 def _prepared(spec: Spec, model: Model) -> Prepared:
-    cells = as_cells(spec.build_grid(), model.config.decoder)
+    grid = spec.build_grid()
+    refuse_identities(grid, spec.allow_noop)
+    cells = as_cells(grid, model.config.decoder)
     for edit in (edit for cell in cells.cells for edit in cell.edits):
         edit.layer_indices(model.config.decoder)
         edit.head_indices(model.config.decoder)

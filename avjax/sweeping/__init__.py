@@ -9,6 +9,7 @@ import xarray as xr
 from avjax.compat import Compat
 from avjax.generation import Executor, checked_executor
 from avjax.grids import Grid
+from avjax.identity_edits import refuse_identities
 from avjax.interventions import Edit
 from avjax.metrics import Metric
 from avjax.model import Model, refuse_no_model
@@ -54,6 +55,7 @@ def sweep(
     refuse_no_model(model)
     settings = {"executor": checked_executor(executor), "memory_bytes": memory_bytes, "compat": compat}
     settings |= {"allow_noop": allow_noop, "progress": progress}
+    refuse_identities(grid, allow_noop)
     if store is None:
         from avjax.sweeping.computing import computed
 

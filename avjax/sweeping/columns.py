@@ -120,7 +120,11 @@ class Columns:
             values = self._without_missing(metric, self.values[name])
             told = {"missing": UNREACHED} if metric.name in self._unreached else {}
             values = values.reshape(*cells.shape, *values.shape[1:])
-            variables[name] = ((*dims, *axes[metric]), values, about | told)
+            variables[name] = (
+                (*dims, *axes[metric]),
+                values,
+                about | told | {"cell": "edited"},
+            )  # no difference is clean
             variables[f"{name}_clean"] = (("sample", *axes[metric]), self.clean[name], about | {"cell": "clean"})
             if name in self.noise:
                 variables[f"{name}_floor"] = floor(self.noise[name], metric.unit, HOW[self.how])
