@@ -112,12 +112,11 @@ def test_many_continuations_are_what_they_are_alone(omni_model, prompt, compat):
     chosen = [metrics.LogLikelihood(text, name=f"text_{i}") for i, text in enumerate(texts)]
     rule = "answer->[0:24]@1" if compat else GRID[0]  # whose queries see no prompt key at all
     got = avjax.sweep(omni_model, prompt, rule, chosen, compat=compat, progress=False)
-    for i, text in enumerate(texts):
+    for i, text in enumerate(texts if compat is None else texts[:1]):  # an opened prompt has no published behaviour
         total = 0.0
         for step, token in enumerate(text):
             fed = prompt.continued(text[:step])
             run = avjax.run(omni_model, fed, f"[{SIZE - 1}:{SIZE + step}]->{rule.split('->')[1]}", compat=compat)
             row = np.asarray(run.logits[0], np.float64)
             total += row[token] - np.log(np.exp(row - row.max()).sum()) - row.max()
-        if compat is None or len(text) == 1:
-            np.testing.assert_allclose(got[f"text_{i}"].item(), total, rtol=2e-6, atol=2e-5)
+        np.testing.assert_allclose(got[f"text_{i}"].item(), total, rtol=2e-6, atol=2e-5)
