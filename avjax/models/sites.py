@@ -30,6 +30,7 @@ class Site(StrEnum):
     MASS = "mass"  # N M, attention weights summed over each token group; read only
     VALUE_MASS = "value_mass"  # N M, the same sum of weights times the norm of the head's value; read only
     RECEIVED = "received"  # N M, attention weights summed over the later queries of each token group; read only
+    PEAK = "peak"  # 3, largest size of what the norms before attention, before the MLP and after it are fed; read only
 
 
 # The order in which a layer passes its sites; edits of one layer apply in this order.
@@ -44,7 +45,7 @@ FLOW = (
     Site.RESID_POST,
 )
 HEADED = (Site.Z, Site.VALUE)
-READ_ONLY = (Site.PATTERN, Site.MASS, Site.VALUE_MASS, Site.RECEIVED)
+READ_ONLY = (Site.PATTERN, Site.MASS, Site.VALUE_MASS, Site.RECEIVED, Site.PEAK)
 _HOOK = re.compile(r"(?:blocks\.(?P<layer>\d+)\.)?(?:attn\.)?hook_(?P<name>[a-z_]+)")
 _HOOKS = {"v": Site.VALUE, **{site.value: site for site in Site if site not in READ_ONLY[1:]}}
 
