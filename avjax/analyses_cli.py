@@ -402,12 +402,10 @@ def _show(found: "xr.Dataset", names: Sequence[str], out: Path | None, as_json: 
 def _clips(found: "xr.Dataset", name: str) -> str:
     """How many clips a mean is over: those in which the variable is missing everywhere are left out of it."""
     count, values = found.sizes.get("sample", 1), found[name]
-    if (
-        "sample" not in values.dims
-        or not (missing := values.isnull().all([d for d in values.dims if d != "sample"])).any()
-    ):
+    if "sample" not in values.dims:
         return str(count)
-    return f"{count - int(missing.sum())} of {count}"
+    missing = int(values.isnull().all([d for d in values.dims if d != "sample"]).sum())
+    return f"{count - missing} of {count}" if missing else str(count)
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """An overflow is refused by every way in, also where a later norm hides it; what stays finite is computed as before.
 
-Scales of a random Qwen2.5-Omni decoder: an activation of about 1, times 1e15 twice, is far beyond what a norm can square.
+Scales of a random Qwen2.5-Omni decoder: an activation of about 1, times 1e15 twice, is far beyond what a norm squares.
 """
 
 from typing import Any
@@ -67,7 +67,7 @@ WAYS = {
 SHOWN = {
     "the embeddings of the sound, which no read-out shows": scaled("audio", "embed", None),
     "the last position": scaled("last", "embed", None),
-    "inside a layer": scaled("audio", "mlp_out", 2) + [avjax.Scale("audio", 0.0, site="resid_post", layers=[4])],
+    "inside a layer": [*scaled("audio", "mlp_out", 2), avjax.Scale("audio", 0.0, site="resid_post", layers=[4])],
     "the values that heads read": scaled("audio", "value", 3),
     "the last layer's output": scaled("last", "resid_post", L - 1),
 }
@@ -85,34 +85,34 @@ def test_every_way_in_refuses(model: avjax.Model, way: str, what: str):
 
 
 @pytest.mark.parametrize("way", ["run", "generate", "sweep"])
-def test_also_in_bfloat16_and_by_vectors(half: avjax.Model, way: str):
+def test_also_in_bfloat16(half: avjax.Model, way: str):
+    with pytest.raises(avjax.ActivationOverflow, match="activations reach"):
+        WAYS[way](half, sound_prompt(half), scaled("audio", "embed", None))
+
+
+@pytest.mark.parametrize("where", ["audio", "last"])
+def test_also_by_vectors(half: avjax.Model, where: str):
     prompt, width = sound_prompt(half), half.config.decoder.embed_dim
-    for edits in (
-        scaled("audio", "embed", None),
-        steered("audio", 2, 1e12, width),
-        steered("last", L - 1, 1e20, width),
-    ):
-        with pytest.raises(avjax.ActivationOverflow, match="activations reach"):
-            WAYS[way](half, prompt, edits)
-    WAYS[way](half, prompt, steered("audio", 2, 1e5, width))  # 1e15: large, and what follows is still a number
+    with pytest.raises(avjax.ActivationOverflow, match="activations reach"):
+        avjax.run(half, prompt, *steered(where, L - 1 if where == "last" else 2, 1e12, width))
+    avjax.run(half, prompt, *steered(where, 2, 1e5, width))  # 1e15: large, and what follows is still a number
 
 
 def test_refused_by_one_means_refused_by_all(model: avjax.Model):
-    """Drawn edits near the limit: run, and both executors of generate and sweep, refuse the same ones."""
+    """Drawn edits near the limit: run, generate and both executors of sweep refuse the same ones."""
     prompt, width = sound_prompt(model), model.config.decoder.embed_dim
-    ways = ("run", "generate", "generate, reference", "sweep", "sweep, reference")
+    ways = ("run", "generate", "sweep", "sweep, reference")
     seen = []
 
     @settings(max_examples=12)
     @given(
         where=st.sampled_from(["audio", "last"]),
         layer=st.integers(0, L - 1),
-        site=st.sampled_from(["resid_mid", "resid_post"]),
         power=st.integers(4, 14),
     )
-    def check(where: str, layer: int, site: str, power: int):
+    def check(where: str, layer: int, power: int):
         vector = np.full(width, 10.0**power)
-        edits = [avjax.Steer(where, vector, scale=1e6, site=site, layers=[layer])]
+        edits = [avjax.Steer(where, vector, scale=1e6, site="resid_mid", layers=[layer])]
         refused = []
         for way in ways:
             try:
@@ -152,11 +152,12 @@ def test_generated_tokens_alone_may_overflow(model: avjax.Model):
 
 @pytest.mark.parametrize("value", [1e30, np.inf, np.nan])
 def test_a_broken_checkpoint_is_refused_by_analyses(model: avjax.Model, value: float):
-    """Layer 2 gives one dimension of the residual a value beyond a norm; the last layer takes it away again."""
+    """Layer 2 gives one dimension of the residual a value beyond a norm, at every position."""
     down = model.network.decoder.layers.mlp.down
     good = down.kernel[...]
     prompt, metric = {"clip": sound_prompt(model)}, LogitDiff(3, 4)
-    pair = {**prompt, "other": model.prompt("Say something else.", audio=(np.ones(16_000, np.float32) / 9, 16_000))}
+    sound = np.sin(np.arange(16_000, dtype=np.float32)) / 9
+    pair = {words: model.prompt(words, audio=(sound, 16_000)) for words in ("And this?", "What is it?")}
     down.kernel[...] = good.at[2, :, 5].set(jnp.float32(value))
     calls = {
         "attribute": lambda: analysis.attribute(model, prompt, metric, top=0, progress=False),
@@ -164,11 +165,9 @@ def test_a_broken_checkpoint_is_refused_by_analyses(model: avjax.Model, value: f
             model, prompt, metric, held_out=pair, key="audio", steps=1, num_random=1, progress=False
         ),
         "lens": lambda: analysis.logit_lens(model, prompt, layers=[L - 1], site="attn_out", progress=False),
-        "tuned lens": lambda: analysis.train_tuned_lens(
-            model, prompt, {"other": pair["other"]}, site="attn_out", steps=1, progress=False
-        ),
+        "tuned lens": lambda: analysis.train_tuned_lens(model, prompt, pair, site="attn_out", steps=1, progress=False),
         "latent": lambda: analysis.latent_audio_understanding(
-            model, prompt, ["dog"], ["rain"], site="attn_out", progress=False
+            model, prompt, ["dog"], ["music"], site="attn_out", progress=False
         ),
         "probes": lambda: analysis.probe_features(model, prompt, ["attn_out"], progress=False),
         "sinks": lambda: analysis.find_sinks(model, prompt, progress=False),

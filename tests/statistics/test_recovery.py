@@ -1,7 +1,7 @@
-"""A recovery is a share of a gap: where rounding could have made the gap, it is missing, and the dataset says how often.
+"""A recovery is a share of a gap: where rounding could have made the gap it is missing, and how often that is is said.
 
-On tiny-av in float32 and bfloat16: clips whose sound is muted although they have none, and clips whose picture,
-which decides what is said to be heard, turns black.
+On tiny-av in float32 and bfloat16: clips of which nothing was corrupted, clips whose picture, which decides what is
+said to be heard, turns black, and clips with noise over it.
 """
 
 import dataclasses
