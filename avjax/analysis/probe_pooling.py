@@ -73,7 +73,8 @@ def probe_features(
             mask[: len(prompt)] = masks[name]
             inputs = pad_inputs(model.encode(prompt), padded)
             values[i], fed = _pooled(model.network.decoder, inputs, jnp.asarray(mask), sites=found, ways=ways)
-            refuse_overflow([*np.ravel(fed), *row_sizes(values[i]).ravel()], f"probe_features: sample {name!r}")
+            sizes = [*np.ravel(fed), *np.ravel(row_sizes(jnp.asarray(values[i])))]
+            refuse_overflow(sizes, f"probe_features: sample {name!r}")
             bar.advance(1)
     dims = ("sample", "site", "pooling", "layer", "feature")
     coords = {

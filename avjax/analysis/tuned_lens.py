@@ -207,9 +207,10 @@ def _gathered(model: Model, site: Site, looked: Mapping[Any, Places], bar: Progr
         inputs = pad_inputs(model.encode(places.prompt), bucket(len(places.prompt)))
         rows = jnp.asarray(padded_rows(places.rows, ROWS_BUCKET))
         last, at_site, fed = rows_pass(model.network.decoder, inputs, rows, site=site)
-        last, at_site = np.asarray(last)[: len(places.rows)], np.asarray(at_site)[:, : len(places.rows)]
-        refuse_unreadable(np.asarray(row_sizes(at_site)), name, site, layers, places.rows)
+        sizes = np.asarray(row_sizes(at_site))[:, : len(places.rows)]
+        refuse_unreadable(sizes, name, site, layers, places.rows)
         refuse_overflow([*np.ravel(fed), *np.ravel(row_sizes(last))], f"sample {name!r}")
+        last, at_site = np.asarray(last)[: len(places.rows)], np.asarray(at_site)[:, : len(places.rows)]
         seen.append(at_site)
         final.append(last)
         bar.advance(1)

@@ -111,8 +111,8 @@ def replay(
         if query_sets is None and num_reads < num_rows:
             return layer(last, carry, reads)  # only what is read out
         later = all_rows.positions - prompt.first_read
-        x, *rest = layer(last, carry, read=(later >= 0) & (later < num_reads))
-        return reads(x, -2), *rest
+        x, cache, mass, largest = layer(last, carry, read=(later >= 0) & (later < num_reads))
+        return reads(x, -2), cache, mass, largest
 
     def untouched(carry: Carry) -> Carry:
         return jnp.broadcast_to(clean.final, (num_variants, *clean.final.shape)), *carry[1:]

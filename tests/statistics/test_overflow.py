@@ -204,20 +204,20 @@ def test_forward_leaves_the_check_to_its_caller(model: avjax.Model):
     prompt = sound_prompt(model)
     inputs, fine = avjax.lower_edits(model, prompt, "last->audio")
     _, seen = avjax.forward(model, inputs, fine, capture=(avjax.Site.PEAK,))
-    assert seen["peak"].shape == (L, len(prompt), 3)
+    assert seen[avjax.Site.PEAK].shape == (L, len(prompt), 3)
     residual = avjax.run(
         model, prompt, "last->audio", capture=["resid_pre", "resid_mid", "resid_post", "peak"]
     ).captures
     for place, site in enumerate(("resid_pre", "resid_mid", "resid_post")):
         sizes = np.abs(np.asarray(residual[site])).max(-1)
         np.testing.assert_allclose(residual["peak"][..., place], sizes, rtol=1e-6)
-    np.testing.assert_allclose(seen["peak"], residual["peak"], rtol=1e-4, atol=1e-5)
-    avjax.refuse_overflow(seen["peak"])
+    np.testing.assert_allclose(seen[avjax.Site.PEAK], residual["peak"], rtol=1e-4, atol=1e-5)
+    avjax.refuse_overflow(seen[avjax.Site.PEAK])
     inputs, huge = avjax.lower_edits(model, prompt, *scaled("audio", "embed", None))
     logits, seen = jax.jit(avjax.forward, static_argnames="capture")(model, inputs, huge, capture=(avjax.Site.PEAK,))
     assert np.isfinite(logits[-1]).all(), "nothing in the result tells of it"
     with pytest.raises(avjax.ActivationOverflow, match="this pass: activations reach"):
-        avjax.refuse_overflow(seen["peak"])
+        avjax.refuse_overflow(seen[avjax.Site.PEAK])
     assert "refuse_overflow" in (avjax.forward.__doc__ or "")
 
 
