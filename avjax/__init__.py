@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from avjax.api import Run, forward, lower_edits, run
     from avjax.compilation import cache_compilations
     from avjax.encoder_cache import cache_encodings
+    from avjax.engine.overflow import ActivationOverflow, refuse_overflow
     from avjax.generation import Generation, generate, generate_variants
     from avjax.grids import Grid, axis, each_group, each_head, each_layer, grid, windows
     from avjax.interventions import Ablate, Knockout, Patch, Scale, ScaleAttention, Steer, parse_rules
@@ -28,6 +29,7 @@ _HOMES = {
     "avjax.api": ("Run", "forward", "lower_edits", "run"),
     "avjax.compilation": ("cache_compilations",),
     "avjax.encoder_cache": ("cache_encodings",),
+    "avjax.engine.overflow": ("ActivationOverflow", "refuse_overflow"),
     "avjax.generation": ("Generation", "generate", "generate_variants"),
     "avjax.grids": ("Grid", "axis", "each_group", "each_head", "each_layer", "grid", "windows"),
     "avjax.interventions": ("Ablate", "Knockout", "Patch", "Scale", "ScaleAttention", "Steer", "parse_rules"),
@@ -49,6 +51,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "VARIANTS",
     "Ablate",
+    "ActivationOverflow",
     "BlankVideo",
     "Generation",
     "Grid",
@@ -87,6 +90,7 @@ __all__ = [
     "metrics",
     "parse_rules",
     "plan",
+    "refuse_overflow",
     "run",
     "statistics",
     "sweep",

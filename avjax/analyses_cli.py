@@ -150,6 +150,13 @@ def trace(
     group: Annotated[list[str] | None, typer.Option(help="Tokens that are restored; may be repeated.")] = None,
     site: Annotated[list[str] | None, typer.Option(help="Where; may be repeated.")] = None,
     width: Annotated[int, typer.Option(min=1, help="Layers in a window.")] = 1,
+    min_gap: Annotated[
+        float | None,
+        typer.Option(
+            help="Nats by which the clean and the corrupt run must differ for a recovery; by default 8 times what "
+            "rounding does to them."
+        ),
+    ] = None,
     dtype: DType = "float32",
     order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
     out: Out = None, as_json: Json = False,
@@ -177,9 +184,12 @@ def trace(
         answers, others = _each(clean, answer, "--answer"), _each(clean, other, "--other")
         found = traced(
             loaded, clean, broken, answers, others, groups=group or (*MODALITIES, "last"),
-            sites=site or ("resid_post",), width=width,
+            sites=site or ("resid_post",), width=width, min_gap=min_gap,
         )  # fmt: skip
         _show(found, ("ie_clean", "ie_corrupt", "recovery"), out, as_json)
+        if not as_json:
+            typer.echo(f"recovery is missing in {found.attrs['recovery_missing']}, whose runs differ too little;")
+            typer.echo(f"the smallest gap is {found.attrs['min_gap']}")
 
 
 @analyses.command()
@@ -388,10 +398,19 @@ def _show(found: "xr.Dataset", names: Sequence[str], out: Path | None, as_json: 
         if name in found:
             dims, units = ("sample", *over), str(found[name].attrs.get("units", ""))
             values, below = found[name].mean([d for d in dims if d in found[name].dims]), below_floor(found, name, dims)
-            typer.echo(f"{name} ({units}), mean over {found.sizes.get('sample', 1)} clips")
+            typer.echo(f"{name} ({units}), mean over {_clips(found, name)} clips")
             typer.echo(mean_table(values, below))
             if line := floor_line(below, found.get(f"{name}_floor"), units):
                 typer.echo(line)
+
+
+def _clips(found: "xr.Dataset", name: str) -> str:
+    """How many clips a mean is over: those in which the variable is missing everywhere are left out of it."""
+    count, values = found.sizes.get("sample", 1), found[name]
+    if "sample" not in values.dims:
+        return str(count)
+    missing = int(values.isnull().all([d for d in values.dims if d != "sample"]).sum())
+    return f"{count - missing} of {count}" if missing else str(count)
 
 
 def _plain(value: Any) -> Any:

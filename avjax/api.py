@@ -10,10 +10,11 @@ import numpy as np
 from avjax.compat import Compat, attention_compat, checked_compat, compatible_prompt
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
-from avjax.engine.reference import bucket, logits_at, pad_inputs, prefill
+from avjax.engine.overflow import refuse_overflow
+from avjax.engine.reference import bucket, largest_read, logits_at, pad_inputs, prefill
 from avjax.engine.touched import Touched, count_touched
 from avjax.identity_edits import refuse_identities
-from avjax.interventions import Edit, as_edits, for_sample
+from avjax.interventions import Edit, as_edits, for_sample, name_of
 from avjax.model import Model, refuse_no_model
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site, parse_site
@@ -71,7 +72,8 @@ def run(
       capture: sites (`avjax.Site`) or TransformerLens names to return; the others cost nothing. "mass" is the attention
         pattern summed over token groups, without a T x T array; "value_mass" weighs it by the norm of each key's value
         (per head, before the output projection); "received" is what each position is paid by the later queries of each
-        token group, summed over them; "pattern" is the array itself.
+        token group, summed over them; "pattern" is the array itself. "peak" is the largest size of what the norms
+        before attention, before the MLP and after the layer are fed.
       groups: selectors whose attention mass is wanted, with capture="mass", "value_mass" or "received".
       compat: "published" treats a query whose every visible key is blocked as the published code does: it attends to
         all keys equally. By default it reads zero. "published-script" is that, and the positions that the published
@@ -80,6 +82,7 @@ def run(
 
     Raises:
       ValueError: an edit, site or selector does not fit the model or the prompt.
+      OverflowError: activations that the logits, or with captures any position, depend on grew beyond float32.
     """
     refuse_no_model(model)
     model.check(prompt)
@@ -110,9 +113,11 @@ def run(
         inputs,
         intervention,
         jnp.asarray(padded),
-        capture=wanted,
+        capture=tuple(dict.fromkeys((*wanted, Site.PEAK))),
         compat=attention_compat(compat),
     )
+    largest = _largest_read(seen[Site.PEAK], inputs, None if wanted else jnp.asarray(padded))
+    refuse_overflow(largest, name_of(as_edits(interventions)))
     seen = {site: _unpadded(site, values, len(prompt)) for site, values in seen.items()}
     return Run(
         logits=logits[: len(positions)],
@@ -132,9 +137,17 @@ def forward(
     Pure: `jit` with `static_argnames="capture"`; `vmap` over stacked interventions with `in_axes=avjax.VARIANTS` for
     `intervention`, which leaves their shared sources alone; `grad` with respect to its factors and scales.
 
+    Nothing pure can refuse its own results, so the check for overflow that `run`, `generate` and `sweep` make is left
+    to the caller: where an activation passes 1e17, a norm gives zeros or NaN, and logits follow that mean nothing even
+    where they are finite. Capture "peak" and hand it over, outside of `jit` (inside, keep its maximum):
+
+        logits, seen = avjax.forward(model, inputs, intervention, capture=("peak",))
+        avjax.refuse_overflow(seen["peak"])
+
     Args:
       inputs: what `lower_edits` or `model.encode` returns.
       intervention: over the token groups of `inputs`; None reproduces the checkpoint.
+      capture: sites; "peak" float32 [L, T, 3] is the largest size of what each norm is fed.
     """
     x, _, seen = prefill(model.network.decoder, inputs, intervention, capture=[Site(site) for site in capture])
     return model.network.decoder.logits(x), seen
@@ -151,6 +164,9 @@ def lower_edits(model: Model, prompt: Prompt, *interventions: Edit | str) -> tup
         clean=CleanRuns(model),
     )
     return model.encode(prompt, lowered.groups), lowered.intervention(0, len(prompt))
+
+
+_largest_read = jax.jit(largest_read)
 
 
 def _unpadded(site: Site, values: jax.Array, size: int) -> jax.Array:

@@ -95,6 +95,7 @@ def generate_variants(
 
     Raises:
       ValueError: an edit does not fit the model or the prompt, or `max_new_tokens` is below 1.
+      OverflowError: activations grew beyond float32; the variant is named.
     """
     refuse_no_model(model)
     model.check(prompt)
@@ -141,7 +142,6 @@ def decoded(session: Session, max_new_tokens: int, penalty: float, executor: Exe
     results: dict[int, Generation] = {}
     for batch in session.planned:
         shared, own, variants = _prompts(session, batch, executor)
-        session.refuse_overflow(batch.variants, np.asarray(own.last)[: len(batch.variants)])
         tokens, lengths, logits, largest = decode(
             model.network.decoder,
             shared,
@@ -166,7 +166,9 @@ def _prompts(session: Session, batch: Batch, executor: Executor) -> tuple[Shared
     """The prompt that a batch's variants share, what each has of its own, and their edits."""
     if executor == "replay":
         found = session.replay_batch(batch, keep_cache=True)
-        own = OwnPrompt(keys=found.keys, values=found.values, last=found.residual[:, 0])
+        # A variant's prompt is the clean run's before its own rows.
+        largest = jnp.maximum(found.largest, session.shared.clean.largest)
+        own = OwnPrompt(keys=found.keys, values=found.values, last=found.residual[:, 0], largest=largest)
         return session.shared, own, session.stacked(batch.padded())
     variants = session.unfolded(batch.padded())
     decoder = session.model.network.decoder

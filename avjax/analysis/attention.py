@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
@@ -17,7 +16,7 @@ from avjax.analysis.sampled import with_prompts
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.reads import AttentionRead, Reads
-from avjax.engine.reference import prefill
+from avjax.engine.reference import largest_read, prefill
 from avjax.engine.session import Session
 from avjax.identity_edits import refuse_identities
 from avjax.interventions import Edit, as_edits, for_sample
@@ -175,11 +174,10 @@ def _read(session: Session, keys: Sequence[Selector], rows: np.ndarray) -> tuple
 def _masses(
     decoder: Decoder, inputs: Inputs, edit: Intervention | None, rows: jax.Array, members: jax.Array
 ) -> tuple[list[jax.Array], jax.Array]:
-    """[Q, C, L, N] of both sites; and the largest final residual of the real positions."""
-    x_TD, _, seen = prefill(decoder, inputs, edit, capture=(Site.MASS, Site.VALUE_MASS))
-    real = jnp.arange(x_TD.shape[0])[:, None] < inputs.length
+    """[Q, C, L, N] of both sites; and the largest size of what a norm was fed, see `avjax.engine.overflow`."""
+    _, _, seen = prefill(decoder, inputs, edit, capture=(Site.MASS, Site.VALUE_MASS, Site.PEAK))
     sums = [dot("lnqm,mc->qcln", seen[site][:, :, rows], members) for site in (Site.MASS, Site.VALUE_MASS)]
-    return sums, jnp.max(jnp.where(real, jnp.abs(x_TD.astype(jnp.float32)), 0.0))
+    return sums, largest_read(seen[Site.PEAK], inputs)
 
 
 def _reduced(asked: Asked, mass: np.ndarray, weighted: np.ndarray, per_token: bool) -> dict[str, np.ndarray]:

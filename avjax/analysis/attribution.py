@@ -14,10 +14,11 @@ import numpy as np
 import xarray as xr
 from jax.scipy.stats import rankdata
 
-from avjax.analysis.gradients import Rows, Target, objective, prepared
+from avjax.analysis.gradients import Rows, Target, prepared, watched_objective
 from avjax.analysis.objective import Case, Metrics, arithmetic, cases, exact, of_one_kind, refuse_missing
 from avjax.analysis.sampled import with_prompts
 from avjax.config import DecoderConfig
+from avjax.engine.overflow import refuse_overflow
 from avjax.interventions import Edit, Knockout, Scale
 from avjax.metrics import Metric
 from avjax.model import Model
@@ -152,9 +153,10 @@ def _several(given: Any) -> tuple[Selector, ...]:
 def _screened(model: Model, plan: _Plan, case: Case) -> dict[str, np.ndarray]:
     """One sample's estimates and counts by variable."""
     ready = prepared(model, case, plan.masks(case))
-    value, gradient = gate_slopes(
+    (value, largest), gradient = gate_slopes(
         model.network.decoder, ready.rows, ready.target, metric=arithmetic(case.metric), sites=plan.sites
     )
+    refuse_overflow(largest, f"sample {case.sample!r}")
     leaves = [value, *jax.tree.leaves(gradient)]
     if not all(np.isfinite(np.asarray(leaf)).all() for leaf in leaves):
         raise ValueError(f"sample {case.sample!r}: the metric or its gradient is not finite; look at its clip")
@@ -179,23 +181,25 @@ Gates = tuple[jax.Array, dict[Site, jax.Array]]  # L N M M; L M [N]
 @functools.partial(jax.jit, static_argnames=("metric", "sites"))
 def gate_slopes(
     decoder: Decoder, rows: Rows, target: Target, *, metric: Metric, sites: tuple[Site, ...]
-) -> tuple[jax.Array, Gates]:
-    """The clean metric [], and its slope along every gate and scale, in one backward pass."""
+) -> tuple[tuple[jax.Array, jax.Array], Gates]:
+    """The clean metric [], and its slope along every gate and scale, in one backward pass.
+
+    Beside the metric is the largest size of what a norm was fed.
+    """
     cfg, size = decoder.cfg, rows.num_groups
     ones: Gates = (
         jnp.ones((cfg.num_layers, cfg.num_heads, size, size), jnp.float32),
         {site: jnp.ones(_scale_shape(site, cfg, size), jnp.float32) for site in sites},
     )
 
-    def value(gates: Gates) -> jax.Array:
+    def value(gates: Gates) -> tuple[jax.Array, jax.Array]:
         factor, scales = gates
         edits = {site: _scaled(scale) for site, scale in scales.items()}
         sources = {site: _nothing(site, cfg, len(rows.groups)) for site in sites}
-        return objective(
-            decoder, rows, Intervention(attention_factor=factor, sites=edits, sources=sources), target, metric
-        )
+        edit = Intervention(attention_factor=factor, sites=edits, sources=sources)
+        return watched_objective(decoder, rows, edit, target, metric)
 
-    return jax.value_and_grad(value)(ones)
+    return jax.value_and_grad(value, has_aux=True)(ones)
 
 
 def _scale_shape(site: Site, cfg: DecoderConfig, num_groups: int) -> tuple[int, ...]:

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from avjax.analysis.gradients import Prepared, Rows, Target, objective, prepared
+from avjax.analysis.gradients import Prepared, Rows, Target, prepared, watched_objective
 from avjax.analysis.objective import Case, arithmetic
+from avjax.engine.overflow import refuse_overflow
 from avjax.interventions import Knockout
 from avjax.metrics import Metric
 from avjax.model import Model
@@ -124,7 +125,8 @@ def learned(
             metric=group.metric,
             penalty=training.penalty,
         )
-        mean, cuts = (float(value) for value in found)
+        mean, cuts, largest = (float(value) for value in found)
+        refuse_overflow(largest, f"step {step}")
         if not np.isfinite([mean, cuts, *np.asarray(parameters).ravel()]).all():
             raise ValueError(f"step {step}: the metric or its gradient is not finite; look at the prompts")
         for name, value in zip(curve, (mean, cuts, mean - training.strength * cuts), strict=True):
@@ -146,25 +148,29 @@ def _step(
     *,
     metric: Metric,
     penalty: Penalty,
-) -> tuple[jax.Array, Any, tuple[jax.Array, jax.Array]]:
-    """One step of Adam on a batch [B] of cases; returns the batch's mean metric and the expected cuts beside."""
+) -> tuple[jax.Array, Any, tuple[jax.Array, jax.Array, jax.Array]]:
+    """One step of Adam on a batch [B] of cases.
+
+    Also returns the batch's mean metric, the expected cuts, and the largest size of what a norm was fed.
+    """
     (parameters, state), (learning_rate, strength) = learned, settings
 
-    def value(parameters: jax.Array, case: jax.Array, key: jax.Array) -> jax.Array:
+    def value(parameters: jax.Array, case: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         rows, target, edges_MM = jax.tree.map(lambda leaf: leaf[case], group)
         cut = _noisy(parameters, key) if penalty == "l0" else parameters
         factor = 1 - _spread(cut, decoder, window)[..., None, None] * edges_MM
-        return objective(decoder, rows, Intervention(attention_factor=factor), target, metric)
+        return watched_objective(decoder, rows, Intervention(attention_factor=factor), target, metric)
 
     keys = jax.random.split(key, len(index))
     # One case after the other: memory for one backward pass.
-    values, slopes = jax.lax.map(lambda x: jax.value_and_grad(value)(parameters, *x), (index, keys))
+    slope_of = jax.value_and_grad(value, has_aux=True)
+    (values, largest), slopes = jax.lax.map(lambda x: slope_of(parameters, *x), (index, keys))
     cuts, cost = jax.value_and_grad(_expected_cuts)(parameters, penalty)
     changes, state = optax.adam(learning_rate).update(strength * cost - slopes.mean(0), state, parameters)
     parameters = jnp.asarray(optax.apply_updates(parameters, changes))
     if penalty == "l1":
         parameters = jnp.asarray(optax.projections.projection_hypercube(parameters))
-    return parameters, state, (values.mean(), cuts)
+    return parameters, state, (values.mean(), cuts, largest.max())
 
 
 def _spread(cut: jax.Array, decoder: Decoder, window: tuple[jax.Array, jax.Array]) -> jax.Array:

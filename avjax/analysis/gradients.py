@@ -18,7 +18,8 @@ import numpy as np
 from avjax.analysis.objective import Case, metric_value
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
-from avjax.engine.reference import bucket, pad_inputs, prefill
+from avjax.engine.overflow import NORMED, refuse_overflow, row_sizes
+from avjax.engine.reference import bucket, largest_read, pad_inputs, prefill
 from avjax.engine.scoring import read_block
 from avjax.metrics import Metric
 from avjax.model import Model
@@ -116,7 +117,8 @@ def prepared(
     )
     made = _rows(inputs, first, count)
     if with_clean:
-        keys, values, clean = _clean(model.network.decoder, inputs, target, jnp.int32(case.first_read))
+        keys, values, clean, largest = _clean(model.network.decoder, inputs, target, jnp.int32(case.first_read))
+        refuse_overflow(largest, f"sample {case.sample!r}")
         if first:
             made = dataclasses.replace(made, keys=keys, values=values)
         target = dataclasses.replace(target, clean=clean)
@@ -150,17 +152,25 @@ def _rows(inputs: Inputs, first: int, count: int) -> Rows:
 
 
 @jax.jit
-def _clean(decoder: Decoder, inputs: Inputs, target: Target, first_read: jax.Array) -> tuple[Any, Any, Any]:
-    """Keys and values [L, S, K, H] of the clean run, and its read-outs."""
-    x, (keys, values), _ = prefill(decoder, inputs, None)
-    return keys, values, _read(decoder, x, target, first_read)
+def _clean(decoder: Decoder, inputs: Inputs, target: Target, first_read: jax.Array) -> tuple[Any, Any, Any, Any]:
+    """Keys and values [L, S, K, H] of the clean run, its read-outs, and the largest size of what a norm was fed."""
+    x, (keys, values), seen = prefill(decoder, inputs, None, capture=(Site.PEAK,))
+    return keys, values, _read(decoder, x, target, first_read), largest_read(seen[Site.PEAK], inputs)
 
 
 def objective(decoder: Decoder, rows: Rows, edit: Intervention, target: Target, metric: Metric) -> jax.Array:
     """The metric [] under an edit over the rows' token groups; differentiable in its factors, scales and weights."""
-    at = _read(decoder, final_rows(decoder, rows, edit), target, target.first_read)
+    return watched_objective(decoder, rows, edit, target, metric)[0]
+
+
+def watched_objective(
+    decoder: Decoder, rows: Rows, edit: Intervention, target: Target, metric: Metric
+) -> tuple[jax.Array, jax.Array]:
+    """`objective`, and the largest size [] of what a norm was fed, which has no slope; see `avjax.engine.overflow`."""
+    x, largest = _final_rows(decoder, rows, edit)
+    at = _read(decoder, x, target, target.first_read)
     clean = jax.lax.stop_gradient(at) if target.clean is None else target.clean
-    return metric_value(metric, target.prepared, at, clean)
+    return metric_value(metric, target.prepared, at, clean), largest
 
 
 def _read(decoder: Decoder, x: jax.Array, target: Target, first: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -174,15 +184,28 @@ def _read(decoder: Decoder, x: jax.Array, target: Target, first: jax.Array) -> t
 
 def final_rows(decoder: Decoder, rows: Rows, edit: Intervention) -> jax.Array:
     """The final residual [R, D]; equal to the reference pass there, if no edit reaches an earlier position."""
+    return _final_rows(decoder, rows, edit)[0]
+
+
+def _final_rows(decoder: Decoder, rows: Rows, edit: Intervention) -> tuple[jax.Array, jax.Array]:
+    """The final residual [R, D], and the largest size [] of what a norm was fed."""
+    exists = rows.first_row + jnp.arange(rows.embeddings.shape[0]) < rows.length
     rotary = decoder.rotary(rows.positions, rows.embeddings.dtype)
     groups = jax.lax.dynamic_slice_in_dim(rows.groups, rows.first_row, rows.embeddings.shape[0])
     kept = None if rows.keys is None else (rows.keys, rows.values)
 
-    def step(x: jax.Array, layer: tuple[Block, Intervention, Any]) -> tuple[jax.Array, None]:
+    def size(x: jax.Array) -> jax.Array:
+        return jnp.max(jnp.where(exists, row_sizes(jax.lax.stop_gradient(x)), 0.0))
+
+    def step(x: jax.Array, layer: tuple[Block, Intervention, Any]) -> tuple[jax.Array, list[jax.Array]]:
         block, here, clean = layer
+        fed: list[jax.Array] = []
 
         def at(site: Site, x: jax.Array) -> jax.Array:
-            return edited(site, x, here, groups, rows.first_row)
+            x = edited(site, x, here, groups, rows.first_row)
+            if site in NORMED:
+                fed.append(size(x))
+            return x
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
             if clean is not None:
@@ -192,10 +215,11 @@ def final_rows(decoder: Decoder, rows: Rows, edit: Intervention) -> jax.Array:
                 )
             return _attend(rows, here.attention_factor, q, k, v), None
 
-        return block(x, rotary, attend, at)
+        x, _ = block(x, rotary, attend, at)
+        return x, fed
 
-    x, _ = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), rows.embeddings, (decoder.layers, edit, kept))
-    return x
+    x, fed = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), rows.embeddings, (decoder.layers, edit, kept))
+    return x, jnp.maximum(jnp.max(jnp.stack(fed)), size(x))
 
 
 def _attend(rows: Rows, factor: jax.Array | None, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -14,7 +14,6 @@ import xarray as xr
 from avjax.analysis.lens import checked_lens, forms
 from avjax.analysis.places import places_of
 from avjax.analysis.tuned_lens import TunedLens
-from avjax.metrics import answer_tokens
 from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts, token_counts
 from avjax.report.progress import Progress
@@ -22,8 +21,12 @@ from avjax.statistics import bootstrap
 from avjax.tokens import Selector
 
 DEFINITION = (
-    "avjax's own: the share of a clip's reference events of which any surface form is among the lens's top k at any "
-    "position of the group in any layer of the band; minus the same share of a swapped clip's events"
+    "avjax's own: the share of a clip's scorable reference events of which a surface form is among the lens's top k at "
+    "any position of the group in any layer of the band; minus the same share of a swapped clip's events"
+)
+SCORED = (
+    "a word, or the word after a space, that is one whole token, by that token; a word without such a form cannot be "
+    "read from one position's list and is not scored"
 )
 Events = str | Sequence[str]
 EventsBySample = Events | Mapping[Any, Events]
@@ -50,9 +53,14 @@ def latent_audio_understanding(
     The recall alone grows with k, with the number of positions and with the band, whatever the clip: read the
     difference. In tiny-av it is about 0 under conflict (a probe of the same activations is right for nearly all clips).
 
+    A lens lists single tokens, so that a word is heard only where one token is the whole of it ("dog" or " dog"). A
+    word of several tokens has no such form: its first token is a fragment that many words begin with ("x" of
+    "xylophone"), and tokens listed at neighbouring positions are no word of the lens either. Such words are not
+    scored; they are named beside the values, and a sample with no other word is missing.
+
     Args:
       references: each sample's sound events, one word or several, by the sample's name; for one prompt the words
-        themselves. A word is scored over its surface forms by their first token (`avjax.metrics.answer_tokens`).
+        themselves.
       swapped: another clip's events, in the same way; None takes those of the next sample that shares no event.
       where, site, norm, lens: as in `logit_lens`.
       layers: the band; None is the middle half of the layers.
@@ -62,35 +70,47 @@ def latent_audio_understanding(
     Returns:
       By `sample`: `recall`, `recall_swapped` and their difference `understanding`; by `layer` too as `NAME_by_layer`,
       where each layer alone is the band. `NAME_mean`, `NAME_low` and `NAME_high` are over samples; with fewer than
-      5 the bounds are NaN, which is missing. All are shares between 0 and 1, differences between -1 and 1.
+      5 the bounds are NaN, which is missing. All are shares between 0 and 1, differences between -1 and 1. `scorable`
+      and `scorable_swapped` count the events that shares are of, the attribute `not_scorable` lists the other words
+      and `event_tokens` the tokens of those that are scored.
 
     Raises:
-      ValueError: a sample has no events, an event has no tokens, or events of a clip and of its swapped one begin with
-        one token; before anything is compiled.
+      ValueError: a sample has no events, a clip and its swapped one share an event, or no event can be scored in any
+        sample; before anything is compiled.
     """
     named = named_prompts(prompts)
     num_layers = model.config.decoder.num_layers
     band = range(num_layers // 4, num_layers - num_layers // 4) if layers is None else layers
     how = checked_lens(model, site, band, norm=norm, k=k, tuned=lens)
     events = _events(named, references, "references")
-    others = _next_sample(model, events) if swapped is None else _events(named, swapped, "swapped")
-    _refuse_shared(model, events, others)
+    others = _next_sample(events) if swapped is None else _events(named, swapped, "swapped")
+    _refuse_shared(events, others)
+    tokens = {w: whole_word_tokens(model, w) for of in (events, others) for words in of.values() for w in words}
+    _refuse_unscorable(tokens, events, others)
+    scored, controls = ({n: [w for w in of[n] if tokens[w]] for n in named} for of in (events, others))
     looked = places_of(model, named, where)
     hits: dict[Any, np.ndarray] = {}
     with Progress("latent audio", len(looked), "prompts", enabled=progress) as bar:
         for name, places in looked.items():
-            found = how.read(name, places, forms(model, [*events[name], *others[name]]))
+            found = how.read(name, places, forms(model, [tokens[w] for w in (*scored[name], *controls[name])]))
             hits[name] = np.any(found.rank <= k, axis=1)  # L A
             bar.advance(1)
     names = list(named)
     columns: dict[str, np.ndarray] = {}
     for suffix, over in {"": lambda h: h.any(0, keepdims=True), "_by_layer": lambda h: h}.items():
-        of = [over(hits[n])[:, : len(events[n])].mean(1) for n in names]
-        control = [over(hits[n])[:, len(events[n]) :].mean(1) for n in names]
+        of = [_share(over(hits[n])[:, : len(scored[n])]) for n in names]
+        control = [_share(over(hits[n])[:, len(scored[n]) :]) for n in names]
         for key, values in {"recall": np.stack(of), "recall_swapped": np.stack(control)}.items():
             columns[key + suffix] = values if suffix else values[:, 0]
         columns[f"understanding{suffix}"] = columns[f"recall{suffix}"] - columns[f"recall_swapped{suffix}"]
-    attributes = how.attributes(where=str(where), layers=list(how.layers), definition=DEFINITION)
+    attributes = how.attributes(
+        where=str(where),
+        layers=list(how.layers),
+        definition=DEFINITION,
+        scored=SCORED,
+        not_scorable=", ".join(sorted(w for w, ids in tokens.items() if not ids)) or "none",
+        event_tokens="; ".join(f"{w}: {', '.join(map(str, ids))}" for w, ids in sorted(tokens.items()) if ids),
+    )
     coordinates = {
         "sample": names,
         **token_counts(named),
@@ -98,7 +118,29 @@ def latent_audio_understanding(
         "events": ("sample", [", ".join(events[n]) for n in names]),
         "swapped_events": ("sample", [", ".join(others[n]) for n in names]),
     }
-    return _with_intervals(xr.Dataset(_variables(columns), coordinates, attributes), level, seed)
+    dataset = _with_intervals(xr.Dataset(_variables(columns), coordinates, attributes), level, seed)
+    count = {"units": "count", "averages": 0}
+    return dataset.assign(
+        scorable=("sample", [len(scored[n]) for n in names], {**count, "long_name": "events of one whole token"}),
+        scorable_swapped=(
+            "sample",
+            [len(controls[n]) for n in names],
+            {**count, "long_name": "swapped events of one whole token"},
+        ),
+    )
+
+
+def _share(hits_LA: np.ndarray) -> np.ndarray:
+    """The share of events [L] that are listed; missing where there is no event that can be."""
+    return hits_LA.mean(1) if hits_LA.shape[1] else np.full(len(hits_LA), np.nan)
+
+
+def whole_word_tokens(model: Model, word: str) -> tuple[int, ...]:
+    """The tokens that are the whole of a word or of the word after a space; none where it takes several."""
+    forms = [model.encode_text(form) for form in (word, f" {word}")]
+    whole = (ids[0] for ids in forms if len(ids) == 1)
+    # An unknown word may be one token too: that of all unknown words.
+    return tuple(dict.fromkeys(i for i in whole if (model.decode_text([i]) or "").strip() == word))
 
 
 def _variables(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -151,27 +193,33 @@ def _events(named: Mapping[Any, Prompt], given: EventsBySample, what: str) -> di
     return found
 
 
-def _tokens(model: Model, words: Sequence[str]) -> dict[int, str]:
-    return {token: word for word in words for token in answer_tokens(model, word)}
-
-
-def _next_sample(model: Model, events: Mapping[Any, tuple[str, ...]]) -> dict[Any, tuple[str, ...]]:
+def _next_sample(events: Mapping[Any, tuple[str, ...]]) -> dict[Any, tuple[str, ...]]:
     names = list(events)
-    tokens = {name: _tokens(model, words).keys() for name, words in events.items()}
-    found = {}
+    following_events = {}
     for i, name in enumerate(names):
-        following = (other for other in names[i + 1 :] + names[:i] if not tokens[name] & tokens[other])
+        following = (other for other in names[i + 1 :] + names[:i] if not set(events[name]) & set(events[other]))
         if (other := next(following, None)) is None:
             raise ValueError(f"swapped: every other sample shares an event with {name!r}; give swapped events")
-        found[name] = events[other]
-    return found
+        following_events[name] = events[other]
+    return following_events
 
 
-def _refuse_shared(model: Model, events: Mapping[Any, Sequence[str]], others: Mapping[Any, Sequence[str]]) -> None:
+def _refuse_shared(events: Mapping[Any, Sequence[str]], others: Mapping[Any, Sequence[str]]) -> None:
     for name, words in events.items():
-        ours, theirs = _tokens(model, words), _tokens(model, others[name])
-        if both := sorted(ours.keys() & theirs.keys()):
+        if both := sorted(set(words) & set(others[name])):
             raise ValueError(
-                f"swapped: {ours[both[0]]!r} and {theirs[both[0]]!r} of sample {name!r} begin with one token "
-                f"({both[0]}) and cannot be told apart; choose other events"
+                f"swapped: {both[0]!r} of sample {name!r} is an event of the clip itself and of the swapped one, which "
+                "cannot be told apart; choose other events"
+            )
+
+
+def _refuse_unscorable(
+    tokens: Mapping[str, tuple[int, ...]], events: Mapping[Any, Sequence[str]], others: Mapping[Any, Sequence[str]]
+) -> None:
+    for what, of in (("references", events), ("swapped", others)):
+        words = list(dict.fromkeys(word for several in of.values() for word in several))
+        if not any(tokens[word] for word in words):
+            raise ValueError(
+                f"{what}: expected words that are one token, which a lens can list, got {', '.join(words[:5])} of "
+                "several tokens each; choose shorter or commoner words for the sounds"
             )

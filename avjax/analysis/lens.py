@@ -19,6 +19,7 @@ from avjax.analysis.places import Places, checked_site, places_of, refuse_unread
 from avjax.analysis.projection import CHUNK_BYTES, NO_FORM, Projected, chunk_rows, lens_pass, padded_rows
 from avjax.analysis.sampled import with_prompts
 from avjax.analysis.tuned_lens import TunedLens
+from avjax.engine.overflow import refuse_overflow
 from avjax.engine.reference import bucket, pad_inputs
 from avjax.metrics import Answer, answer_tokens
 from avjax.model import Model
@@ -50,12 +51,12 @@ class Lens:
           answers: int32 [A, F].
 
         Raises:
-          ValueError: an activation is not finite, or beyond what a norm can square.
+          ActivationOverflow: an activation is not finite, or beyond what a norm can square.
         """
         cfg = self.model.config.decoder
         chunk = chunk_rows(cfg.vocab_size, len(places.rows), self.chunk_bytes)
         wanted = np.isin(np.arange(cfg.num_layers), self.layers)
-        found = lens_pass(
+        found, fed = lens_pass(
             self.model.network.decoder,
             pad_inputs(self.model.encode(places.prompt), bucket(len(places.prompt))),
             jnp.asarray(padded_rows(places.rows, chunk)),
@@ -69,6 +70,10 @@ class Lens:
         )
         found = jax.tree.map(lambda leaf: np.asarray(leaf)[list(self.layers), : len(places.rows)], found)
         refuse_unreadable(found.largest, sample, self.site, self.layers, places.rows)
+        # What later layers do is not read here.
+        before, here = np.asarray(fed)[: self.layers[-1]], np.asarray(fed)[self.layers[-1]]
+        after_mid = self.site in (Site.MLP_OUT, Site.RESID_POST)
+        refuse_overflow([*before.ravel(), *(here if after_mid else here[:1])], f"sample {sample!r}")
         return found
 
     def attributes(self, **settings: Any) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from avjax.analysis.captions import Captions, captioned
-from avjax.engine.session import MAX_ACTIVATION
+from avjax.engine.overflow import MAX_ACTIVATION, ActivationOverflow
 from avjax.model import Model
 from avjax.models.sites import Site, parse_site
 from avjax.prompt import Prompt
@@ -84,14 +84,17 @@ def refuse_unreadable(
 ) -> None:
     """Refuses activations [L, P] that are NaN, infinite, or beyond what a norm can square.
 
+    Args:
+      largest: the size of each (`avjax.engine.overflow.row_sizes`).
+
     Raises:
-      ValueError: the first such place is named.
+      ActivationOverflow: the first such place is named.
     """
     bad = np.argwhere(~(largest <= MAX_ACTIVATION))
     if len(bad):
         layer, row = bad[0]
         value = largest[layer, row]
-        raise ValueError(
+        raise ActivationOverflow(
             f"sample {sample!r}: expected finite activations below {MAX_ACTIVATION:g}, got {value:g} at {site} of "
             f"layer {layers[layer]}, position {rows[row]} ({len(bad)} of {largest.size} places); look for an "
             "overflow in the checkpoint or in the prompt's embeddings"

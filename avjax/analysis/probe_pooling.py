@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from avjax.analysis.clip_groups import MEDIA, media_of
+from avjax.engine.overflow import NORMED, refuse_overflow, row_sizes
 from avjax.engine.reference import bucket, pad_inputs
 from avjax.interventions import READ_ONLY
 from avjax.model import Model
@@ -52,7 +53,7 @@ def probe_features(
 
     Raises:
       ValueError: a site, pooling or selector does not fit, or a prompt has no such positions.
-      OverflowError: activations are not finite; the sample is named.
+      OverflowError: activations grew beyond float32; the sample is named.
     """
     named = named_prompts(prompts)
     found, size = _sites(model, sites)
@@ -73,9 +74,9 @@ def probe_features(
             mask = np.zeros(padded, bool)
             mask[: len(prompt)] = masks[name]
             inputs = pad_inputs(model.encode(prompt), padded)
-            values[i] = _pooled(model.network.decoder, inputs, jnp.asarray(mask), sites=found, ways=ways)
-            if not np.isfinite(values[i]).all():
-                raise OverflowError(f"probe_features: activations of sample {name!r} are not finite; load with float32")
+            values[i], fed = _pooled(model.network.decoder, inputs, jnp.asarray(mask), sites=found, ways=ways)
+            sizes = [*np.ravel(fed), *np.ravel(row_sizes(jnp.asarray(values[i])))]
+            refuse_overflow(sizes, f"probe_features: sample {name!r}")
             bar.advance(1)
     dims = ("sample", "site", "pooling", "layer", "feature")
     coords = {
@@ -102,8 +103,12 @@ def probe_features(
 @functools.partial(jax.jit, static_argnames=("sites", "ways"))
 def _pooled(
     decoder: Decoder, inputs: Inputs, mask: jax.Array, *, sites: tuple[Site, ...], ways: tuple[Pooling, ...]
-) -> jax.Array:
-    """float32 [S, P, L, D] of a clean pass; `mask` [T] marks the positions."""
+) -> tuple[jax.Array, jax.Array]:
+    """float32 [S, P, L, D] of a clean pass, and the largest size [L, 2] of what each layer's norms were fed.
+
+    `mask` [T] marks the positions.
+    """
+    exists = jnp.arange(mask.shape[0]) < inputs.length
     rotary = decoder.rotary(inputs.positions, inputs.embeddings.dtype)
     last = mask.shape[0] - 1 - jnp.argmax(mask[::-1])
 
@@ -117,10 +122,13 @@ def _pooled(
             case "max":
                 return jnp.max(x_TD, 0, where=mask[:, None], initial=-jnp.inf)
 
-    def layer(x: jax.Array, block: Any) -> tuple[jax.Array, jax.Array]:
+    def layer(x: jax.Array, block: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         seen: dict[Site, jax.Array] = {}
+        fed: dict[Site, jax.Array] = {}
 
         def at(site: Site, x: jax.Array) -> jax.Array:
+            if site in NORMED:
+                fed[site] = jnp.max(jnp.where(exists, row_sizes(x), 0.0))
             if site in sites:
                 seen[site] = jnp.stack([pool(x, way) for way in ways])
             return x
@@ -138,10 +146,10 @@ def _pooled(
             return z, None
 
         x, _ = block(x, rotary, attend, at)
-        return x, jnp.stack([seen[site] for site in sites])
+        return x, (jnp.stack([seen[site] for site in sites]), jnp.stack([fed[site] for site in NORMED]))
 
-    _, pooled = jax.lax.scan(layer, inputs.embeddings, decoder.layers)
-    return jnp.moveaxis(pooled, 0, 2)
+    _, (pooled, fed) = jax.lax.scan(layer, inputs.embeddings, decoder.layers)
+    return jnp.moveaxis(pooled, 0, 2), fed
 
 
 def _sites(model: Model, sites: str | Sequence[str]) -> tuple[tuple[Site, ...], int]:

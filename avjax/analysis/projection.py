@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from avjax.engine.overflow import row_sizes
 from avjax.engine.reference import reduced_prefill
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot, rounded
@@ -50,7 +51,7 @@ class Projected:
     entropy: jax.Array  # float32 ..., nats
     log_prob: jax.Array  # float32 ... A, nats
     rank: jax.Array  # int32 ... A; 1 is the likeliest
-    largest: jax.Array  # float32 ..., of the activation's absolute values; NaN where one is
+    largest: jax.Array  # float32 ..., of the activation's absolute values; infinite where one is NaN
 
 
 def chunk_rows(vocab: int, num_rows: int, chunk_bytes: int) -> int:
@@ -71,12 +72,6 @@ def lens_logits(decoder: Decoder, x: Float[Array, "R D"], norm: bool) -> Float[A
     return (decoder.embed if decoder.unembed is None else decoder.unembed).logits(x)
 
 
-def _largest(x: Float[Array, "R D"]) -> Float[Array, "R"]:
-    """Of each row's absolute values; NaN where one is, which a compiled maximum alone may pass over."""
-    y = jnp.abs(x.astype(jnp.float32))
-    return jnp.where(jnp.any(jnp.isnan(y), axis=-1), jnp.nan, jnp.max(y, axis=-1))
-
-
 def _project_chunk(
     decoder: Decoder, x: Float[Array, "R D"], answers: Int[Array, "A F"], lens: Translators | None, norm: bool, k: int
 ) -> Projected:
@@ -92,7 +87,7 @@ def _project_chunk(
         entropy=-jnp.sum(jnp.exp(z_RV - total_R1) * (z_RV - total_R1), axis=-1),
         log_prob=jax.nn.logsumexp(forms_RAF, axis=-1) - total_R1,
         rank=1 + above.T,
-        largest=_largest(x),
+        largest=row_sizes(x),
     )
 
 
@@ -130,29 +125,40 @@ def lens_pass(
     norm: bool,
     k: int,
     chunk: int,
-) -> Projected:
+) -> tuple[Projected, Float[Array, "L 2"]]:
     """One pass over a prompt that projects the selected positions of each wanted layer as it goes by.
 
     Returns:
-      Leaves [L, P, ...]; those of other layers are zeros.
+      Leaves [L, P, ...]; those of other layers are zeros. And the largest size of what each layer's norms, before
+      attention and before the MLP, were fed.
     """
     read = functools.partial(project, decoder, answers=answers, norm=norm, k=k, chunk=chunk)
 
-    def reduce(seen: dict[Site, Array], own: Any) -> Projected:
+    def reduce(seen: dict[Site, Array], own: Any) -> tuple[Projected, Array]:
         here, translator = own
         x = seen[site][rows]
         nothing = jax.tree.map(
             lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(lambda x: read(x, lens=translator), x)
         )
-        return jax.lax.cond(here, lambda x: read(x, lens=translator), lambda _: nothing, x)
+        projected = jax.lax.cond(here, lambda x: read(x, lens=translator), lambda _: nothing, x)
+        return projected, _fed(seen, inputs)
 
-    return reduced_prefill(decoder, inputs, None, capture=(site,), reduce=reduce, per_layer=(wanted, lens))[1]
+    sites = (site, Site.PEAK)
+    return reduced_prefill(decoder, inputs, None, capture=sites, reduce=reduce, per_layer=(wanted, lens))[1]
+
+
+def _fed(seen: dict[Site, Array], inputs: Inputs) -> Float[Array, "2"]:
+    """The largest size of what one layer's norms were fed at positions that exist."""
+    exists = jnp.arange(inputs.embeddings.shape[0]) < inputs.length
+    return jnp.max(jnp.where(exists[:, None], seen[Site.PEAK][:, :2], 0.0), axis=0)
 
 
 @functools.partial(jax.jit, static_argnames="site")
 def rows_pass(
     decoder: Decoder, inputs: Inputs, rows: Int[Array, "P"], *, site: Site
-) -> tuple[Float[Array, "P D"], Float[Array, "L P D"]]:
-    """The final residual and a site at the selected positions alone."""
-    x, found = reduced_prefill(decoder, inputs, None, capture=(site,), reduce=lambda seen, _: seen[site][rows])
-    return x[rows], found
+) -> tuple[Float[Array, "P D"], Float[Array, "L P D"], Float[Array, "L 2"]]:
+    """The final residual and a site at the selected positions alone, and the sizes that `lens_pass` returns too."""
+    x, (at_site, fed) = reduced_prefill(
+        decoder, inputs, None, capture=(site, Site.PEAK), reduce=lambda seen, _: (seen[site][rows], _fed(seen, inputs))
+    )
+    return x[rows], at_site, fed

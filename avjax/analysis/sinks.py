@@ -16,6 +16,7 @@ from avjax.analysis.sampled import with_prompts
 from avjax.compat import Compat, checked_compat, compatible_prompt
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
+from avjax.engine.overflow import refuse_overflow
 from avjax.engine.reference import bucket, pad_inputs, reduced_prefill
 from avjax.model import Model
 from avjax.models.decoder import Decoder
@@ -115,7 +116,7 @@ def find_sinks(
     seen = {}
     with Progress("sinks", len(named), "prompts", enabled=progress) as bar:
         for name, prompt in named.items():
-            seen[name] = _seen(model, prompt, threshold, modalities)
+            seen[name] = _seen(model, name, prompt, threshold, modalities)
             bar.advance(1)
     outliers = known if known is not None else _outliers(list(seen.values()), threshold)
     about = {"threshold": threshold, "compat": compat, "outliers": "estimated" if known is None else "given"}
@@ -134,7 +135,7 @@ def _checked_threshold(threshold: float | None, embed_dim: int) -> float:
     return found
 
 
-def _seen(model: Model, prompt: Prompt, threshold: float, modalities: Sequence[str]) -> Seen:
+def _seen(model: Model, name: Any, prompt: Prompt, threshold: float, modalities: Sequence[str]) -> Seen:
     masks = [select(prompt, modality) for modality in modalities]
     cfg = model.config.decoder
     lowered = lower(prompt, cfg, [()], num_decoded=0, clean=CleanRuns(model), selectors=masks)
@@ -142,10 +143,11 @@ def _seen(model: Model, prompt: Prompt, threshold: float, modalities: Sequence[s
     members = np.stack([lowered.members[mask.tobytes()] for mask in masks]).astype(np.float32)
     # More dimensions than this cannot exceed the threshold together: their squares sum to D.
     most = min(cfg.embed_dim, int(cfg.embed_dim / threshold**2) + 1)
-    peaks, dims, largest, sums = (
+    peaks, dims, largest, sums, fed = (
         np.asarray(x) for x in _read(model.network.decoder, inputs, jnp.asarray(members), most=most)
     )
     size = len(prompt)
+    refuse_overflow(fed[:, :size], f"sample {name!r}")
     later = np.stack([mask[:-1].sum() - np.cumsum(mask[:-1]) for mask in masks])[:, None]
     paid = np.divide(sums[..., :size], later, out=np.full((2, cfg.num_layers, size), np.nan), where=later > 0)
     exceeds = np.where(peaks[:, :size] > threshold, peaks[:, :size], 0.0)
@@ -155,19 +157,19 @@ def _seen(model: Model, prompt: Prompt, threshold: float, modalities: Sequence[s
 @jax.jit(static_argnames="most")
 def _read(
     decoder: Decoder, inputs: Inputs, members: jax.Array, *, most: int
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Peaks and their dimensions [L, T, P], the largest [L, D], and summed attention [2, L, T]."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Peaks and their dimensions [L, T, P], the largest [L, D], summed attention [2, L, T], and `Site.PEAK`."""
     real = jnp.arange(inputs.embeddings.shape[0])[:, None] < inputs.length
 
-    def reduce(seen: dict[Site, jax.Array], _: None) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    def reduce(seen: dict[Site, jax.Array], _: None) -> tuple[jax.Array, ...]:
         h_TD = seen[Site.RESID_PRE].astype(jnp.float32)
         size = jnp.abs(h_TD) * jax.lax.rsqrt(jnp.mean(h_TD**2, axis=-1, keepdims=True) + decoder.cfg.norm_eps)
         paid = dot("nmt,qm->qt", seen[Site.RECEIVED], members) / decoder.cfg.num_heads
-        return *top_k(size, most), jnp.max(jnp.where(real, size, 0.0), axis=0), paid
+        return *top_k(size, most), jnp.max(jnp.where(real, size, 0.0), axis=0), paid, seen[Site.PEAK]
 
-    sites = (Site.RESID_PRE, Site.RECEIVED)
-    peaks, dims, largest, paid = reduced_prefill(decoder, inputs, None, capture=sites, reduce=reduce)[1]
-    return peaks, dims, largest, paid.swapaxes(0, 1)
+    sites = (Site.RESID_PRE, Site.RECEIVED, Site.PEAK)
+    peaks, dims, largest, paid, fed = reduced_prefill(decoder, inputs, None, capture=sites, reduce=reduce)[1]
+    return peaks, dims, largest, paid.swapaxes(0, 1), fed
 
 
 def _outliers(seen: Sequence[Seen], threshold: float) -> tuple[int, ...]:

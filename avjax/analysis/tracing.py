@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from avjax.analysis.rounding import MIN_GAP, noise_floor, smallest_gap
 from avjax.analysis.sampled import Prompts, sweep_samples
 from avjax.grids import Placement, axis, grid, windows
 from avjax.interventions import Patch, Scale
@@ -37,6 +38,7 @@ def trace(
     width: int = 1,
     stride: int = 1,
     placement: Placement = "centred",
+    min_gap: float | None = None,
     **options: Any,
 ) -> xr.Dataset:
     """Restores each token group, in each window of layers, to what it was in the clean run.
@@ -51,19 +53,25 @@ def trace(
       sites: residual sites, `attn_in`, `attn_out`, `mlp_in`, `mlp_out`, `z` or `value`.
       width: layers of a window; 1 restores one layer at a time.
       stride, placement: see `avjax.windows`.
+      min_gap: nats by which the logit differences of a sample's two runs must differ for it to have recoveries. None
+        measures what rounding does to each sample's runs, in the model's dtype, and takes 8 times that: noise alone
+        then moves a recovery by at most 0.25.
       options: of `avjax.sweep`.
 
     Returns:
       Over (group, site, layers, sample): `ie_clean`, `ie_corrupt` (probability) and `recovery` (of the logit difference
-      clean minus corrupt answer: 0 is the corrupt run, 1 the clean run, missing where they do not differ), the metrics
-      that they come from, and each of these for the runs themselves as `NAME_of_corrupt` and `NAME_of_clean` over
-      (sample).
+      clean minus corrupt answer: 0 is the corrupt run, 1 the clean run, missing where the two differ by less than
+      `min_gap` over (sample)), the metrics that they come from, and each of these for the runs themselves as
+      `NAME_of_corrupt` and `NAME_of_clean` over (sample). The attributes `min_gap` and `recovery_missing` say what is
+      left out and in how many samples.
 
     Raises:
-      ValueError: samples differ, or a group has other tokens in one prompt of a pair.
+      ValueError: samples differ, a group has other tokens in one prompt of a pair, or `min_gap` is not above 0.
     """
     groups = [groups] if isinstance(groups, str) else groups
     sites = [sites] if isinstance(sites, str) else sites
+    if min_gap is not None and not (is_number(min_gap) and 0 < min_gap < np.inf):
+        raise ValueError(f"min_gap: expected a number of nats above 0, or None to measure it, got {min_gap!r}")
     sources, targets = named_prompts(clean), named_prompts(corrupt)
     check_pairs(sources, targets, groups)
     metrics = _metrics(targets, clean_answers, corrupt_answers)
@@ -78,11 +86,43 @@ def trace(
     found = patched.rename({f"{name}_clean": f"{name}_of_corrupt" for name in (CLEAN, CORRUPT, DIFFERENCE)})
     found = found.assign({f"{name}_of_clean": unpatched[f"{name}_clean"] for name in (CLEAN, CORRUPT, DIFFERENCE)})
     runs = found[f"{DIFFERENCE}_of_corrupt"], found[f"{DIFFERENCE}_of_clean"]
-    return found.assign(
+    least, about = _least_gaps(model, sources, targets, min_gap, options)
+    found = found.assign(
         ie_clean=ie_clean(found[CLEAN], _like(found[f"{CLEAN}_of_corrupt"], found[CLEAN])),
         ie_corrupt=ie_corrupt(_like(found[f"{CORRUPT}_of_corrupt"], found[CORRUPT]), found[CORRUPT]),
-        recovery=recovery(found[DIFFERENCE], _like(runs[0], found[DIFFERENCE]), _like(runs[1], found[DIFFERENCE])),
+        recovery=_recovered(found[DIFFERENCE], *runs, least),
+        min_gap=least,
     )
+    missing = int(found["recovery"].isnull().all([d for d in found["recovery"].dims if d != "sample"]).sum())
+    return found.assign_attrs(min_gap=about, recovery_missing=f"{missing} of {len(sources)} samples")
+
+
+def _least_gaps(
+    model: Model,
+    clean: Mapping[Any, Prompt],
+    corrupt: Mapping[Any, Prompt],
+    given: float | None,
+    options: Mapping[str, Any],
+) -> tuple[xr.DataArray, str]:
+    """The smallest gap of each sample's runs that has recoveries, and where it comes from in words."""
+    if given is None:
+        settings = {name: options[name] for name in ("memory_bytes", "compat") if name in options}
+        floors = [max(noise_floor(model, p, **settings) for p in (clean[name], corrupt[name])) for name in clean]
+        values, about = smallest_gap(np.array(floors)), MIN_GAP
+    else:
+        values, about = np.full(len(clean), float(given)), f"{given:g} nats, as given"
+    attrs = {"units": "nats", "long_name": "smallest gap of the two runs that has recoveries", "averages": 0}
+    return xr.DataArray(values, {"sample": list(clean)}, ["sample"], attrs=attrs), about
+
+
+def _recovered(patched: xr.DataArray, corrupt: xr.DataArray, clean: xr.DataArray, least: xr.DataArray) -> xr.DataArray:
+    """`recovery`, missing where the runs differ by less than a sample's smallest gap."""
+    share = recovery(patched, _like(corrupt, patched), _like(clean, patched), min_gap=float(np.finfo(np.float32).tiny))
+    return share.where(abs(clean - corrupt).drop_attrs() >= least)
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def check_pairs(

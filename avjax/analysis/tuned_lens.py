@@ -23,6 +23,7 @@ from avjax.analysis.captions import Captions
 from avjax.analysis.clip_groups import BySample, described, refuse_shared_clips
 from avjax.analysis.places import Places, checked_site, places_of, refuse_unreadable
 from avjax.analysis.projection import CHUNK_BYTES, Translators, chunk_rows, padded_rows, rows_pass
+from avjax.engine.overflow import refuse_overflow, row_sizes
 from avjax.engine.reference import bucket, pad_inputs
 from avjax.model import Model
 from avjax.models.decoder import Decoder
@@ -211,10 +212,11 @@ def _gathered(model: Model, site: Site, looked: Mapping[Any, Places], bar: Progr
     for name, places in looked.items():
         inputs = pad_inputs(model.encode(places.prompt), bucket(len(places.prompt)))
         rows = jnp.asarray(padded_rows(places.rows, ROWS_BUCKET))
-        last, at_site = rows_pass(model.network.decoder, inputs, rows, site=site)
+        last, at_site, fed = rows_pass(model.network.decoder, inputs, rows, site=site)
+        sizes = np.asarray(row_sizes(at_site))[:, : len(places.rows)]
+        refuse_unreadable(sizes, name, site, layers, places.rows)
+        refuse_overflow([*np.ravel(fed), *np.ravel(row_sizes(last))], f"sample {name!r}")
         last, at_site = np.asarray(last)[: len(places.rows)], np.asarray(at_site)[:, : len(places.rows)]
-        largest = np.abs(at_site.astype(np.float32)).max(-1)
-        refuse_unreadable(largest, name, site, layers, places.rows)
         seen.append(at_site)
         final.append(last)
         bar.advance(1)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from avjax.compat import Compat, compatible_prompt
+from avjax.engine.overflow import refuse_overflow
 from avjax.engine.reference import bucket, logits_at, pad_inputs
 from avjax.model import Model
 from avjax.models.sites import Site
@@ -48,9 +49,15 @@ class CleanRuns:
 
 
 def clean_sites(model: Model, prompt: Prompt, sites: Sequence[Site], dtype: DTypeLike) -> dict[Site, jax.Array]:
-    """Sites in a clean pass over a prompt, with activations of a dtype."""
+    """Sites in a clean pass over a prompt, with activations of a dtype.
+
+    Raises:
+      ActivationOverflow: they hold what no norm can square.
+    """
     inputs = pad_inputs(as_dtype(model.encode(prompt), dtype), bucket(len(prompt)))
-    _, seen = logits_at(model.network.decoder, inputs, None, jnp.zeros(1, jnp.int32), capture=tuple(sites))
+    capture = (*sites, Site.PEAK)
+    _, seen = logits_at(model.network.decoder, inputs, None, jnp.zeros(1, jnp.int32), capture=capture)
+    refuse_overflow(seen[Site.PEAK][:, : len(prompt)], "clean run of a source prompt")
     axes = {site: 0 if site is Site.EMBED else 1 for site in sites}
     return {site: jax.lax.slice_in_dim(seen[site], 0, len(prompt), axis=axes[site]) for site in sites}
 

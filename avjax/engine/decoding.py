@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from avjax.engine.overflow import NORMED, row_sizes
 from avjax.engine.reference import OwnPrompt
 from avjax.engine.shared import SharedPrompt, class_factors, first_of_last, layer_keys
 from avjax.mesh import by_variant, whole
@@ -28,7 +29,7 @@ class _State:
     tokens: jax.Array  # int32 I G
     done: jax.Array  # bool I
     logits: jax.Array  # float32 I G V, or I 0 V when they are not kept
-    largest: jax.Array  # float32 I: of the final residuals so far, in size
+    largest: jax.Array  # float32 I: the largest size of what a norm was fed so far
     seen: jax.Array  # bool I V: tokens of the prompt and so far, for the repetition penalty
     keys: jax.Array  # L I G K H
     values: jax.Array
@@ -63,7 +64,7 @@ def decode(
 
     Returns:
       Tokens, how many of them are real per variant (a stop token counts), the logits they were chosen from, and the
-      largest size of a final residual, which tells of overflow.
+      largest size of what a norm was fed, the prompt's own rows included: see `avjax.engine.overflow`.
     """
     num_layers, num_variants, _, *per_key = own.keys.shape
     vocab = decoder.cfg.vocab_size
@@ -72,7 +73,7 @@ def decode(
         tokens=jnp.zeros((num_variants, num_slots), jnp.int32),
         done=jnp.zeros(num_variants, bool),
         logits=jnp.zeros((num_variants, num_slots if keep_logits else 0, vocab), jnp.float32),
-        largest=jnp.zeros(num_variants, jnp.float32),
+        largest=own.largest,
         seen=jnp.broadcast_to(prompt_tokens, (num_variants, vocab)),
         keys=jnp.zeros((num_layers, num_variants, num_slots, *per_key), own.keys.dtype),
         values=jnp.zeros((num_layers, num_variants, num_slots, *per_key), own.keys.dtype),
@@ -82,12 +83,11 @@ def decode(
     def step(state: _State) -> _State:
         fed = state.tokens[:, state.step - 1]
         position = next_position + state.step - 1
-        x_ID, cache = _token_pass(
+        x_ID, cache, size = _token_pass(
             decoder, prompt, own, variants, fed, (state.keys, state.values), state.step - 1, position, compat
         )
         # What follows a variant's end is not its own.
-        size = jnp.where(state.done, 0.0, jnp.max(jnp.abs(x_ID.astype(jnp.float32)), axis=-1))
-        largest = jnp.maximum(state.largest, size)
+        largest = jnp.maximum(state.largest, jnp.where(state.done, 0.0, size))
         state = dataclasses.replace(state, keys=cache[0], values=cache[1], largest=largest)
         return choose(state, decoder.logits(x_ID))
 
@@ -108,8 +108,11 @@ def _token_pass(
     slot: Int[Array, ""],
     position: Int[Array, ""],
     compat: Compat | None,
-) -> tuple[Float[Array, "I D"], tuple[Array, Array]]:
-    """One token of each variant through every layer; the decoded keys and values gain it at `slot`."""
+) -> tuple[Float[Array, "I D"], tuple[Array, Array], Float[Array, "I"]]:
+    """One token of each variant through every layer; the decoded keys and values gain it at `slot`.
+
+    Also the largest size of what a norm was fed.
+    """
     group, length = prompt.inputs.generated_group, prompt.inputs.length
     x_I1D = by_variant(whole(decoder.embed(token_I)[:, None]))
     rotary = decoder.rotary(jnp.broadcast_to(position, (3, 1)), x_I1D.dtype)
@@ -127,8 +130,8 @@ def _token_pass(
         one = jax.vmap(lambda x, e: edited_token(site, x[0], e, group)[None], in_axes=(0, VARIANTS))
         return one(x_I1, edit)
 
-    def layer(index: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        x_I1D, keys, values = carry
+    def layer(index: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:
+        x_I1D, keys, values, largest = carry
         block = jax.tree.map(lambda leaf: leaf[index], decoder.layers)
         edit = layer_of(variants, index)
 
@@ -145,13 +148,22 @@ def _token_pass(
             z, _ = attend_rows(q, shared, owned, num_shared=first, factor=gates, compat=compat)
             return z, (new_keys, new_values)
 
-        x_I1D, (keys, values) = block(x_I1D, rotary, attend, lambda site, x: edit_all(site, x, edit))
-        return x_I1D, keys, values
+        def at(site: Site, x_I1: Array) -> Array:
+            nonlocal largest
+            x_I1 = edit_all(site, x_I1, edit)
+            if site in NORMED:
+                largest = jnp.maximum(largest, row_sizes(x_I1[:, 0]))
+            return x_I1
 
-    x_I1D, keys, values = jax.lax.fori_loop(0, decoder.cfg.num_layers, layer, (x_I1D, *decoded))
+        x_I1D, (keys, values) = block(x_I1D, rotary, attend, at)
+        return x_I1D, keys, values, largest
+
+    nothing = jnp.zeros(x_I1D.shape[0], jnp.float32)
+    x_I1D, keys, values, largest = jax.lax.fori_loop(0, decoder.cfg.num_layers, layer, (x_I1D, *decoded, nothing))
     if last_edit is not None:
         x_I1D = edit_all(Site.RESID_POST, x_I1D, layer_of(last_edit, 0))
-    return x_I1D[:, 0], (keys, values)
+    x_ID = x_I1D[:, 0]
+    return x_ID, (keys, values), jnp.maximum(largest, row_sizes(x_ID))
 
 
 def _owned(keys: Array, values: Array, exists: Array, classes: Array) -> OwnKeys:

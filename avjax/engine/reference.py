@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
+from avjax.engine.overflow import largest_fed, row_sizes
 from avjax.mesh import whole
 from avjax.models.attention import Compat, Weights, attend_prompt
 from avjax.models.decoder import Block, Decoder
@@ -38,6 +39,7 @@ class OwnPrompt:
     keys: Array  # L I R K H
     values: Array
     last: Array  # I D, the final residual of the last prompt position
+    largest: Array  # float32 I, the largest size of what a norm was fed
 
 
 def prefill(
@@ -59,7 +61,7 @@ def prefill(
 
     Returns:
       Captures lead with L, then positions; `pattern` is [L, N, T, T], `mass` and `value_mass` [L, N, T, M], `received`
-      [L, N, M, T], and `embed` [T, D], which is what layer 0 is fed, after edits.
+      [L, N, M, T], `peak` [L, T, 3], and `embed` [T, D], which is what layer 0 is fed, after edits.
     """
     x, keys_values, seen = _layers(decoder, inputs, intervention, capture, compat, lambda seen, _: seen, None)
     if Site.EMBED in capture:
@@ -132,6 +134,9 @@ def _layers(
             return z, (k, v)
 
         x, keys_values = block(x, rotary, attend, at)
+        if Site.PEAK in capture:
+            fed = (seen[site] for site in (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST))
+            seen[Site.PEAK] = jnp.stack([row_sizes(y) for y in fed], axis=-1)
         return x, (keys_values, reduce({site: seen[site] for site in in_layer}, own))
 
     x, (keys_values, found) = jax.lax.scan(step, inputs.embeddings, (decoder.layers, intervention, per_layer))
@@ -145,6 +150,13 @@ def _check_groups(intervention: Intervention | None, inputs: Inputs) -> None:
             f"intervention: expected factors over the {inputs.num_groups} token groups of the inputs, got {found}; "
             "take both from one avjax.lower_edits"
         )
+
+
+def largest_read(peak: Float[Array, "L T 3"], inputs: Inputs, reads: Int[Array, "*P"] | None = None) -> Array:
+    """The largest size [] that read-outs depend on, at the positions `reads` or at all; see `largest_fed`."""
+    positions = jnp.arange(peak.shape[1])
+    exists = positions < inputs.length
+    return largest_fed(peak, exists, exists if reads is None else jnp.isin(positions, reads))
 
 
 @functools.partial(jax.jit, static_argnames=("capture", "compat"))
@@ -174,16 +186,17 @@ def reference_batch(
     num_variants: int,
     num_classes: int,
     compat: Compat | None,
-) -> tuple[Array, Array | None]:
-    """Whole forward passes: final residuals [I, P, D] and attention masses [I, L, N, Q, C]."""
-    capture = () if query_sets is None else (Site.MASS,)
+) -> tuple[Array, Array, Array | None]:
+    """Whole forward passes: final residuals [I, P, D], largest sizes [I] and attention masses [I, L, N, Q, C]."""
+    capture = (Site.PEAK,) if query_sets is None else (Site.PEAK, Site.MASS)
 
-    def one(edit: Intervention) -> tuple[Array, Array | None]:
+    def one(edit: Intervention) -> tuple[Array, Array, Array | None]:
         x, _, seen = prefill(decoder, inputs, edit, capture=capture, compat=compat)
+        largest = largest_read(seen[Site.PEAK], inputs, reads)
         if query_sets is None:
-            return x[reads], None
+            return x[reads], largest, None
         classes = jax.nn.one_hot(group_class, num_classes, dtype=jnp.float32)
-        return x[reads], dot("lnqm,mc->lnqc", dot("lntm,qt->lnqm", seen[Site.MASS], query_sets), classes)
+        return x[reads], largest, dot("lnqm,mc->lnqc", dot("lntm,qt->lnqm", seen[Site.MASS], query_sets), classes)
 
     return whole(_over_variants(one, variants, num_variants))
 
@@ -194,12 +207,15 @@ def reference_prompt(
 ) -> OwnPrompt:
     """Each variant's whole prompt, for decoding."""
 
-    def one(edit: Intervention) -> tuple[Array, KeysValues]:
-        x_TD, keys_values, _ = prefill(decoder, inputs, edit, compat=compat)
-        return x_TD[inputs.length - 1], keys_values
+    def one(edit: Intervention) -> tuple[Array, Array, KeysValues]:
+        x_TD, keys_values, seen = prefill(decoder, inputs, edit, capture=(Site.PEAK,), compat=compat)
+        last = inputs.length - 1
+        return x_TD[last], largest_read(seen[Site.PEAK], inputs, last), keys_values
 
-    last, (keys, values) = _over_variants(one, variants, num_variants)
-    return OwnPrompt(keys=jnp.swapaxes(keys, 0, 1), values=jnp.swapaxes(values, 0, 1), last=last)
+    last, largest, (keys, values) = _over_variants(one, variants, num_variants)
+    return OwnPrompt(
+        keys=jnp.swapaxes(keys, 0, 1), values=jnp.swapaxes(values, 0, 1), last=last, largest=whole(largest)
+    )
 
 
 def _over_variants(one: Callable[[Intervention], Any], variants: Intervention, num_variants: int) -> Any:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from avjax.engine.overflow import NORMED, row_sizes
 from avjax.engine.region import RegionAttention, Rows
 from avjax.engine.shared import SharedPrompt, clean_mass, first_of_last
 from avjax.mesh import by_variant, whole
@@ -22,7 +23,8 @@ from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention, layer_of, split_last
 from avjax.models.sites import BEFORE_ATTENTION, Site
 
-Carry = tuple[Array, tuple[Array, ...], Array | None]  # rows [I, R, D]; keys and values [L, I, R, K, H]; masses
+# Rows [I, R, D]; keys and values [L, I, R, K, H]; masses; the largest size [I] of what a norm was fed.
+Carry = tuple[Array, tuple[Array, ...], Array | None, Array]
 
 
 @jax.tree_util.register_dataclass
@@ -34,6 +36,7 @@ class Replayed:
     keys: jax.Array | None  # L I R K H of the dirty rows
     values: jax.Array | None
     mass: jax.Array | None  # float32 I L N Q C: mean attention of each query set, summed over each key class
+    largest: jax.Array  # float32 I: the largest size of what a norm was fed, as far as the read-outs depend on it
 
 
 @functools.partial(jax.jit, static_argnames=("num_variants", "num_rows", "keep_cache", "compat"))
@@ -71,8 +74,11 @@ def replay(
     def reads(x: Array, axis: int) -> Array:
         return jax.lax.dynamic_slice_in_dim(x, prompt.first_read - first, num_reads, axis=axis)
 
-    def layer(index: Array | int, carry: Carry, keep: Callable | None = None) -> Carry:
-        x, cache, mass = carry
+    exists = all_rows.positions < prompt.inputs.length
+
+    def layer(index: Array | int, carry: Carry, keep: Callable | None = None, read: Array | None = None) -> Carry:
+        """`read`: bool [R], the rows whose residual is read out after this layer; None where all of them flow on."""
+        x, cache, mass, largest = carry
         block = jax.tree.map(lambda leaf: leaf[index], decoder.layers)
         edit = layer_of(variants, index)
         later = all_rows if keep is None else read_rows
@@ -82,7 +88,15 @@ def replay(
             return z, (k, v, found)
 
         def at(site: Site, x: Array) -> Array:
-            return (all_rows if site in BEFORE_ATTENTION else later).edited(site, x, edit)
+            nonlocal largest
+            x = (all_rows if site in BEFORE_ATTENTION else later).edited(site, x, edit)
+            if site in NORMED:
+                sizes = row_sizes(x)
+                if site is Site.RESID_PRE or keep is None:
+                    counted = exists if site is Site.RESID_PRE or read is None else read
+                    sizes = jnp.where(counted, sizes, 0.0)
+                largest = jnp.maximum(largest, jnp.max(sizes, axis=-1))
+            return x
 
         x, (*own, found) = block(x, rotary, attend, at, keep)
         cache = tuple(
@@ -91,24 +105,26 @@ def replay(
         )
         if mass is not None:
             mass = jax.lax.dynamic_update_index_in_dim(mass, found, index, 1)
-        return x, cache, mass
+        return x, cache, mass, largest
 
     def last_layer(carry: Carry) -> Carry:
         if query_sets is None and num_reads < num_rows:
             return layer(last, carry, reads)  # only what is read out
-        x, cache, mass = layer(last, carry)
-        return reads(x, -2), cache, mass
+        later = all_rows.positions - prompt.first_read
+        x, cache, mass, largest = layer(last, carry, read=(later >= 0) & (later < num_reads))
+        return reads(x, -2), cache, mass, largest
 
     def untouched(carry: Carry) -> Carry:
         return jnp.broadcast_to(clean.final, (num_variants, *clean.final.shape)), *carry[1:]
 
     carry = by_variant(_clean_carry(prompt, start_layer, first, num_rows, num_variants, keep_cache, query_sets))
     carry = jax.lax.fori_loop(start_layer, last, layer, carry)
-    x_IPD, cache, mass = jax.lax.cond(start_layer <= last, last_layer, untouched, carry)
+    x_IPD, cache, mass, largest = jax.lax.cond(start_layer <= last, last_layer, untouched, carry)
     if last_edit is not None:
         x_IPD = read_rows.edited(Site.RESID_POST, x_IPD, layer_of(last_edit, 0))
+    largest = jnp.maximum(largest, jnp.max(row_sizes(x_IPD), axis=-1))
     keys, values = cache if keep_cache else (None, None)
-    return Replayed(residual=whole(x_IPD), keys=keys, values=values, mass=whole(mass))
+    return Replayed(residual=whole(x_IPD), keys=keys, values=values, mass=whole(mass), largest=whole(largest))
 
 
 def _clean_carry(
@@ -135,4 +151,4 @@ def _clean_carry(
     if query_sets is not None:
         mass = clean_mass(prompt, query_sets, first - kept_first)
         mass = jnp.broadcast_to(mass, (num_variants, *mass.shape))
-    return jnp.broadcast_to(x_RD, (num_variants, *x_RD.shape)), cache, mass
+    return jnp.broadcast_to(x_RD, (num_variants, *x_RD.shape)), cache, mass, jnp.zeros(num_variants, jnp.float32)

@@ -100,7 +100,7 @@ def blocks(
     for reading in readings:
         count = len(reading.variants)
         residual = np.asarray(reading.residual)[:count]
-        session.refuse_overflow(reading.variants, residual)
+        session.refuse_overflow(reading.variants, np.asarray(reading.largest)[:count])
         variants.extend(reading.variants)
         residuals.extend(residual)
         if reading.mass is not None:

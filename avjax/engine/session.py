@@ -17,6 +17,7 @@ from avjax.compat import Compat, attention_compat, compatible_prompt
 from avjax.engine.activations import CleanRuns, as_dtype
 from avjax.engine.lowering import folded, lower
 from avjax.engine.operations import EdgeOp
+from avjax.engine.overflow import refuse_overflow
 from avjax.engine.planning import Batch, Budget, Region, batches, longest, region
 from avjax.engine.reads import Reads
 from avjax.engine.reference import bucket, pad_inputs, reference_batch
@@ -42,11 +43,12 @@ from avjax.tokens import TokenGroups
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A batch's final residuals at the read-out positions, and its attention masses."""
+    """A batch's final residuals at the read-out positions, its attention masses, and what tells of an overflow."""
 
     variants: tuple[int, ...]
     residual: jax.Array  # I P D; I may be padded beyond `variants`
     mass: jax.Array | None  # float32 I L N Q C
+    largest: jax.Array  # float32 I, the largest size of what a norm was fed
 
 
 class Session:
@@ -183,7 +185,8 @@ class Session:
         empty = jnp.zeros((cfg.num_layers, cfg.num_kv_heads, 0, cfg.head_dim), self.dtype)
         none = jnp.zeros(0, jnp.int32)
         shared = SharedKeys(keys=empty, values=empty, positions=none, block_class=none)
-        clean = CleanPass(keys=none, values=none, residual=none, final=none, mass=None)
+        nothing = jnp.float32(0)
+        clean = CleanPass(keys=none, values=none, residual=none, final=none, mass=None, largest=nothing)
         each = np.arange(self.groups.num_groups, dtype=np.int32)  # every group is a class of its own
         return self._with_classes(clean, shared, each, each)
 
@@ -234,28 +237,24 @@ class Session:
         """The unedited run, from the clean pass itself."""
         weights = self.query_weights(self.clean_rows)
         mass = None if weights is None else _clean_mass(self.shared, weights)[None]
-        return Reading(variants=(CLEAN,), residual=self.shared.clean.final[None], mass=mass)
+        clean = self.shared.clean
+        return Reading(variants=(CLEAN,), residual=clean.final[None], mass=mass, largest=clean.largest[None])
 
-    def refuse_overflow(self, variants: Sequence[int], residual: np.ndarray) -> None:
-        """Refuses final residuals [I, ...] beyond what a norm can square: their read-outs would mean nothing.
+    def refuse_overflow(self, variants: Sequence[int], largest: np.ndarray) -> None:
+        """Refuses variants whose norms were fed more than they can square, [I, ...]; see `avjax.engine.overflow`.
 
         Raises:
-          OverflowError: the first such variant is named.
+          ActivationOverflow: the first such variant is named.
         """
-        largest = np.abs(residual.astype(np.float32)).reshape(len(residual), -1).max(axis=1)
-        for variant, value in zip(variants, largest, strict=False):
-            if not value <= MAX_ACTIVATION:
-                edits = () if variant == CLEAN else self.variants[variant]
-                raise OverflowError(
-                    f"{name_of(edits)}: activations reach {value:g}, which float32 cannot carry through a norm; use "
-                    "smaller factors"
-                )
+        refuse_overflow(
+            largest, lambda place: name_of(() if variants[place] == CLEAN else self.variants[variants[place]])
+        )
 
     def replayed(self) -> Iterator[Reading]:
         """Batches of variants, each from its first dirty layer and row on."""
         for batch in self.planned:
             found = self.replay_batch(batch)
-            yield Reading(variants=batch.variants, residual=found.residual, mass=found.mass)
+            yield Reading(variants=batch.variants, residual=found.residual, mass=found.mass, largest=found.largest)
 
     def replay_batch(self, batch: Batch, *, keep_cache: bool = False) -> Any:
         return replay(
@@ -277,7 +276,7 @@ class Session:
         size = self.budget.references()
         for start in range(0, len(self.lowered), size):
             variants = tuple(range(start, min(start + size, len(self.lowered))))
-            residual, mass = reference_batch(
+            residual, largest, mass = reference_batch(
                 self.model.network.decoder,
                 self.inputs,
                 self.unfolded(variants),
@@ -288,10 +287,9 @@ class Session:
                 num_classes=len(self.layout.class_group),
                 compat=self.compat,
             )
-            yield Reading(variants=variants, residual=residual, mass=mass)
+            yield Reading(variants=variants, residual=residual, mass=mass, largest=largest)
 
 
-MAX_ACTIVATION = 1e17
 CLEAN = -1  # the variant that is the unedited run
 
 

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from avjax.engine.overflow import NORMED, row_sizes
 from avjax.mesh import whole
 from avjax.models.attention import KEY_BLOCK, SharedKeys, attend_prompt
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
+from avjax.models.sites import Site
 from avjax.prompt import Inputs
 from avjax.tokens import TokenGroups
 
@@ -30,6 +32,7 @@ class CleanPass:
     residual: jax.Array  # L R D: before each layer, at the last R positions
     final: jax.Array  # P D: after the last layer, at the read-out positions
     mass: jax.Array | None  # float32 L N R M: attention of the last R positions, summed over each token group
+    largest: jax.Array  # float32: the largest size of what a norm was fed, as far as the read-outs depend on it
 
 
 def first_of_last(length: jax.Array | int, num_rows: int) -> jax.Array:
@@ -51,6 +54,7 @@ def clean_pass(
     """
     rotary = decoder.rotary(inputs.positions, inputs.embeddings.dtype)
     first = first_of_last(inputs.length, num_rows)
+    exists = jnp.arange(inputs.embeddings.shape[0]) < inputs.length
 
     def rows(x: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(x, first, num_rows)
@@ -77,17 +81,33 @@ def clean_pass(
             mass = jax.vmap(rows)(weights["mass"]) if want_mass else None
             return z, (k, v, mass)
 
-        y, kept = block(x, rotary, attend, lambda _, x: x, reads if last else None)
-        return y, (rows(x), *kept)
+        fed: dict[Site, jax.Array] = {}
+
+        def at(site: Site, x: jax.Array) -> jax.Array:
+            if site in NORMED:
+                fed[site] = row_sizes(x)
+            return x
+
+        y, kept = block(x, rotary, attend, at, reads if last else None)
+        return y, (fed[Site.RESID_PRE], fed[Site.RESID_MID], rows(x), *kept)
+
+    def largest(pre_LT: jax.Array, inner_LT: jax.Array, mid_P: jax.Array, final_PD: jax.Array) -> jax.Array:
+        every = jnp.where(exists, jnp.maximum(jnp.max(pre_LT, axis=0), jnp.max(inner_LT, axis=0, initial=0.0)), 0.0)
+        return whole(jnp.maximum(jnp.max(every), jnp.max(jnp.maximum(mid_P, row_sizes(final_PD)))))
 
     if want_mass:
-        x, (residual, keys, values, mass) = jax.lax.scan(layer, inputs.embeddings, jnp.arange(decoder.cfg.num_layers))
-        return CleanPass(keys=keys, values=values, residual=residual, final=whole(reads(x, 0)), mass=whole(mass))
+        x, (pre, mid, residual, keys, values, mass) = jax.lax.scan(
+            layer, inputs.embeddings, jnp.arange(decoder.cfg.num_layers)
+        )
+        final = whole(reads(x, 0))
+        size = largest(pre, mid[:-1], reads(mid[-1], 0), final)
+        return CleanPass(keys=keys, values=values, residual=residual, final=final, mass=whole(mass), largest=size)
     # Layers are picked by index: a slice of all but the last would copy the parameters.
     x, kept = jax.lax.scan(layer, inputs.embeddings, jnp.arange(decoder.cfg.num_layers - 1))
-    final, kept_last = layer(x, decoder.cfg.num_layers - 1, last=True)
-    residual, keys, values = (jnp.concatenate([a, b[None]]) for a, b in zip(kept[:3], kept_last[:3], strict=True))
-    return CleanPass(keys=keys, values=values, residual=residual, final=whole(final), mass=None)
+    final, (last_pre, last_mid, *kept_last) = layer(x, decoder.cfg.num_layers - 1, last=True)
+    size = largest(jnp.concatenate([kept[0], last_pre[None]]), kept[1], last_mid, final)
+    residual, keys, values = (jnp.concatenate([a, b[None]]) for a, b in zip(kept[2:5], kept_last[:3], strict=True))
+    return CleanPass(keys=keys, values=values, residual=residual, final=whole(final), mass=None, largest=size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ class Site(StrEnum):
     MASS = "mass"  # N M, attention weights summed over each token group; read only
     VALUE_MASS = "value_mass"  # N M, the same sum of weights times the norm of the head's value; read only
     RECEIVED = "received"  # N M, attention weights summed over the later queries of each token group; read only
+    PEAK = "peak"  # 3, largest size of what the norms before attention, before the MLP and after it are fed; read only
 
 
 # The order in which a layer passes its sites; edits of one layer apply in this order.
@@ -50,7 +51,7 @@ FLOW = (
 )
 BEFORE_ATTENTION = (Site.RESID_PRE, Site.ATTN_IN, Site.VALUE)  # of every row, also of those that only give keys
 HEADED = (Site.Z, Site.VALUE)
-READ_ONLY = (Site.PATTERN, Site.MASS, Site.VALUE_MASS, Site.RECEIVED)
+READ_ONLY = (Site.PATTERN, Site.MASS, Site.VALUE_MASS, Site.RECEIVED, Site.PEAK)
 _HOOK = re.compile(r"(?:blocks\.(?P<layer>\d+)\.)?(?P<hook>(?:(?:attn|mlp|ln1|ln2)\.)?hook_[a-z_]+)")
 _HOOKS = {
     **{f"hook_{site}": site for site in FLOW if site not in (Site.ATTN_IN, Site.MLP_IN)},

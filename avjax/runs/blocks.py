@@ -357,7 +357,7 @@ def _made(prompt: Callable[[], Prompt], team: Team) -> Prompt:
 def _computed(model: Model, run: Run, block: Block, prompt: Prompt) -> xr.Dataset:
     sample = run.samples[block.sample]
     variants = [list(edits) for edits in run.edits(block)]
-    settings = {**run.settings, "floor": block.clean, "drawn": run.drawn}
+    settings = {**run.settings, "floor": block.clean and run.settings.get("floor", True), "drawn": run.drawn}
     return computed(model, {sample.name: prompt}, variants, list(sample.metrics), progress=False, **settings)
 
 

@@ -27,6 +27,7 @@ def sweep(
     memory_bytes: int | None = None,
     compat: Compat | None = None,
     allow_noop: bool = False,
+    floor: bool = True,
     progress: bool = True,
 ) -> xr.Dataset:
     """Every cell of a grid on every prompt.
@@ -40,21 +41,25 @@ def sweep(
       executor: "replay" computes only what each cell changes; "reference" runs a full forward pass per cell. Both
         give the same to rounding.
       memory_bytes: what the sweep may use beside the parameters; by default half of what the device has free.
-      compat, allow_noop: see `avjax.run`.
+      compat, allow_noop: see `avjax.run`. With `allow_noop`, what a cell's edits cannot reach of a metric is missing.
+      floor: measure the noise floor. In float32 that takes one cell more of each sample; in narrower types a few of the
+        samples, spread over all, run a handful of their cells again with float32 activations.
       progress: show a bar with rate and time left when it takes long.
 
     Returns:
       A dataset whose dimensions are the grid's axes and `sample`, with a variable per metric; beside each the unedited
-      run's as `NAME_clean`. `edges`, `positions` and `blocked_queries` say what each cell touched, `cell` what it does.
+      run's as `NAME_clean`, and `NAME_floor`, the noise floor: changes of at most its size are rounding. `edges`,
+      `positions` and `blocked_queries` say what each cell touched, `cell` what it does; where metrics differ, because
+      they are fed other continuations, `NAME_edges` and so on say it for each.
 
     Raises:
-      ValueError: something does not fit, such as a store that holds another sweep; all of it is found before anything
-        is compiled.
+      ValueError: something does not fit, such as a store that holds another sweep, or an edit that cannot reach what a
+        metric reads; all of it is found before anything is compiled.
       OverflowError: a cell's activations grew beyond float32; the cell is named.
     """
     refuse_no_model(model)
     settings = {"executor": checked_executor(executor), "memory_bytes": memory_bytes, "compat": compat}
-    settings |= {"allow_noop": allow_noop, "progress": progress}
+    settings |= {"allow_noop": allow_noop, "floor": floor, "progress": progress}
     refuse_identities(grid, allow_noop)
     if store is None:
         from avjax.sweeping.computing import computed

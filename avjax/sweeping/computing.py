@@ -31,7 +31,7 @@ from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.slices import Slice, Team, at_once, slices_here
 from avjax.sweeping.columns import Columns
-from avjax.sweeping.floor import drawn_cells, drawn_samples, with_largest_floors
+from avjax.sweeping.floor import drawn_cells, drawn_samples, pooled_floors, without_floors
 from avjax.sweeping.plan import Pass, Sweep, prepare
 
 
@@ -117,9 +117,14 @@ def _in_order(found: Mapping[int, xr.Dataset], samples: Sequence[Any]) -> xr.Dat
     if len(found) == 1:
         return next(iter(found.values()))
     one = xr.concat(
-        [*found.values()], "sample", data_vars="minimal", coords="minimal", compat="override", join="override"
+        [without_floors(part) for part in found.values()],
+        "sample",
+        data_vars="minimal",
+        coords="minimal",
+        compat="override",
+        join="override",
     )
-    one = with_largest_floors(one, [*found.values()])
+    one = one.assign(pooled_floors([*found.values()]))
     dealt = [name for index in found for name in samples[index :: len(found)]]
     return one.isel(sample=[dealt.index(name) for name in samples])
 

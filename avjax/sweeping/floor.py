@@ -7,7 +7,7 @@ what their effects differ by is noise.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -86,10 +86,19 @@ def of_small_effects(noise: np.ndarray, effects: np.ndarray) -> np.ndarray:
     return noise[order[: -(-len(order) // 2)]]
 
 
-def with_largest_floors(dataset: xr.Dataset, parts: Sequence[xr.Dataset]) -> xr.Dataset:
-    """A dataset of several parts, with the largest of their floors."""
-    floors = [name for name, variable in dataset.data_vars.items() if "draws" in variable.attrs]
-    largest: Mapping[Any, Any] = {
-        name: dataset[name].copy(data=np.fmax.reduce([part[name].values for part in parts])) for name in floors
-    }
-    return dataset.assign(largest)
+def without_floors(dataset: xr.Dataset) -> xr.Dataset:
+    return dataset.drop_vars(_floors(dataset))
+
+
+def pooled_floors(parts: Sequence[xr.Dataset]) -> dict[str, Any]:
+    """The floors of a sweep whose samples are in several datasets, from the noise of all of them."""
+    floors: dict[str, Any] = {}
+    for name in dict.fromkeys(name for part in parts for name in _floors(part)):
+        about = [part[name].attrs for part in parts if name in part]
+        noise = [Noise(rms=attrs["rms"], draws=attrs["draws"]) for attrs in about]
+        floors[name] = floor(noise, about[0]["units"], about[0]["how"])
+    return floors
+
+
+def _floors(dataset: xr.Dataset) -> list[str]:
+    return [str(name) for name, variable in dataset.data_vars.items() if "draws" in variable.attrs]

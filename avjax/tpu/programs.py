@@ -297,7 +297,7 @@ def _decoding(
     prompt, found, variants = made
     cfg = session.model.config.decoder
     last = jax.ShapeDtypeStruct((size, cfg.embed_dim), session.model.dtype)
-    own = OwnPrompt(keys=found.keys, values=found.values, last=last)  # pyright: ignore[reportArgumentType]
+    own: Any = OwnPrompt(keys=found.keys, values=found.values, last=last, largest=found.largest)  # pyright: ignore
     bench.add(
         f"decoding, {size} variants x {one.limit} tokens, {found.keys.shape[2]} own rows",
         decode,
