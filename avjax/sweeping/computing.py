@@ -116,14 +116,9 @@ def _in_order(found: Mapping[int, xr.Dataset], samples: Sequence[Any]) -> xr.Dat
     """The slices' datasets as one, samples as they were given."""
     if len(found) == 1:
         return next(iter(found.values()))
-    one = xr.concat(
-        [without_floors(part) for part in found.values()],
-        "sample",
-        data_vars="minimal",
-        coords="minimal",
-        compat="override",
-        join="override",
-    )
+    values = [without_floors(part) for part in found.values()]
+    how: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "join": "override"}
+    one = xr.concat(values, "sample", **how)
     one = one.assign(pooled_floors([*found.values()]))
     dealt = [name for index in found for name in samples[index :: len(found)]]
     return one.isel(sample=[dealt.index(name) for name in samples])
