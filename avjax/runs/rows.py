@@ -2,8 +2,9 @@
 
 A row holds one cell of one sample: `cell_key`, `sample`, the coordinates of the grid's axes, `cell` (what it does, in
 words), `cell_index` (its place in the grid; -1 is the unedited run, which has no coordinates), the prompt's tokens of
-each modality, what it touched, and a column per metric. A metric with dimensions of its own is a list, of lists where
-it has several.
+each modality, what it touched, and a column per metric. `NAME_floor` of the unedited run's row is what was measured of
+the metric's noise: its root mean square, and from how many draws. A metric with dimensions of its own is a list, of
+lists where it has several.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from avjax.sweeping.names import CELL, COUNTS
 
 ABOUT = b"avjax"  # in a field's metadata: units, dimensions and the rest of its attributes
 SAMPLE, RUN = b"avjax.sample", b"avjax.run"  # in a part's metadata: what it is of
+NOISE = "noise"  # in place of dimensions: root mean square and number of its draws, in the row of the unedited run
 OWN = ("cell_key", "cell_index")  # columns that are no part of the dataset
 
 
@@ -127,10 +129,10 @@ def encoded(
     fields = [pa.field(name, column.type) for name, column in columns.items()]
     one = found.isel(sample=0)
     for name, variable in one.data_vars.items():
-        if "draws" in variable.attrs and clean:  # of noise, in the row of the unedited run
-            noise = np.array([[variable.attrs["rms"], variable.attrs["draws"]], *[[np.nan, 0]] * len(indices)])
-            columns[str(name)] = _nested(noise)
-            about = {"dims": ["noise"], **{k: v for k, v in variable.attrs.items() if k not in ("rms", "draws")}}
+        if "draws" in variable.attrs and clean:
+            noise = [variable.attrs["rms"], variable.attrs["draws"]]
+            columns[str(name)] = pa.array([noise, *[None] * len(indices)], pa.list_(pa.float64(), 2))
+            about = {k: v for k, v in variable.attrs.items() if k not in ("rms", "draws")} | {"dims": [NOISE]}
             fields.append(pa.field(str(name), columns[str(name)].type, metadata={ABOUT: json.dumps(about)}))
         if f"{name}_clean" not in one.data_vars and not _is_count(name, variable.attrs):
             continue  # itself of the unedited run
@@ -164,6 +166,7 @@ def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
     done = np.zeros((len(layout.cells) + 1, len(layout.samples)), bool)
     values: dict[str, np.ndarray] = {}
     about: dict[str, dict[str, Any]] = {}
+    noise: dict[str, list[Noise]] = {}
     attributes: dict[str, Any] | None = None
     counts = {name: np.full(len(layout.samples), -1) for name in TOKEN_COUNTS}
     for table in tables:
@@ -176,11 +179,15 @@ def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
         for field in table.schema:
             if not field.metadata or ABOUT not in field.metadata:
                 continue
+            about[field.name] = _agreed(about.get(field.name), json.loads(field.metadata[ABOUT]))
+            if about[field.name]["dims"] == [NOISE]:
+                parts = [Noise(rms=pair[0], draws=int(pair[1])) for pair in table[field.name].to_pylist() if pair]
+                noise.setdefault(field.name, []).extend(parts)
+                continue
             array = _flat(table[field.name])
             if field.name not in values:
                 values[field.name] = _empty((shape[0] + 1, shape[1], *array.shape[1:]), array.dtype)
             values[field.name][rows, samples] = array
-            about[field.name] = _agreed(about.get(field.name), json.loads(field.metadata[ABOUT]))
         attributes = _agreed(attributes, json.loads(table.schema.metadata[ABOUT]))
     for name, metric in [(name, own.get("counts_of")) for name, own in about.items()]:
         if metric is not None:  # parts in which all metrics count alike do not say it again
@@ -189,10 +196,6 @@ def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
     variables: dict[str, Any] = {}
     for name, array in values.items():
         own = {k: v for k, v in about[name].items() if k != "dims"}
-        if about[name]["dims"] == ["noise"]:
-            noise = [Noise(rms=rms, draws=int(draws)) for rms, draws in array[-1] if draws > 0]
-            variables[name] = floor(noise, own["units"], own.get("how", ""))
-            continue
         inner = about[name]["dims"]
         counted = _is_count(name, own)
         edited = own if counted else own | {"cell": "edited"}
@@ -200,6 +203,8 @@ def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
         if not counted:
             unedited = {k: v for k, v in own.items() if k != "missing"} | {"cell": "clean"}
             variables[f"{name}_clean"] = (("sample", *inner), array[-1], unedited)
+    for name, parts in noise.items():
+        variables[name] = floor(parts, about[name]["units"], about[name].get("how", ""))
     if not done.all():
         variables["done"] = (dims, done[:-1].reshape(*layout.shape, -1), {"averages": 0})
     coordinates: dict[str, Any] = {**layout.coordinates, "sample": layout.samples}

@@ -11,7 +11,7 @@ from avjax.engine.session import Session
 from avjax.engine.touched import count_touched
 from avjax.metrics import Caption, Metric
 from avjax.prompt import token_counts
-from avjax.sweeping.floor import HOW, Noise, floor, of_small_effects
+from avjax.sweeping.floor import HOW, Noise, floor, noise_of
 from avjax.sweeping.names import CELL, COUNTS, dimensions
 from avjax.sweeping.plan import Pass, Sweep
 
@@ -53,7 +53,9 @@ class Columns:
             if variant < 0:
                 self.clean[name][sample] = value
             elif variant == self.size[0]:  # the clean cell once more
-                noise = np.asarray(value, np.float64) - self.clean[name][sample]
+                clean = self.clean[name][sample]
+                least = np.spacing(np.abs(clean).astype(np.float32))  # equal bits are no proof of exactness
+                noise = np.maximum(np.abs(np.asarray(value, np.float64) - clean), least)
                 self.add_noise(name, metric, noise[None], "clean")
             else:
                 self.values[name][variant, sample] = value
@@ -67,12 +69,10 @@ class Columns:
     def add_float32(self, sample: int, cells: np.ndarray, of: "Columns") -> None:
         """What the effects of some cells of a sample differ by from those with float32 activations."""
         for name, metric in of.metric.items():
-            values, exact = self.values[name], of.values[name]
-            if values.dtype.kind != "f":
-                continue
-            effects = exact[:, 0].astype(np.float64) - of.clean[name][0]
-            noise = values[cells, sample].astype(np.float64) - self.clean[name][sample] - effects
-            self.add_noise(name, metric, of_small_effects(noise, effects), "float32")
+            if self.values[name].dtype.kind == "f":
+                exact = of.values[name][:, 0].astype(np.float64) - of.clean[name][0]
+                effects = self.values[name][cells, sample].astype(np.float64) - self.clean[name][sample]
+                self.add_noise(name, metric, noise_of(effects, exact), "float32")
 
     def add_captions(self, sample: int, caption: Caption, found: Sequence[Any]) -> None:
         """Continuations of the clean run and of every cell."""

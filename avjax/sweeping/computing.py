@@ -81,7 +81,7 @@ def _swept(
     with Progress("sweep", steps, "cells", enabled=progress) as bar:
         for sample, name in enumerate(planned.prompts):
             for place, one in enumerate(planned.parts):
-                session = planned.sessions.pop((name, place))  # and with it, what it keeps on the device
+                session = planned.sessions.pop((name, place))
                 if isinstance(one, Caption):
                     penalty = generation_penalty(session)
                     columns.add_captions(sample, one, decoded(session, one.limit, penalty, executor))
@@ -92,6 +92,7 @@ def _swept(
                 for variants, values in _ahead(_scored(session, one, executor), 1):
                     columns.add(sample, one, variants, values)
                     bar.advance(sum(variant < len(planned.cells.cells) for variant in variants))
+                del session  # and with it, what it keeps on the device
                 if precisely and name in drawn:
                     cells = drawn_cells(len(planned.cells.cells))
                     if (exact := _in_float32(planned, name, one, cells)) is not None:

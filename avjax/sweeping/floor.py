@@ -15,7 +15,7 @@ import scipy.stats
 import xarray as xr
 
 DRAWN_SAMPLES = (3, 8)  # whose cells are computed again in float32: the more, the fewer cells there are
-DRAWN_CELLS = 16  # of each; those of smaller effect are used, since rounding grows with an effect
+DRAWN_CELLS = 16  # of each
 LEVEL = 0.99  # of draws of noise, how many lie within the floor
 HOW = {
     "clean": "the clean cell through the replay's own program, against the clean pass",
@@ -75,15 +75,22 @@ def drawn_cells(count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(count)[:DRAWN_CELLS])
 
 
-def of_small_effects(noise: np.ndarray, effects: np.ndarray) -> np.ndarray:
-    """Draws [n, ...] whose effect is smaller than that of the other half.
+def noise_of(effects: np.ndarray, exact: np.ndarray) -> np.ndarray:
+    """Draws of noise [m, ...] from the effects of drawn cells.
+
+    Those whose effect is exactly 0 flipped no bit and say nothing of the others, unless all are such. Of the rest the
+    half with the smaller effects counts, since rounding grows with an effect and the floor is about none.
 
     Args:
-      effects: [n, ...] in float32 activations; one with dimensions is as large as its root mean square.
+      effects: [n, ...] in the model's dtype.
+      exact: the same with float32 activations; one with dimensions is as large as its root mean square.
     """
-    size = np.sqrt(np.square(np.asarray(effects, np.float64)).reshape(len(effects), -1).mean(axis=1))
-    order = np.argsort(size, kind="stable")
-    return noise[order[: -(-len(order) // 2)]]
+    flat = effects.reshape(len(effects), -1)
+    changed = np.flatnonzero((flat != 0).any(axis=1))
+    among = changed if len(changed) else np.arange(len(effects))
+    size = np.sqrt(np.square(exact.reshape(len(exact), -1)[among]).mean(axis=1))
+    smaller = among[np.argsort(size, kind="stable")[: -(-len(among) // 2)]]
+    return effects[smaller] - exact[smaller]
 
 
 def without_floors(dataset: xr.Dataset) -> xr.Dataset:
