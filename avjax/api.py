@@ -85,16 +85,33 @@ def run(
       OverflowError: activations that the logits, or with captures any position, depend on grew beyond float32.
     """
     refuse_no_model(model)
+    edits = as_edits(interventions)
+    refuse_identities([edits], allow_noop)
+    settings = {"groups": [groups] if isinstance(groups, str) else groups, "compat": compat, "allow_noop": allow_noop}
+    return run_cell(model, prompt, edits, at=at, capture=capture, **settings)
+
+
+def run_cell(
+    model: Model,
+    prompt: Prompt,
+    edits: Sequence[Edit],
+    *,
+    at: Selector = "last",
+    capture: Sequence[str] = (),
+    groups: Sequence[Selector] = (),
+    compat: Compat | None = None,
+    allow_noop: bool = False,
+) -> Run:
+    """`run` of a grid's cell, whose edits may be the neutral point of an axis."""
     model.check(prompt)
     compat = checked_compat(compat, [prompt])
     prompt = compatible_prompt(prompt, compat)
     sites = _sites(capture, model.config.decoder.num_layers)
-    masks = {str(g): select(prompt, g) for g in ([groups] if isinstance(groups, str) else groups)}
-    refuse_identities([as_edits(interventions)], allow_noop)
+    masks = {str(g): select(prompt, g) for g in groups}
     lowered = lower(
         prompt,
         model.config.decoder,
-        [for_sample(as_edits(interventions))],
+        [for_sample(edits)],
         num_decoded=0,
         allow_noop=allow_noop,
         clean=CleanRuns(model, compat),
@@ -105,7 +122,7 @@ def run(
         raise ValueError(f"at={at!r}: the prompt has no such position")
     size = bucket(len(prompt))
     inputs = pad_inputs(model.encode(prompt, lowered.groups), size)
-    intervention = lowered.intervention(0, size) if interventions else None
+    intervention = lowered.intervention(0, size) if edits else None
     padded = np.resize(positions, 1 << (len(positions) - 1).bit_length())
     wanted = tuple(dict.fromkeys(site for site, _ in sites.values()))
     logits, seen = logits_at(
@@ -117,7 +134,7 @@ def run(
         compat=attention_compat(compat),
     )
     largest = _largest_read(seen[Site.PEAK], inputs, None if wanted else jnp.asarray(padded))
-    refuse_overflow(largest, name_of(as_edits(interventions)))
+    refuse_overflow(largest, name_of(edits))
     seen = {site: _unpadded(site, values, len(prompt)) for site, values in seen.items()}
     return Run(
         logits=logits[: len(positions)],

@@ -79,9 +79,12 @@ def plan(
     memory_bytes: int | None = None,
     compat: Compat | None = None,
     allow_noop: bool = False,
+    floor: bool = True,
     calibrate: bool = True,
 ) -> Plan:
     """What `avjax.sweep` would cost with the same arguments.
+
+    What the noise floor takes in float32 is part of it; the few cells that narrower types run again in float32 are not.
 
     Args:
       calibrate: measure the device for a moment, for an estimate in seconds.
@@ -91,7 +94,8 @@ def plan(
     """
     refuse_no_model(model)
     refuse_identities(grid, allow_noop)
-    planned = prepare(model, prompts, grid, metrics, memory_bytes=memory_bytes, compat=compat, allow_noop=allow_noop)
+    settings = {"memory_bytes": memory_bytes, "compat": compat, "allow_noop": allow_noop, "floor": floor}
+    planned = prepare(model, prompts, grid, metrics, **settings)
     return cost(planned, calibrate=calibrate)
 
 

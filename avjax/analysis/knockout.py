@@ -18,6 +18,8 @@ from avjax.model import Model
 from avjax.prompt import Prompt, named_prompts
 from avjax.report.progress import Progress
 from avjax.sweeping import sweep
+from avjax.sweeping.floor import measured_samples, pooled_floors, without_floors
+from avjax.sweeping.joining import join_samples
 from avjax.tokens import Selector, select
 
 MAX_GROUPS = 128  # of tokens in one sweep; ours
@@ -117,6 +119,8 @@ def edge_sufficiency(
     labels, parts = [s if isinstance(s, str) else str(list(s)) for s in pathways], []
     if len(set(labels)) < len(labels):
         labels = numbered(labels)
+    measured = measured_samples(model, [*named], len(pathways) * (num_random + 1))
+    floors: list[xr.Dataset] = []
     with Progress("pathways", len(named) * (num_random + 1), "sets of keys", enabled=progress) as bar:
         for number, (name, prompt) in enumerate(named.items()):
             keys, kept = sets[name]
@@ -129,15 +133,16 @@ def edge_sufficiency(
                     for masks in together
                     for mask in masks
                 ]
-                swept = sweep(model, {name: prompt}, cells, by_sample[name], progress=False, **options)
+                settings = {"floor": name in measured, **options, "progress": False}
+                swept = sweep(model, {name: prompt}, cells, by_sample[name], **settings)
+                floors.append(swept)
                 for i in range(len(together)):
-                    own = swept.isel(variant=slice(i * len(kept), (i + 1) * len(kept)))
+                    own = without_floors(swept).isel(variant=slice(i * len(kept), (i + 1) * len(kept)))
                     found.append(own.drop_vars("variant").rename(variant="pathway").assign_coords(pathway=labels))
                 bar.advance(len(together))
             parts.append(_with_random([_counted(f, keys, masks) for f, masks in zip(found, draws, strict=True)]))
-    joined = xr.concat(
-        parts, "sample", data_vars="all", coords="minimal", compat="override", combine_attrs="drop_conflicts"
-    )
+    how = {"data_vars": "all", "coords": "minimal", "compat": "override", "combine_attrs": "drop_conflicts"}
+    joined = join_samples(parts, **how).assign(pooled_floors(floors))
     return joined.assign_attrs(query=str(query), always=str(always), random_draws=num_random, seed=seed)
 
 
@@ -194,7 +199,7 @@ def _num_fed(model: Model, metric: Metric) -> int:
     """How many generated tokens a metric feeds back, at most."""
     if isinstance(metric, Caption):
         return metric.limit - 1
-    return max(0, len(metric.continuation(model)) - 1)
+    return max((len(continuation) - 1 for continuation in metric.continuations(model)), default=0)
 
 
 def _counted(found: xr.Dataset, keys: KeyEdges, masks: Masks) -> xr.Dataset:

@@ -35,7 +35,7 @@ def noise_floor(model: Model, prompt: Prompt, *, compat: Compat | None = None, *
     """
     size = model.config.decoder.vocab_size
     itself = Patch("all", source=prompt, site="resid_pre", layers=[0])
-    settings: dict[str, Any] = {**options, "compat": compat, "progress": False}
+    settings: dict[str, Any] = {**options, "compat": compat, "floor": False, "progress": False}
     swept = sweep(model, {"prompt": prompt}, [[itself]], Logits(range(size)), **settings)
     clean, replayed = (swept[name].to_numpy().astype(np.float64).reshape(size) for name in ("logits_clean", "logits"))
     exact = float32_logits(model, compatible_prompt(prompt, compat), compat)

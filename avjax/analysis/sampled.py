@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from avjax.grids import Grid, as_cells
@@ -13,7 +12,8 @@ from avjax.model import Model
 from avjax.prompt import Prompt, common_order, named_prompts, of_each_sample, token_counts
 from avjax.report.progress import Progress
 from avjax.sweeping import sweep
-from avjax.sweeping.floor import drawn_samples, pooled_floors, without_floors
+from avjax.sweeping.floor import measured_samples
+from avjax.sweeping.joining import join_samples
 from avjax.sweeping.plan import prepare
 
 Prompts = Prompt | Sequence[Prompt] | Mapping[Any, Prompt]
@@ -47,11 +47,10 @@ def sweep_samples(
     checks = {option: options[option] for option in ("memory_bytes", "compat", "allow_noop") if option in options}
     for name, prompt in named.items():
         prepare(model, {name: prompt}, grid, by_sample[name], **checks)  # refuses before anything runs
-    parts, drawn = [], drawn_samples([*named], len(as_cells(grid, model.config.decoder).cells))
+    parts, measured = [], measured_samples(model, [*named], len(as_cells(grid, model.config.decoder).cells))
     with Progress("sweep", len(named), "samples", enabled=progress) as bar:
         for name, prompt in named.items():
-            floor = model.dtype == np.float32 or name in drawn  # there it costs no pass, and one shape serves all
-            settings = {"floor": floor, **options, "progress": False}
+            settings = {"floor": name in measured, **options, "progress": False}
             parts.append(sweep(model, {name: prompt}, grid, by_sample[name], **settings))
             bar.advance(1)
     return joined(parts)
@@ -65,9 +64,7 @@ def with_prompts(dataset: xr.Dataset, prompts: Mapping[Any, Prompt]) -> xr.Datas
 
 def joined(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     """Datasets of one sample each, as one; what differs between samples is in no attribute."""
-    values = [without_floors(part) for part in parts]
-    one = xr.concat(values, "sample", combine_attrs="drop_conflicts", data_vars="minimal", coords="minimal")
-    return one.assign(pooled_floors(parts))
+    return join_samples(parts, combine_attrs="drop_conflicts", data_vars="minimal", coords="minimal")
 
 
 def metrics_of(prompts: Mapping[Any, Prompt], metrics: MetricsBySample) -> dict[Any, list[Metric]]:

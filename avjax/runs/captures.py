@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 from etils import epath
 
-from avjax.api import run
+from avjax.api import run_cell
 from avjax.interventions import Edit
 from avjax.model import Model
 from avjax.models.sites import Site
@@ -57,7 +57,7 @@ class Captured:
         found: dict[str, list[np.ndarray]] = {site: [] for site in self.sites}
         at = np.zeros(0, int)
         for _, _, edits in cells:
-            made = run(model, prompt, *edits, at=self.at, capture=self.sites, **settings)
+            made = run_cell(model, prompt, edits, at=self.at, capture=self.sites, **settings)
             at = made.at
             for site in self.sites:
                 found[site].append(np.asarray(made.captures[site], np.float32)[:, at])

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 
 from avjax.runs.differences import changed_samples, identity_differences, plain_differences
-from avjax.runs.rows import ABOUT
+from avjax.runs.rows import is_metric
 from avjax.runs.store import Store
 from avjax.runs.stored import tables as tables_of
 
@@ -130,7 +130,7 @@ def _table(store: Store) -> pd.DataFrame:
         raise ValueError(f"{store.path}: expected cells to compare, got none yet")
     table = pa.concat_tables(parts, promote_options="permissive")
     frame = table.to_pandas()
-    frame.attrs["metrics"] = [field.name for field in table.schema if field.metadata and ABOUT in field.metadata]
+    frame.attrs["metrics"] = [field.name for field in table.schema if is_metric(field)]
     return frame
 
 

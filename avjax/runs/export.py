@@ -12,7 +12,7 @@ import xarray as xr
 
 from avjax.runs import captures
 from avjax.runs.differences import changed_samples, identity_differences
-from avjax.runs.rows import Layout, dataset
+from avjax.runs.rows import Layout, dataset, flattened
 from avjax.runs.store import Store
 from avjax.runs.stored import contents, tables
 
@@ -58,7 +58,7 @@ def _written(out: Path, parts: list[pa.Table], layout: Layout) -> str:
         else:
             _zarr(found, out)
         return " x ".join(f"{size:,} {dim}" for dim, size in found.sizes.items())
-    table = _in_order(pa.concat_tables(parts, promote_options="permissive"), layout.samples)
+    table = flattened(_in_order(pa.concat_tables(parts, promote_options="permissive"), layout.samples))
     if out.suffix == ".parquet":
         pq.write_table(table, out)
     else:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xarray as xr
 
@@ -26,7 +27,7 @@ from avjax.sweeping.names import CELL, COUNTS
 
 ABOUT = b"avjax"  # in a field's metadata: units, dimensions and the rest of its attributes
 SAMPLE, RUN = b"avjax.sample", b"avjax.run"  # in a part's metadata: what it is of
-NOISE = "noise"  # in place of dimensions: root mean square and number of its draws, in the row of the unedited run
+NOISE = "noise_draws"  # among attributes: the column is root mean square and number, in the row of the unedited run
 OWN = ("cell_key", "cell_index")  # columns that are no part of the dataset
 
 
@@ -132,7 +133,7 @@ def encoded(
         if "draws" in variable.attrs and clean:
             noise = [variable.attrs["rms"], variable.attrs["draws"]]
             columns[str(name)] = pa.array([noise, *[None] * len(indices)], pa.list_(pa.float64(), 2))
-            about = {k: v for k, v in variable.attrs.items() if k not in ("rms", "draws")} | {"dims": [NOISE]}
+            about = {k: v for k, v in variable.attrs.items() if k not in ("rms", "draws")} | {"dims": [], NOISE: 1}
             fields.append(pa.field(str(name), columns[str(name)].type, metadata={ABOUT: json.dumps(about)}))
         if f"{name}_clean" not in one.data_vars and not _is_count(name, variable.attrs):
             continue  # itself of the unedited run
@@ -180,7 +181,7 @@ def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
             if not field.metadata or ABOUT not in field.metadata:
                 continue
             about[field.name] = _agreed(about.get(field.name), json.loads(field.metadata[ABOUT]))
-            if about[field.name]["dims"] == [NOISE]:
+            if NOISE in about[field.name]:
                 parts = [Noise(rms=pair[0], draws=int(pair[1])) for pair in table[field.name].to_pylist() if pair]
                 noise.setdefault(field.name, []).extend(parts)
                 continue
@@ -220,7 +221,34 @@ def _is_count(name: Any, attributes: Mapping[str, Any]) -> bool:
 
 
 def _agreed(before: dict[str, Any] | None, said: dict[str, Any]) -> dict[str, Any]:
-    return said if before is None else {k: v for k, v in before.items() if k in said and said[k] == v}
+    """What two parts say alike; and why values are missing, where either has any."""
+    if before is None:
+        return said
+    reasons = {k: v for about in (before, said) for k, v in about.items() if k == "missing"}
+    return {k: v for k, v in before.items() if k in said and said[k] == v} | reasons
+
+
+def is_metric(field: pa.Field) -> bool:
+    """Whether a column holds values of a metric."""
+    about = json.loads((field.metadata or {}).get(ABOUT, b"{}"))
+    return bool(about) and NOISE not in about and "counts_of" not in about
+
+
+def flattened(table: pa.Table) -> pa.Table:
+    """Rows for other programs: each with its metrics' noise floors as numbers, and with counts of every metric."""
+    for index, field in enumerate(table.schema):
+        about = json.loads((field.metadata or {}).get(ABOUT, b"{}"))
+        if NOISE in about:
+            noise = [Noise(rms=pair[0], draws=int(pair[1])) for pair in table[field.name].to_pylist() if pair]
+            values = pa.array(np.full(len(table), floor(noise, about["units"], "")[1]))
+        elif "counts_of" in about:
+            general = table[field.name.removeprefix(f"{about['counts_of']}_")]
+            values = pc.coalesce(table[field.name], general.cast(field.type))
+        else:
+            continue
+        kept = {k: v for k, v in about.items() if k != NOISE}
+        table = table.set_column(index, pa.field(field.name, values.type, metadata={ABOUT: json.dumps(kept)}), values)
+    return table
 
 
 def _nested(values: np.ndarray) -> pa.Array:

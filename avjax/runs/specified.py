@@ -16,7 +16,7 @@ from avjax.media.layout import check_rule
 from avjax.mesh import mesh_of_sizes
 from avjax.metrics import Metric
 from avjax.model import Model
-from avjax.planning import Plan, plan, together, with_passes
+from avjax.planning import Plan, cost, together, with_passes
 from avjax.prompt import Prompt
 from avjax.runs.blocks import Outcome, Run, Sample, execute
 from avjax.runs.captures import Captured
@@ -27,7 +27,8 @@ from avjax.runs.spec_metrics import filled
 from avjax.runs.store import Store
 from avjax.runs.stored import begin
 from avjax.slices import everyone
-from avjax.wording import as_keys
+from avjax.wording import as_keysfrom avjax.sweeping.plan import prepare
+
 
 WORDS = (None, "auto", "from_video", "none")  # in place of a sound file
 NEXT = "put them there, or mend their names in the specification or its table"
@@ -95,7 +96,7 @@ class Prepared:
         def one(number: int, calibrate: bool) -> Plan:
             sample, cells = self.run.samples[number], variants[number]
             prompts, metrics = {sample.name: sample.prompt()}, list(sample.metrics)
-            return plan(self.model, prompts, cells, metrics, calibrate=calibrate, **settings)
+            return cost(prepare(self.model, prompts, cells, metrics, **settings), calibrate=calibrate)
 
         with self.reader:
             found = together(one(number, not i) for i, number in enumerate(variants))

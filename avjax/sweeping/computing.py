@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from avjax.compat import Compat
+from avjax.engine.activations import CleanRuns
 from avjax.engine.planning import NoRoom
 from avjax.engine.scoring import (
     Attended,
@@ -31,7 +32,8 @@ from avjax.provenance import provenance
 from avjax.report.progress import Progress
 from avjax.slices import Slice, Team, at_once, slices_here
 from avjax.sweeping.columns import Columns
-from avjax.sweeping.floor import drawn_cells, drawn_samples, pooled_floors, without_floors
+from avjax.sweeping.floor import drawn_cells, drawn_samples
+from avjax.sweeping.joining import join_samples
 from avjax.sweeping.plan import Pass, Sweep, prepare
 
 
@@ -78,6 +80,7 @@ def _swept(
     columns = Columns(planned)
     steps = len(planned.prompts) * len(planned.parts) * (len(planned.cells.cells) + 1)  # and the clean cell
     precisely = planned.floor and not planned.rides_clean
+    exact_runs = CleanRuns(planned.model, planned.compat, dtype=np.float32)
     with Progress("sweep", steps, "cells", enabled=progress) as bar:
         for sample, name in enumerate(planned.prompts):
             for place, one in enumerate(planned.parts):
@@ -95,16 +98,16 @@ def _swept(
                 del session  # and with it, what it keeps on the device
                 if precisely and name in drawn:
                     cells = drawn_cells(len(planned.cells.cells))
-                    if (exact := _in_float32(planned, name, one, cells)) is not None:
+                    if (exact := _in_float32(planned, name, one, cells, exact_runs)) is not None:
                         columns.add_float32(sample, cells, exact)
     return columns.dataset(attributes)
 
 
-def _in_float32(planned: Sweep, name: Any, one: Pass, cells: np.ndarray) -> Columns | None:
+def _in_float32(planned: Sweep, name: Any, one: Pass, cells: np.ndarray, clean_runs: CleanRuns) -> Columns | None:
     """Some cells of a sample, with float32 activations; None where the memory does not suffice for them."""
     variants = [planned.variants(name)[cell] for cell in cells]
     try:
-        session = planned.session(planned.prompts[name], one, variants, dtype=np.float32)
+        session = planned.session(planned.prompts[name], one, variants, dtype=np.float32, clean_runs=clean_runs)
     except NoRoom:
         return None
     columns = Columns(planned, size=(len(cells), 1))
@@ -117,10 +120,8 @@ def _in_order(found: Mapping[int, xr.Dataset], samples: Sequence[Any]) -> xr.Dat
     """The slices' datasets as one, samples as they were given."""
     if len(found) == 1:
         return next(iter(found.values()))
-    values = [without_floors(part) for part in found.values()]
     how: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "join": "override"}
-    one = xr.concat(values, "sample", **how)
-    one = one.assign(pooled_floors([*found.values()]))
+    one = join_samples([*found.values()], **how)
     dealt = [name for index in found for name in samples[index :: len(found)]]
     return one.isel(sample=[dealt.index(name) for name in samples])
 

@@ -14,6 +14,8 @@ import numpy as np
 import scipy.stats
 import xarray as xr
 
+from avjax.model import Model
+
 DRAWN_SAMPLES = (3, 8)  # whose cells are computed again in float32: the more, the fewer cells there are
 DRAWN_CELLS = 16  # of each
 LEVEL = 0.99  # of draws of noise, how many lie within the floor
@@ -68,6 +70,11 @@ def drawn_samples(samples: Sequence[Any], num_cells: int) -> set[Any]:
     count = int(np.clip(-(-DRAWN_CELLS // max(1, num_cells)), fewest, most))
     places = np.unique(np.linspace(0, len(samples) - 1, count).round().astype(int))
     return {samples[place] for place in places}
+
+
+def measured_samples(model: Model, samples: Sequence[Any], num_cells: int) -> set[Any]:
+    """Those whose noise is measured where each sample is a sweep of its own; in float32 all, which costs no pass."""
+    return set(samples) if model.dtype == np.float32 else drawn_samples(samples, num_cells)
 
 
 def drawn_cells(count: int) -> np.ndarray:

@@ -121,11 +121,13 @@ class Sweep:
         *,
         with_clean: bool = False,
         dtype: DTypeLike | None = None,
+        clean_runs: CleanRuns | None = None,
     ) -> Session:
         """One prompt for one pass or caption.
 
         Args:
           with_clean, dtype: see `Session`.
+          clean_runs: of that dtype; None takes the sweep's.
 
         Raises:
           ValueError: an edit does not fit the prompt, or the memory does not suffice.
@@ -141,7 +143,7 @@ class Sweep:
             compat=self.compat,
             memory_bytes=self.memory_bytes,
             num_slots=slots,
-            clean_runs=self.clean_runs if dtype is None else CleanRuns(self.model, self.compat, dtype=dtype),
+            clean_runs=clean_runs or self.clean_runs,
             with_clean=with_clean,
             dtype=dtype,
         )
@@ -204,6 +206,7 @@ def _checked(planned: Sweep) -> Sweep:
     missing: dict[tuple[Any, str], np.ndarray] = {}
     names: dict[str, Sequence[str]] = {c.name: (c.name, f"{c.name}_tokens") for c in planned.captions}
     shapes: dict[Metric, Sequence[int]] = {}
+    averaged: dict[str, np.dtype] = {}
     for name, prompt in planned.prompts.items():
         model.check(prompt)
         for one in planned.passes:
@@ -219,6 +222,7 @@ def _checked(planned: Sweep) -> Sweep:
                 )
                 names[metric.name] = [f"{metric.name}_{suffix}" if suffix else metric.name for suffix in found]
                 shapes[metric] = next(iter(found.values())).shape
+                averaged |= {metric.name: value.dtype for value in found.values() if metric.averages}
         refuse_collisions(planned.cells, names, shapes)
         variants = planned.variants(name)
         for place, one in enumerate(planned.parts):
@@ -230,6 +234,11 @@ def _checked(planned: Sweep) -> Sweep:
             for metric, last_row in _last_rows(session, one).items():
                 late = unreached(session, made, last_row, metric, planned.allow_noop)
                 missing[name, metric] = late[: len(variants)] if isinstance(one, Pass) else late[1:]
+                if late.any() and metric in averaged and averaged[metric].kind != "f":
+                    raise ValueError(
+                        f"metric {metric!r}: expected floats, which can be missing where an edit cannot reach the "
+                        f"metric, got {averaged[metric]}; return jnp.float32(value)"
+                    )
     return dataclasses.replace(planned, sessions=sessions, missing=missing)
 
 

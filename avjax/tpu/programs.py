@@ -240,6 +240,7 @@ def _session(bench: Bench, session: Session, one: Pass | Caption, sources: int) 
 def _read(session: Session) -> str:
     queries = len(session.reads.attention)
     reads = f", {session.num_reads} read" if session.num_reads > 1 else ""
+    reads += "" if session.reads.branches is None else ", branched"
     return reads + (f", attention of {queries}" if queries else "")
 
 

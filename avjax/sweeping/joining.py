@@ -1,0 +1,44 @@
+"""Datasets of one sweep that hold some of its samples each, as one."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import xarray as xr
+
+from avjax.sweeping.floor import pooled_floors, without_floors
+
+
+def join_samples(parts: Sequence[xr.Dataset], **how: Any) -> xr.Dataset:
+    """Datasets as one along `sample`, with one noise floor of all of them.
+
+    A part in which all metrics count alike does not say it for each; where another does, this one says it too. Why
+    values are missing is said where it is said of any part.
+
+    Args:
+      how: of `xarray.concat`.
+    """
+    counts = dict.fromkeys(name for part in parts for name in _counts_of(part))
+    reasons = {
+        name: variable.attrs["missing"]
+        for part in parts
+        for name, variable in part.data_vars.items()
+        if "missing" in variable.attrs
+    }
+    filled = [_with_counts(without_floors(part), counts, parts) for part in parts]
+    one = xr.concat(filled, "sample", **how)
+    for name, reason in reasons.items():
+        one[name].attrs["missing"] = reason
+    return one.assign(pooled_floors(parts))
+
+
+def _counts_of(dataset: xr.Dataset) -> list[str]:
+    return [str(name) for name, variable in dataset.data_vars.items() if "counts_of" in variable.attrs]
+
+
+def _with_counts(part: xr.Dataset, names: Sequence[str] | dict[str, None], parts: Sequence[xr.Dataset]) -> xr.Dataset:
+    missing = {}
+    for name in names:
+        if name not in part:
+            about = next(other[name].attrs for other in parts if name in other)
+            missing[name] = part[name.removeprefix(f"{about['counts_of']}_")].assign_attrs(about)
+    return part.assign(missing)
