@@ -202,9 +202,8 @@ class _OfSample(Metric):
 def exact(model: Model, case: Case, variants: Sequence[Sequence[Edit]]) -> tuple[np.ndarray, float]:
     """The metric under each variant, and of the clean run, from the engine's sweep."""
     metric = _OfSample(arithmetic=arithmetic(case.metric), name=case.metric.name, given=case.metric)
-    swept = sweep(
-        model, {case.sample: case.prompt}, list(variants), metric, allow_noop=True, floor=False, progress=False
-    )
+    settings: dict[str, Any] = {"allow_noop": True, "floor": False, "progress": False}
+    swept = sweep(model, {case.sample: case.prompt}, list(variants), metric, **settings)
     values = swept[metric.name].to_numpy().astype(np.float64).reshape(len(variants))
     clean = float(swept[f"{metric.name}_clean"].item())
     if not np.isfinite([*values, clean]).all():

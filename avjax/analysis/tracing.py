@@ -88,7 +88,7 @@ def trace(
     runs = found[f"{DIFFERENCE}_of_corrupt"], found[f"{DIFFERENCE}_of_clean"]
     least, about = _least_gaps(model, sources, targets, min_gap, options)
     if min_gap is None and f"{DIFFERENCE}_floor" in found:  # words of several tokens have more noise than one logit
-        least = np.fmax(least, smallest_gap(found[f"{DIFFERENCE}_floor"].drop_attrs())).assign_attrs(least.attrs)
+        least = least.copy(data=np.fmax(least.values, smallest_gap(found[f"{DIFFERENCE}_floor"].item())))
     found = found.assign(
         ie_clean=ie_clean(found[CLEAN], _like(found[f"{CLEAN}_of_corrupt"], found[CLEAN])),
         ie_corrupt=ie_corrupt(_like(found[f"{CORRUPT}_of_corrupt"], found[CORRUPT]), found[CORRUPT]),

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xarray as xr
 
@@ -243,7 +242,8 @@ def flattened(table: pa.Table) -> pa.Table:
             values = pa.array(np.full(len(table), floor(noise, about["units"], "")[1]))
         elif "counts_of" in about:
             general = table[field.name.removeprefix(f"{about['counts_of']}_")]
-            values = pc.coalesce(table[field.name], general.cast(field.type))
+            pairs = zip(table[field.name].to_pylist(), general.to_pylist(), strict=True)
+            values = pa.array([most if own is None else own for own, most in pairs], field.type)
         else:
             continue
         kept = {k: v for k, v in about.items() if k != NOISE}

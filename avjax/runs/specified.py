@@ -27,8 +27,8 @@ from avjax.runs.spec_metrics import filled
 from avjax.runs.store import Store
 from avjax.runs.stored import begin
 from avjax.slices import everyone
-from avjax.wording import as_keysfrom avjax.sweeping.plan import prepare
-
+from avjax.sweeping.plan import prepare
+from avjax.wording import as_keys
 
 WORDS = (None, "auto", "from_video", "none")  # in place of a sound file
 NEXT = "put them there, or mend their names in the specification or its table"

@@ -206,7 +206,7 @@ def _checked(planned: Sweep) -> Sweep:
     missing: dict[tuple[Any, str], np.ndarray] = {}
     names: dict[str, Sequence[str]] = {c.name: (c.name, f"{c.name}_tokens") for c in planned.captions}
     shapes: dict[Metric, Sequence[int]] = {}
-    averaged: dict[str, np.dtype] = {}
+    whole: dict[str, np.dtype] = {}  # of metrics whose values have no number for what is missing
     for name, prompt in planned.prompts.items():
         model.check(prompt)
         for one in planned.passes:
@@ -222,7 +222,9 @@ def _checked(planned: Sweep) -> Sweep:
                 )
                 names[metric.name] = [f"{metric.name}_{suffix}" if suffix else metric.name for suffix in found]
                 shapes[metric] = next(iter(found.values())).shape
-                averaged |= {metric.name: value.dtype for value in found.values() if metric.averages}
+                never_missing = [v.dtype for v in found.values() if v.dtype.kind == "b" or metric.averages]
+                for dtype in (dtype for dtype in never_missing if dtype.kind in "biu"):
+                    whole[metric.name] = dtype
         refuse_collisions(planned.cells, names, shapes)
         variants = planned.variants(name)
         for place, one in enumerate(planned.parts):
@@ -234,10 +236,10 @@ def _checked(planned: Sweep) -> Sweep:
             for metric, last_row in _last_rows(session, one).items():
                 late = unreached(session, made, last_row, metric, planned.allow_noop)
                 missing[name, metric] = late[: len(variants)] if isinstance(one, Pass) else late[1:]
-                if late.any() and metric in averaged and averaged[metric].kind != "f":
+                if late.any() and metric in whole:
                     raise ValueError(
                         f"metric {metric!r}: expected floats, which can be missing where an edit cannot reach the "
-                        f"metric, got {averaged[metric]}; return jnp.float32(value)"
+                        f"metric, got {whole[metric]}; return jnp.float32(value)"
                     )
     return dataclasses.replace(planned, sessions=sessions, missing=missing)
 
