@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from avjax.runs.export import export
 from avjax.runs.store import Store
 
 RULES = ["answer->[0:3]", "last->[0:3]", "generated->[0:3]"]
-SETTINGS = {"allow_noop": True, "progress": False}
+SETTINGS: dict[str, Any] = {"allow_noop": True, "progress": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +105,9 @@ def test_the_neutral_point_of_an_axis_is_planned_and_captured(model, prompts):
 def test_pathways_have_intervals_floors_and_the_edges_of_whole_words(model, prompts):
     typed = {
         name: model.prompt_from_embeddings(
-            np.random.default_rng(i).normal(size=(14, 64)), np.tile(np.arange(14), (3, 1)), ["audio"] * 6 + ["text"] * 8
+            np.random.default_rng(i).normal(size=(14, 128)),
+            np.tile(np.arange(14), (3, 1)),
+            ["audio"] * 6 + ["text"] * 8,
         )
         for i, name in enumerate(prompts)
     }
