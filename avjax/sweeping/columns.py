@@ -53,10 +53,8 @@ class Columns:
             if variant < 0:
                 self.clean[name][sample] = value
             elif variant == self.size[0]:  # the clean cell once more
-                clean = self.clean[name][sample]
-                least = np.spacing(np.abs(clean).astype(np.float32))  # equal bits are no proof of exactness
-                noise = np.maximum(np.abs(np.asarray(value, np.float64) - clean), least)
-                self.add_noise(name, metric, noise[None], "clean")
+                noise = np.abs(np.asarray(value, np.float64) - self.clean[name][sample])
+                self.add_noise(name, metric, np.maximum(noise, self._least(name, metric, sample))[None], "clean")
             else:
                 self.values[name][variant, sample] = value
 
@@ -66,13 +64,22 @@ class Columns:
             self.noise[name].append(Noise.of(noise))
             self.how = how
 
+    def _least(self, name: str, metric: Metric, sample: int) -> np.ndarray:
+        """What a variable's noise is at least: equal bits are no proof that a number is exact."""
+        clean = np.abs(self.clean[name][sample])
+        # The clean run's distance from itself is 0, and all that it is beyond is rounding.
+        return np.asarray(clean if metric.distance else np.spacing(clean.astype(np.float32)))
+
     def add_float32(self, sample: int, cells: np.ndarray, of: "Columns") -> None:
         """What the effects of some cells of a sample differ by from those with float32 activations."""
         for name, metric in of.metric.items():
             if self.values[name].dtype.kind == "f":
                 exact = of.values[name][:, 0].astype(np.float64) - of.clean[name][0]
                 effects = self.values[name][cells, sample].astype(np.float64) - self.clean[name][sample]
-                self.add_noise(name, metric, noise_of(effects, exact), "float32")
+                noise = np.abs(noise_of(effects, exact))
+                if metric.distance:
+                    noise = np.maximum(noise, self._least(name, metric, sample))
+                self.add_noise(name, metric, noise, "float32")
 
     def add_captions(self, sample: int, caption: Caption, found: Sequence[Any]) -> None:
         """Continuations of the clean run and of every cell."""

@@ -82,7 +82,7 @@ def check_company(model, prompt, alone, company: list[metrics.Metric]) -> None:
 
 @pytest.mark.parametrize("step", [1, -1], ids=["in order", "in reverse"])
 def test_all_together(omni_model, prompt, alone, step: int):
-    """Every pair of metrics, in both orders."""
+    """Every metric beside every other, in both orders."""
     check_company(omni_model, prompt, alone, every_metric(omni_model.config.decoder.vocab_size)[::step])
 
 
