@@ -58,14 +58,15 @@ class Windows(Axis):
 
     def points(self, edit: Edit, config: DecoderConfig) -> Points:
         count, before = config.num_layers, _before(self.width, self.placement)
-        for what, size in (("width", self.width), ("stride", self.stride)):
-            if size > count:
+        anchors = range(0, count, self.stride)
+        spans = [range(max(0, a - before), min(count, a - before + self.width)) for a in anchors]
+        alike = self.width > count and len(set(spans)) == 1  # every window would be all layers
+        for what, size, wrong in (("width", self.width, alike), ("stride", self.stride, self.stride > count)):
+            if wrong:
                 raise ValueError(
                     f"windows {self.name!r}: expected a {what} within 1 to {count}, the layers of this model, got "
                     f"{size}; take {count}, or leave layers out to edit all of them"
                 )
-        anchors = range(0, count, self.stride)
-        spans = [range(max(0, a - before), min(count, a - before + self.width)) for a in anchors]
         shown = tuple(f"{s.start}:{s.stop}" for s in spans)
         return Points(tuple(tuple(s) for s in spans), tuple(anchors), {f"{self.name}_window": shown})
 
