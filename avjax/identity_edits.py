@@ -42,6 +42,8 @@ def refuse_identities(given: Grid | Edit | str | Sequence[Any], allow_noop: bool
         variants = [given.edits]
     else:
         several = [given] if isinstance(given, Edit | str) else given
+        if not isinstance(several, list | tuple) or not all(isinstance(v, Edit | str | list | tuple) for v in several):
+            return  # no grid; who expands it says so
         variants = [as_edits([v] if isinstance(v, Edit | str) else v) for v in several]
     for edit in (edit for edits in variants for edit in edits):
         if (reason := identity_reason(edit)) is not None:

@@ -22,6 +22,7 @@ from avjax.grids import Cells
 from avjax.prompt import TOKEN_COUNTS
 from avjax.serialization import to_json
 from avjax.sweeping.floor import Noise, floor
+from avjax.sweeping.joining import without_equal_counts
 from avjax.sweeping.names import CELL, COUNTS
 
 ABOUT = b"avjax"  # in a field's metadata: units, dimensions and the rest of its attributes
@@ -129,11 +130,6 @@ def encoded(
     fields = [pa.field(name, column.type) for name, column in columns.items()]
     one = found.isel(sample=0)
     for name, variable in one.data_vars.items():
-        if "draws" in variable.attrs and clean:
-            noise = [variable.attrs["rms"], variable.attrs["draws"]]
-            columns[str(name)] = pa.array([noise, *[None] * len(indices)], pa.list_(pa.float64(), 2))
-            about = {k: v for k, v in variable.attrs.items() if k not in ("rms", "draws")} | {"dims": [], NOISE: 1}
-            fields.append(pa.field(str(name), columns[str(name)].type, metadata={ABOUT: json.dumps(about)}))
         if f"{name}_clean" not in one.data_vars and not _is_count(name, variable.attrs):
             continue  # itself of the unedited run
         counts = _is_count(name, variable.attrs)
@@ -145,6 +141,10 @@ def encoded(
         about = {"dims": list(variable.dims[1:]), **variable.attrs}
         columns[str(name)] = _nested(values)
         fields.append(pa.field(str(name), columns[str(name)].type, metadata={ABOUT: json.dumps(about)}))
+        if not counts and variable.attrs.get("averages", True):
+            measured = one[f"{name}_floor"].attrs if clean and f"{name}_floor" in one else None
+            columns[f"{name}_floor"], field = _noise(f"{name}_floor", variable.attrs["units"], measured, len(rows))
+            fields.append(field)
     said = {ABOUT: json.dumps(found.attrs), SAMPLE: str(sample), RUN: of_run}
     table = pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, said))
     out = io.BytesIO()
@@ -204,6 +204,8 @@ def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
             unedited = {k: v for k, v in own.items() if k != "missing"} | {"cell": "clean"}
             variables[f"{name}_clean"] = (("sample", *inner), array[-1], unedited)
     for name, parts in noise.items():
+        if not parts:
+            continue
         variables[name] = floor(parts, about[name]["units"], about[name].get("how", ""))
     if not done.all():
         variables["done"] = (dims, done[:-1].reshape(*layout.shape, -1), {"averages": 0})
@@ -211,7 +213,17 @@ def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
     coordinates |= {name: ("sample", by_sample) for name, by_sample in counts.items()}
     coordinates[CELL] = (tuple(layout.coordinates), np.array(layout.cells, object).reshape(layout.shape))
     coordinates |= {note: (dim, values) for note, (dim, values) in layout.notes.items()}
-    return xr.Dataset(variables, coordinates, attributes or {})
+    return without_equal_counts(xr.Dataset(variables, coordinates, attributes or {}))
+
+
+def _noise(name: str, units: str, measured: Mapping[str, Any] | None, num_rows: int) -> tuple[pa.Array, pa.Field]:
+    """The column of a noise floor, which every part has; what was measured is in the first row, the unedited run's."""
+    first = [] if measured is None else [[measured["rms"], measured["draws"]]]
+    column = pa.array([*first, *[None] * (num_rows - len(first))], pa.list_(pa.float64(), 2))
+    about = {"dims": [], NOISE: 1, "units": units, "averages": 0} | (
+        {} if measured is None else {"how": measured["how"]}
+    )
+    return column, pa.field(name, column.type, metadata={ABOUT: json.dumps(about)})
 
 
 def _is_count(name: Any, attributes: Mapping[str, Any]) -> bool:
@@ -220,10 +232,10 @@ def _is_count(name: Any, attributes: Mapping[str, Any]) -> bool:
 
 
 def _agreed(before: dict[str, Any] | None, said: dict[str, Any]) -> dict[str, Any]:
-    """What two parts say alike; and why values are missing, where either has any."""
+    """What two parts say alike; and what either says of missing values and of noise."""
     if before is None:
         return said
-    reasons = {k: v for about in (before, said) for k, v in about.items() if k == "missing"}
+    reasons = {k: v for about in (before, said) for k, v in about.items() if k in ("missing", "how")}
     return {k: v for k, v in before.items() if k in said and said[k] == v} | reasons
 
 

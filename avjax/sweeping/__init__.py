@@ -63,8 +63,9 @@ def sweep(
     refuse_identities(grid, allow_noop)
     if store is None:
         from avjax.sweeping.computing import computed
+        from avjax.sweeping.joining import without_equal_counts
 
-        return computed(model, prompts, grid, metrics, **settings)
+        return without_equal_counts(computed(model, prompts, grid, metrics, **settings))
     from avjax.runs.stored import stored_sweep
 
     return stored_sweep(model, prompts, grid, metrics, store, **settings)

@@ -139,7 +139,7 @@ class Columns:
             by_metric = {metric: counts[name] for metric, counts in self.touched.items()}
             most = np.max([*by_metric.values()], axis=0)
             variables[name] = (dims, most.reshape(*cells.shape, -1), COUNTED)
-            if any((counts != most).any() for counts in by_metric.values()):
+            if self.planned.counts_apart:
                 for metric, counts in by_metric.items():
                     about = COUNTED | {"counts_of": metric}
                     variables[f"{metric}_{name}"] = (dims, counts.reshape(*cells.shape, -1), about)

@@ -18,6 +18,7 @@ from avjax.model import Model
 
 DRAWN_SAMPLES = (3, 8)  # whose cells are computed again in float32: the more, the fewer cells there are
 DRAWN_CELLS = 16  # of each
+FEWEST_DRAWS = 3
 LEVEL = 0.99  # of draws of noise, how many lie within the floor
 HOW = {
     "clean": "the clean cell through the replay's own program, against the clean pass",
@@ -52,9 +53,12 @@ class Noise:
 def bound(noise: Noise) -> float:
     """What a further draw of noise stays within, `LEVEL` of the time, if noise is normal; NaN without a draw.
 
+    Fewer than 3 draws are taken for 3: by the letter one alone bounds nothing within a factor of 64.
+
     Source: Student 1908; the prediction interval of a normal sample whose mean is known to be 0.
     """
-    return float(scipy.stats.t.ppf((1 + LEVEL) / 2, noise.draws) * noise.rms) if noise.draws else float("nan")
+    factor = scipy.stats.t.ppf((1 + LEVEL) / 2, max(noise.draws, FEWEST_DRAWS))
+    return float(factor * noise.rms) if noise.draws else float("nan")
 
 
 def floor(noise: Sequence[Noise], unit: str, how: str) -> tuple[tuple[()], float, dict[str, Any]]:

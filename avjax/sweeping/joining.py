@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from avjax.sweeping.floor import pooled_floors, without_floors
@@ -29,6 +30,17 @@ def join_samples(parts: Sequence[xr.Dataset], **how: Any) -> xr.Dataset:
     for name, reason in reasons.items():
         one[name].attrs["missing"] = reason
     return one.assign(pooled_floors(parts))
+
+
+def without_equal_counts(dataset: xr.Dataset) -> xr.Dataset:
+    """Without the counts of single metrics where all metrics have the same."""
+    equal = []
+    for name in _counts_of(dataset):
+        general = name.removeprefix(f"{dataset[name].attrs['counts_of']}_")
+        alike = [n for n in _counts_of(dataset) if n.endswith(f"_{general}")]
+        if all(np.array_equal(dataset[n].values, dataset[general].values) for n in alike):
+            equal.append(name)
+    return dataset.drop_vars(equal)
 
 
 def _counts_of(dataset: xr.Dataset) -> list[str]:

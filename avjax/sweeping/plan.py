@@ -109,6 +109,11 @@ class Sweep:
         """The most generated tokens that any metric feeds back."""
         return max(0, *self.num_fed().values(), *(caption.limit - 1 for caption in self.captions))
 
+    @property
+    def counts_apart(self) -> bool:
+        """Whether edits may reach more of one metric's pass than of another's, whatever the edits and the prompt."""
+        return len({*self.num_fed().values(), *(caption.name for caption in self.captions)}) > 1
+
     def num_fed(self) -> dict[str, int]:
         """The tokens of its own that each metric but captions feeds back, by name."""
         return {metric.name: part.num_fed(place) for part in self.passes for place, metric in enumerate(part.metrics)}
