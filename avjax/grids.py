@@ -51,6 +51,7 @@ class Windows(Axis):
     stride: int
     placement: Placement
     name: str
+    narrow: bool = False  # no window may be wider than the model
 
     def check_field(self, field: str) -> None:
         if field != "layers":
@@ -60,8 +61,8 @@ class Windows(Axis):
         count, before = config.num_layers, _before(self.width, self.placement)
         anchors = range(0, count, self.stride)
         spans = [range(max(0, a - before), min(count, a - before + self.width)) for a in anchors]
-        alike = self.width > count and len(set(spans)) == 1  # every window would be all layers
-        for what, size, wrong in (("width", self.width, alike), ("stride", self.stride, self.stride > count)):
+        wide = self.width > count and (self.narrow or len(set(spans)) == 1)  # else some window is less than all layers
+        for what, size, wrong in (("width", self.width, wide), ("stride", self.stride, self.stride > count)):
             if wrong:
                 raise ValueError(
                     f"windows {self.name!r}: expected a {what} within 1 to {count}, the layers of this model, got "

@@ -1,5 +1,6 @@
 """The grid of a run's specification: edits as plain values, with axes in place of their fields."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,7 +62,8 @@ class Windows(Strict):
     name: str = "layers"
 
     def build(self, field: str) -> Any:
-        return grids.windows(self.width, stride=self.stride, placement=self.placement, name=self.name)
+        windows = grids.windows(self.width, stride=self.stride, placement=self.placement, name=self.name)
+        return dataclasses.replace(windows, narrow=True)
 
 
 def _kind(value: Any) -> str:
