@@ -118,9 +118,9 @@ def placed(continuations: Sequence[tuple[int, ...]]) -> tuple[tuple[tuple[int, .
     for continuation in sorted(set(continuations), key=len, reverse=True):
         if not any(other[: len(continuation)] == continuation for other in longest):
             longest.append(continuation)
-    kept = tuple(c for c in dict.fromkeys(continuations) if c in longest)
+    distinct = tuple(c for c in dict.fromkeys(continuations) if c in longest)
     places = [
-        next(place for place, other in enumerate(kept) if other[: len(continuation)] == continuation)
+        next(place for place, other in enumerate(distinct) if other[: len(continuation)] == continuation)
         for continuation in continuations
     ]
-    return kept, places
+    return distinct, places

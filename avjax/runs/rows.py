@@ -258,8 +258,10 @@ def flattened(table: pa.Table) -> pa.Table:
             values = pa.array([most if own is None else own for own, most in pairs], field.type)
         else:
             continue
-        kept = {k: v for k, v in about.items() if k != NOISE}
-        table = table.set_column(index, pa.field(field.name, values.type, metadata={ABOUT: json.dumps(kept)}), values)
+        attributes = {k: v for k, v in about.items() if k != NOISE}
+        table = table.set_column(
+            index, pa.field(field.name, values.type, metadata={ABOUT: json.dumps(attributes)}), values
+        )
     return table
 
 

@@ -125,13 +125,10 @@ class Columns:
             about |= {"distance": 1} if metric.distance else {}
             about |= {k: str(v) for k, v in metric.attributes(self.planned.model).items()}
             values = self._without_missing(metric, self.values[name])
-            told = {"missing": UNREACHED} if metric.name in self._unreached else {}
+            reason = {"missing": UNREACHED} if metric.name in self._unreached else {}
+            edited = about | reason | {"cell": "edited"}  # a difference from the clean run then says neither
             values = values.reshape(*cells.shape, *values.shape[1:])
-            variables[name] = (
-                (*dims, *axes[metric]),
-                values,
-                about | told | {"cell": "edited"},
-            )  # no difference is clean
+            variables[name] = ((*dims, *axes[metric]), values, edited)
             variables[f"{name}_clean"] = (("sample", *axes[metric]), self.clean[name], about | {"cell": "clean"})
             if name in self.noise:
                 variables[f"{name}_floor"] = floor(self.noise[name], metric.unit, HOW[self.how])

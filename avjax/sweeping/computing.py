@@ -121,9 +121,9 @@ def _in_order(found: Mapping[int, xr.Dataset], samples: Sequence[Any]) -> xr.Dat
     if len(found) == 1:
         return next(iter(found.values()))
     how: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "join": "override"}
-    one = join_samples([*found.values()], **how)
+    joined = join_samples([*found.values()], **how)
     dealt = [name for index in found for name in samples[index :: len(found)]]
-    return one.isel(sample=[dealt.index(name) for name in samples])
+    return joined.isel(sample=[dealt.index(name) for name in samples])
 
 
 def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[tuple[int, ...], list[Any]]]:

@@ -26,10 +26,10 @@ def join_samples(parts: Sequence[xr.Dataset], **how: Any) -> xr.Dataset:
         if "missing" in variable.attrs
     }
     filled = [_with_counts(without_floors(part), counts, parts) for part in parts]
-    one = xr.concat(filled, "sample", **how)
+    joined = xr.concat(filled, "sample", **how)
     for name, reason in reasons.items():
-        one[name].attrs["missing"] = reason
-    return one.assign(pooled_floors(parts))
+        joined[name].attrs["missing"] = reason
+    return joined.assign(pooled_floors(parts))
 
 
 def without_equal_counts(dataset: xr.Dataset) -> xr.Dataset:

@@ -233,13 +233,13 @@ def _checked(planned: Sweep) -> Sweep:
         refuse_collisions(planned.cells, names, shapes)
         variants = planned.variants(name)
         for place, one in enumerate(planned.parts):
-            made = [*variants, *[()] * planned.rides_clean] if isinstance(one, Pass) else [(), *variants]
+            edits = [*variants, *[()] * planned.rides_clean] if isinstance(one, Pass) else [(), *variants]
             with_clean = isinstance(one, Pass) and planned.rides_clean
-            sessions[name, place] = session = planned.session(prompt, one, made, with_clean=with_clean)
+            sessions[name, place] = session = planned.session(prompt, one, edits, with_clean=with_clean)
             if isinstance(one, Caption):
                 generation_penalty(session)  # refuses what cannot be decoded
             for metric, last_row in _last_rows(session, one).items():
-                late = unreached(session, made, last_row, metric, planned.allow_noop)
+                late = unreached(session, edits, last_row, metric, planned.allow_noop)
                 missing[name, metric] = late[: len(variants)] if isinstance(one, Pass) else late[1:]
                 if late.any() and metric in whole:
                     raise ValueError(
