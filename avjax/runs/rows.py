@@ -259,9 +259,8 @@ def flattened(table: pa.Table) -> pa.Table:
         else:
             continue
         attributes = {k: v for k, v in about.items() if k != NOISE}
-        table = table.set_column(
-            index, pa.field(field.name, values.type, metadata={ABOUT: json.dumps(attributes)}), values
-        )
+        field = pa.field(field.name, values.type, metadata={ABOUT: json.dumps(attributes)})
+        table = table.set_column(index, field, values)
     return table
 
 
