@@ -189,7 +189,7 @@ def _events(named: Mapping[Any, Prompt], given: EventsBySample, what: str) -> di
         words = (given[name],) if isinstance(given[name], str) else tuple(given[name])
         if not words or any(not isinstance(w, str) or len(w.split()) != 1 for w in words):
             raise ValueError(f"{what}: expected events of one word each for sample {name!r}, got {given[name]!r}")
-        found[name] = tuple(dict.fromkeys(words))
+        found[name] = tuple(dict.fromkeys(word.strip() for word in words))
     return found
 
 

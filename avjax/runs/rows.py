@@ -141,7 +141,7 @@ def encoded(
         about = {"dims": list(variable.dims[1:]), **variable.attrs}
         columns[str(name)] = _nested(values)
         fields.append(pa.field(str(name), columns[str(name)].type, metadata={ABOUT: json.dumps(about)}))
-        if not counts and variable.attrs.get("averages", True):
+        if not counts and variable.attrs.get("averages", True) and values.dtype.kind in "fiu":
             measured = one[f"{name}_floor"].attrs if clean and f"{name}_floor" in one else None
             columns[f"{name}_floor"], field = _noise(f"{name}_floor", variable.attrs["units"], measured, len(rows))
             fields.append(field)

@@ -132,12 +132,17 @@ def relative(a: Any, b: Any) -> float:
 
 
 def compare(a: xr.Dataset, b: xr.Dataset) -> None:
+    """All that two sweeps read, and what is missing of it; each measured the floors of its own rounding."""
     assert set(a.data_vars) == set(b.data_vars)
     for name in a.data_vars:
-        if a[name].dtype.kind == "f":
+        if str(name).endswith("_floor"):
+            assert 0 <= a[name] < 1e-4 and 0 <= b[name] < 1e-4, name
+        elif a[name].dtype.kind == "f":
             for i, cell in enumerate(a[name].coords["cell"].values if "variant" in a[name].dims else ["clean"]):
                 x, y = (d[name][i] if "variant" in d[name].dims else d[name] for d in (a, b))
-                if name.startswith("attention_mass"):
+                if np.isnan(y).all():
+                    assert np.isnan(x).all(), (name, cell)
+                elif name.startswith("attention_mass"):
                     assert np.abs(x - y).max() <= 2e-6 * max(1, float(np.abs(y).max())), (name, cell)
                 else:
                     assert relative(x, y) <= RELATIVE, (name, cell)
@@ -194,7 +199,9 @@ def test_sweep(omni_model: avjax.Model, pool, reads: Reads):
             for executor in ("replay", "reference")
         )
         compare(a, b)
-        spread = np.abs(b["logits"] - b["logits_clean"]).max("token").values
+        reached = np.isfinite(b["logits"]).all(["token", "sample"]).values
+        assert reached.mean() > 0.8
+        spread = np.abs(b["logits"] - b["logits_clean"]).max("token").values[reached]
         assert spread[0] <= 1e-4
         shown.append((spread > 1e-3).mean())
 
@@ -255,7 +262,7 @@ def test_a_small_budget_changes_nothing(omni_model: avjax.Model, pool):
 def test_grids_of_one_shape_share_executables(omni_model: avjax.Model, pool):
     prompt, metric = pool(40).prompt, Logits(range(omni_model.config.decoder.vocab_size))
     avjax.sweep(omni_model, prompt, LAST, metric, progress=False)
-    others = [f"last->[{i + 1}:{i + 12}]*{i}@{7 - i % 8}#h{i % 3}" for i in range(12)]
+    others = [f"last->[{i + 1}:{i + 12}]*{i / 2 + 1.5}@{7 - i % 8}#h{i % 3}" for i in range(12)]
     with count_compilations() as seen:
         avjax.sweep(omni_model, prompt, others, metric, progress=False)
     assert seen == []
@@ -265,7 +272,7 @@ def test_grids_of_one_shape_share_executables(omni_model: avjax.Model, pool):
 def asked(monkeypatch: pytest.MonkeyPatch) -> list:
     """The prompts and sites of clean passes that sources ask for."""
     seen, clean_sites = [], activations.clean_sites
-    monkeypatch.setattr(activations, "clean_sites", lambda m, p, s: seen.append((p, s)) or clean_sites(m, p, s))
+    monkeypatch.setattr(activations, "clean_sites", lambda m, p, s, d: seen.append((p, s)) or clean_sites(m, p, s, d))
     return seen
 
 
@@ -273,7 +280,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list:
 def test_a_region_ends_where_its_edit_begins(omni_model: avjax.Model, size: int, first: int, rows: int):
     """In steps that prompts of one padded length share: few executables, and little computed in vain."""
     prompt = made_prompt(omni_model, size)
-    planned = prepare(omni_model, prompt, avjax.Scale(f"[{first}:]", 0.5), Logits([1]))
+    planned = prepare(omni_model, prompt, avjax.Scale(f"[{first}:]", 0.5), Logits([1]), floor=False)
     assert [b.num_rows for session in planned.sessions.values() for b in session.planned] == [rows]
 
 
