@@ -11,8 +11,8 @@ from pathlib import Path
 
 import avjax
 from avjax.analysis import knockout_windows
+from avjax.analysis.means import MARK, floor_line
 from avjax.organism.conflict import conflict
-from avjax.report.means import MARK, floor_line
 
 
 def main() -> None:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import avjax
 from avjax.analysis import deciding_modality, edge_sufficiency, knockout_heads
+from avjax.analysis.means import MARK, floor_line
 from avjax.organism.conflict import conflict
-from avjax.report.means import MARK, floor_line
 from avjax.statistics import below_floor
 
 

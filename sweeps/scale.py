@@ -11,8 +11,8 @@ from pathlib import Path
 
 import avjax
 from avjax.analysis import scale_modalities
+from avjax.analysis.means import floor_line, row_of
 from avjax.organism.conflict import conflict
-from avjax.report.means import floor_line, row_of
 from avjax.statistics import below_floor
 
 

@@ -15,8 +15,8 @@ import numpy as np
 
 import avjax
 from avjax.analysis import select_random, trace
+from avjax.analysis.means import floor_line, row_of
 from avjax.organism.conflict import conflict, opened
-from avjax.report.means import floor_line, row_of
 from avjax.statistics import below_floor
 
 

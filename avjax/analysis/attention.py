@@ -25,9 +25,9 @@ from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention
 from avjax.models.layers import dot
 from avjax.models.sites import Site
+from avjax.progress import Progress
 from avjax.prompt import Inputs, Prompt, named_prompts
 from avjax.provenance import provenance
-from avjax.report.progress import Progress
 from avjax.slices import memory_of
 from avjax.tokens import Selector, select
 

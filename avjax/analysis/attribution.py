@@ -26,9 +26,9 @@ from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention
 from avjax.models.sites import FLOW, Site, SiteEdit, SiteSources, num_site_heads, site_shape
 from avjax.nearest import did_you_mean
+from avjax.progress import Progress
 from avjax.prompt import Prompt
 from avjax.provenance import provenance
-from avjax.report.progress import Progress
 from avjax.tokens import MODALITIES, Selector
 
 EDGE = "edge"  # the kind of a candidate that cuts edges; others are named by their site

@@ -17,9 +17,9 @@ from avjax.analysis.captions import Captioned, Captions, captioned
 from avjax.analysis.sampled import Prompts, with_prompts
 from avjax.api import run
 from avjax.model import Model
+from avjax.progress import Progress
 from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
-from avjax.report.progress import Progress
 from avjax.tokens import KINDS
 
 CAVEAT = (

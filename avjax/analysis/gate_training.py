@@ -21,7 +21,7 @@ from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention
-from avjax.report.progress import Progress
+from avjax.progress import Progress
 from avjax.tokens import Selector
 
 Penalty = Literal["l0", "l1"]

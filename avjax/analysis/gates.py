@@ -14,9 +14,9 @@ from avjax.analysis.objective import Case, Metrics, cases, exact, of_one_kind, r
 from avjax.analysis.sampled import with_prompts
 from avjax.interventions import Indices, Knockout, name_of
 from avjax.model import Model
+from avjax.progress import Progress
 from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
-from avjax.report.progress import Progress
 from avjax.slices import memory_of
 from avjax.statistics import bootstrap
 from avjax.tokens import Selector

@@ -15,8 +15,8 @@ from avjax.grids import Placement, axis, each_head, each_layer, grid, windows
 from avjax.interventions import Knockout, numbered
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
+from avjax.progress import Progress
 from avjax.prompt import Prompt, named_prompts
-from avjax.report.progress import Progress
 from avjax.sweeping import sweep
 from avjax.sweeping.floor import measured_samples, pooled_floors, without_floors
 from avjax.sweeping.joining import join_samples

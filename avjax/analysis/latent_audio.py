@@ -15,8 +15,8 @@ from avjax.analysis.lens import checked_lens, forms
 from avjax.analysis.places import places_of
 from avjax.analysis.tuned_lens import TunedLens
 from avjax.model import Model
+from avjax.progress import Progress
 from avjax.prompt import Prompt, named_prompts, token_counts
-from avjax.report.progress import Progress
 from avjax.statistics import bootstrap
 from avjax.tokens import Selector
 

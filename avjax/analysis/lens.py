@@ -24,9 +24,9 @@ from avjax.engine.reference import bucket, pad_inputs
 from avjax.metrics import Answer, answer_tokens
 from avjax.model import Model
 from avjax.models.sites import Site
+from avjax.progress import Progress
 from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
-from avjax.report.progress import Progress
 from avjax.tokens import Selector, as_indices
 
 Answers = Answer | Sequence[Answer] | Mapping[str, Answer | Mapping[Any, Answer]]

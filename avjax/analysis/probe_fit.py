@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from avjax.report.progress import Progress
+from avjax.progress import Progress
 
 MEMORY = 5  # steps that L-BFGS remembers
 RANK = 48  # directions in which features are decorrelated

@@ -22,9 +22,9 @@ from avjax.model import Model
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
 from avjax.models.sites import Site
+from avjax.progress import Progress
 from avjax.prompt import Inputs, Prompt, named_prompts
 from avjax.provenance import provenance
-from avjax.report.progress import Progress
 from avjax.tokens import KINDS, MODALITIES, BySample, as_indices, select
 from avjax.topk import top_k
 

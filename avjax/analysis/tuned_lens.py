@@ -29,9 +29,9 @@ from avjax.model import Model
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
 from avjax.models.sites import Site
+from avjax.progress import Progress
 from avjax.prompt import Prompt, named_prompts
 from avjax.provenance import provenance
-from avjax.report.progress import Progress
 from avjax.tokens import Selector
 
 WEIGHTS, ABOUT = "tuned_lens.safetensors", "tuned_lens.json"

@@ -16,8 +16,8 @@ from avjax.grids import Cells
 from avjax.interventions import Edit, for_sample
 from avjax.metrics import Metric
 from avjax.model import Model
+from avjax.progress import Progress
 from avjax.prompt import Prompt
-from avjax.report.progress import Progress
 from avjax.runs.captures import Captured, keep
 from avjax.runs.events import Tell, silent
 from avjax.runs.identity import block_digest, cell_key, digest, edits_digest, owner

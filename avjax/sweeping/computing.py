@@ -27,9 +27,9 @@ from avjax.grids import Grid
 from avjax.interventions import Edit
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
+from avjax.progress import Progress
 from avjax.prompt import Prompt, common_order, named_prompts
 from avjax.provenance import provenance
-from avjax.report.progress import Progress
 from avjax.slices import Slice, Team, at_once, slices_here
 from avjax.sweeping.columns import Columns
 from avjax.sweeping.floor import drawn_cells, drawn_samples

@@ -14,7 +14,7 @@ import numpy as np
 from avjax.model import Model
 from avjax.organism import world
 from avjax.organism.world import KINDS
-from avjax.report.progress import Progress
+from avjax.progress import Progress
 from sweeps.train_tiny.architecture import untrained
 from sweeps.train_tiny.training import Batch, Task, caption_tokens, heard_features, seen_features, taught_tokens
 

@@ -11,7 +11,7 @@ import numpy as np
 from avjax.model import Model
 from avjax.models.qwen2_5_omni import Qwen2_5Omni
 from avjax.organism import world
-from avjax.report.progress import Progress
+from avjax.progress import Progress
 from sweeps.train_tiny.data import Features, draw
 from sweeps.train_tiny.states import States
 from sweeps.train_tiny.training import (

@@ -12,7 +12,7 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from avjax.analysis import probe_fit
 from avjax.analysis.probe_splits import control_labels
 from avjax.analysis.probes import Probes, train_probes
-from avjax.report.progress import Progress
+from avjax.progress import Progress
 
 LAYERS, COUNT, SIZE = 3, 240, 12
 NAMES = ("rain", "siren", "dog", "bell")

@@ -14,12 +14,12 @@ import pytest
 from typer.testing import CliRunner
 
 from avjax.cli import app
-from avjax.report.progress import _memory
+from avjax.cli.runs import FAILED, UNWRITTEN
+from avjax.progress import _memory
 from avjax.runs import store as stores
 from avjax.runs.spec import Spec
 from avjax.runs.specified import prepare_run
 from avjax.runs.store import Store
-from avjax.runs_cli import FAILED, UNWRITTEN
 
 
 def run(*arguments: object):

@@ -17,11 +17,11 @@ from typer.testing import CliRunner
 import avjax
 from avjax.assets.builtin import builtin_directory
 from avjax.cli import app
+from avjax.cli.runs import DIFFERENT, FAILED
 from avjax.provenance import git_state, licence
 from avjax.runs.compare import _apart, compare
 from avjax.runs.rows import decoded
 from avjax.runs.store import Store, _checksum
-from avjax.runs_cli import DIFFERENT, FAILED
 from tests.engine.test_knockout_compiles import prompt_of
 
 

@@ -17,12 +17,11 @@ import pytest
 import xarray as xr
 from typer.testing import CliRunner
 
-from avjax import runs_cli
-from avjax.cli import app
+from avjax.cli import app, runs
+from avjax.cli.runs import RESUME
 from avjax.runs import specified
 from avjax.runs.spec import Spec
 from avjax.runs.store import Store
-from avjax.runs_cli import RESUME
 
 COMMAND = [sys.executable, "-c", "from avjax.cli import app; app()"]
 
@@ -110,7 +109,7 @@ def test_the_schema_is_printed():
 
 def test_sigterm_finishes_the_block_and_says_resume(spec: Path, monkeypatch: pytest.MonkeyPatch):
     """The signal comes as the first part appears, and the next block is begun only when it has been taken note of."""
-    stopping, written, asked = runs_cli._stopping, Store.write, []
+    stopping, written, asked = runs._stopping, Store.write, []
 
     @contextlib.contextmanager
     def noted() -> Iterator[Any]:
@@ -127,7 +126,7 @@ def test_sigterm_finishes_the_block_and_says_resume(spec: Path, monkeypatch: pyt
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patched:
-        patched.setattr(runs_cli, "_stopping", noted)
+        patched.setattr(runs, "_stopping", noted)
         patched.setattr(Store, "write", write)
         stopped = run("run", spec, "block_cells=1")
     assert stopped.exit_code == RESUME and "run it again to go on" in stopped.output

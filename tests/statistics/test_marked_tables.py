@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from avjax.analyses_cli import _show
-from avjax.report.means import MARK, floor_line, mean_table, row_of
+from avjax.analysis.means import MARK, floor_line, mean_table, row_of
+from avjax.cli.analyses import _show
 
 
 def swept(shape: tuple[int, ...], floor: float | None = 0.01) -> xr.Dataset:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from avjax.options import Cache, Commands, friendly, refuse_repeated
+from avjax.cli.options import Cache, Commands, friendly, refuse_repeated
 
 # Exit statuses; 74 and 75 are EX_IOERR and EX_TEMPFAIL of sysexits.h.
 FAILED, DIFFERENT, UNWRITTEN, RESUME = 3, 4, 74, 75
@@ -75,7 +75,7 @@ def run_spec(
     """
     with friendly(), _preempted():
         import avjax
-        from avjax.report.terminal import print_plan
+        from avjax.cli.tables import print_plan
         from avjax.runs.specified import prepare_run
         from avjax.runs.store import Store
         from avjax.slices import everyone
@@ -232,7 +232,7 @@ def _writable() -> Iterator[None]:
 
 
 def _report_differences(before: Any, after: Any, among: Any, tolerance: float) -> None:
-    from avjax.report.terminal import print_rows
+    from avjax.cli.tables import print_rows
     from avjax.runs.compare import compare
 
     found = compare(before, after, among=among)
@@ -264,7 +264,7 @@ def list_runs(
 ) -> None:
     """List the runs under a directory."""
     with friendly():
-        from avjax.report.terminal import print_rows
+        from avjax.cli.tables import print_rows
         from avjax.runs.stored import summary
 
         found = []
@@ -285,7 +285,7 @@ def show(
 ) -> None:
     """Say what a run holds, what is missing and what failed."""
     with friendly():
-        from avjax.report.terminal import print_rows
+        from avjax.cli.tables import print_rows
         from avjax.runs.store import Store
         from avjax.runs.stored import summary
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from avjax.analyses_cli import analyses
-from avjax.options import (
+from avjax.cli.analyses import analyses
+from avjax.cli.options import (
     MODEL_HELP,
     Audio,
     Cache,
@@ -31,8 +31,8 @@ from avjax.options import (
     isolated_reader,
     prompt_of,
 )
-from avjax.plan_cli import plan
-from avjax.runs_cli import RunGroup, run_spec, runs, schema
+from avjax.cli.plan import plan
+from avjax.cli.runs import RunGroup, run_spec, runs, schema
 
 app = Commands(
     help="Interventions on audio-visual language models, in JAX.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -93,9 +93,9 @@ def run(
         raise typer.BadParameter(f"expected --model and --prompt, got no {'--model' if model is None else '--prompt'}")
     with friendly():
         import avjax
+        from avjax.cli.tables import caption_rows, print_captions
         from avjax.compat import checked_compat, max_new_tokens_for
         from avjax.interventions import parse_rules
-        from avjax.report.terminal import caption_rows, print_captions
 
         rules = [parse_rules(text) for text in rule or []]  # before anything slow
         if cache_dir is not None:
@@ -163,10 +163,10 @@ def inspect(
 ) -> None:
     """Show the tokens that a model sees of a clip: spans, counts, seconds and positions."""
     with friendly():
+        from avjax.cli.tables import print_layout, span_rows
         from avjax.loading import load_processor
         from avjax.media.layout import TOKENS_PER_SECOND
         from avjax.media.processor import FROM_VIDEO
-        from avjax.report.terminal import print_layout, span_rows
 
         processor = load_processor(model)
         options = processor.options.override(
@@ -226,7 +226,7 @@ def verify(
 ) -> None:
     """Compare with Hugging Face in float32, per tower, layer and logits. Needs the test extra."""
     with friendly():
-        from avjax.report.terminal import print_differences
+        from avjax.cli.tables import print_differences
         from converters.verify import verify as compare
 
         if not print_differences(compare(source, converted)):

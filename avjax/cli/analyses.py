@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avjax.options import Commands, DType, Fps, MaxPixels, MinPixels, ModelPath, Order, Tokens, friendly, prompt_of
+from avjax.cli.options import Commands, DType, Fps, MaxPixels, MinPixels, ModelPath, Order, Tokens, friendly, prompt_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -391,7 +391,7 @@ def _show(found: "xr.Dataset", names: Sequence[str], out: Path | None, as_json: 
     if as_json:
         typer.echo(json.dumps(_plain(found.to_dict()), default=str, allow_nan=False))
         return
-    from avjax.report.means import floor_line, mean_table
+    from avjax.analysis.means import floor_line, mean_table
     from avjax.statistics import below_floor
 
     for name in names:

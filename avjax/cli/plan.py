@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avjax.options import (
+from avjax.cli.options import (
     MODEL_HELP,
     Audio,
     Fps,
@@ -93,7 +93,7 @@ def plan(
         if model is None or text is None:
             raise ValueError("plan: expected --model and --prompt, or --topology and --config; give one pair")
         import avjax
-        from avjax.report.terminal import print_plan
+        from avjax.cli.tables import print_plan
 
         loaded = avjax.load(model, dtype=dtype or asked.dtype or "float32")
         made = prompt_of(
@@ -223,8 +223,8 @@ def _on_topology(
     quick: bool,
     as_json: bool,
 ) -> None:
+    from avjax.cli.topology_table import print_topology_plan
     from avjax.mesh import sizes_of
-    from avjax.report.topology import print_topology_plan
     from avjax.tpu.chips import Topology
     from avjax.tpu.planning import plan_topology
 
