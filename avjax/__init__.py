@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from avjax.models.intervention import VARIANTS, Intervention
     from avjax.models.sites import Site
     from avjax.planning import Plan, plan
-    from avjax.prompt import Inputs, Prompt
+    from avjax.prompts.prompt import Inputs, Prompt
     from avjax.serialization import from_json, to_json
     from avjax.statistics import bootstrap
     from avjax.sweeping import sweep
@@ -40,7 +40,7 @@ _HOMES = {
     "avjax.models.intervention": ("VARIANTS", "Intervention"),
     "avjax.models.sites": ("Site",),
     "avjax.planning": ("Plan", "plan"),
-    "avjax.prompt": ("Inputs", "Prompt"),
+    "avjax.prompts.prompt": ("Inputs", "Prompt"),
     "avjax.serialization": ("from_json", "to_json"),
     "avjax.statistics": ("bootstrap",),
     "avjax.sweeping": ("sweep",),

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.compat import Compat, attention_compat, checked_compat, compatible_prompt
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.overflow import refuse_overflow
@@ -19,8 +18,9 @@ from avjax.model import Model, refuse_no_model
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site, parse_site
 from avjax.nearest import did_you_mean
-from avjax.prompt import Inputs, Prompt
-from avjax.tokens import Selector, select
+from avjax.prompts.compat import Compat, attention_compat, checked_compat, compatible_prompt
+from avjax.prompts.prompt import Inputs, Prompt
+from avjax.prompts.selectors import Selector, select
 
 POSITIONS_AXIS = {  # others: 1
     Site.EMBED: (0,),

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.compat import Compat, checked_compat, max_new_tokens_for
 from avjax.engine.decoding import decode
 from avjax.engine.planning import Batch
 from avjax.engine.reference import OwnPrompt, reference_prompt
@@ -20,7 +19,8 @@ from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model, refuse_no_model
 from avjax.models.intervention import Intervention
 from avjax.nearest import did_you_mean
-from avjax.prompt import Prompt
+from avjax.prompts.compat import Compat, checked_compat, max_new_tokens_for
+from avjax.prompts.prompt import Prompt
 from avjax.slices import memory_of
 
 Executor = Literal["replay", "reference"]

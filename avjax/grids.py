@@ -14,7 +14,7 @@ from avjax.config import DecoderConfig
 from avjax.interventions import Axis, Edit, as_edits, name_of, numbered
 from avjax.models.sites import Site, num_site_heads
 from avjax.nearest import did_you_mean
-from avjax.tokens import Selector
+from avjax.prompts.selectors import Selector
 
 Placement = Literal["trailing", "leading", "centred"]
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from avjax.tokens import as_indices
+from avjax.prompts.selectors import as_indices
 
 _PART = re.compile(r"\s*[hL]?(\d+)\s*(?::\s*[hL]?(\d+)\s*)?")
 _DASHED = re.compile(r"[\[(]?\s*[hL]?(\d+)\s*(?:-|\.\.|to)\s*[hL]?(\d+)\s*[\])]?")

@@ -14,7 +14,7 @@ from avjax.config import DecoderConfig
 from avjax.indices import as_layers_or_heads, parse_indices
 from avjax.models.sites import HEADED, READ_ONLY, Site, num_site_heads, parse_site
 from avjax.nearest import did_you_mean
-from avjax.tokens import ALIASES, BySample, Selector, as_indices
+from avjax.prompts.selectors import ALIASES, BySample, Selector, as_indices
 
 Indices = Sequence[int] | None
 MAX_NUMBER = 1e15  # norms square what it multiplies, and that must stay finite in float32
@@ -115,8 +115,8 @@ class Knockout(EdgeEdit):
     """Forbids attention from the tokens `query` to the tokens `key`.
 
     Attributes:
-      query, key: token selectors (`avjax.tokens.select`). `generated` is the published behaviour, under which the first
-        generated token is never edited, since the last prompt position predicts it; `answer` adds that position.
+      query, key: token selectors, see `avjax.prompts.selectors`. `generated` is the published behaviour, under which the
+        first generated token is never edited, since the last prompt position predicts it; `answer` adds that position.
       layers, heads: 0-based; None means all of them.
 
     Source: Geva et al. 2023 (attention knockout). A query whose every visible key is blocked reads zero.

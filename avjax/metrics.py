@@ -21,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.compat import max_new_tokens_for
 from avjax.model import Model
-from avjax.prompt import Prompt
-from avjax.tokens import Selector, as_indices
+from avjax.prompts.compat import max_new_tokens_for
+from avjax.prompts.prompt import Prompt
+from avjax.prompts.selectors import Selector, as_indices
 from avjax.topk import top_k
 
 Answer = str | int | np.integer | Sequence[int]

@@ -18,14 +18,14 @@ from avjax.config import ModelConfig
 from avjax.encoder_cache import kept, same_buffers
 from avjax.engine.encoding import encode_audio, encode_vision
 from avjax.media.corruption import Corruption
-from avjax.media.layout import PositionRule
-from avjax.media.processor import Order, Processor, Sound
 from avjax.media.reading import Reader
 from avjax.media.sources import ImageSource, VideoSource
 from avjax.mesh import mesh_of
 from avjax.parameters import Network
-from avjax.prompt import AudioFeatures, Inputs, Prompt, VisionFeatures, refuse_no_prompt, refuse_no_words
-from avjax.tokens import TokenGroups
+from avjax.prompts.layout import PositionRule
+from avjax.prompts.processor import Order, Processor, Sound
+from avjax.prompts.prompt import AudioFeatures, Inputs, Prompt, VisionFeatures, refuse_no_prompt, refuse_no_words
+from avjax.prompts.selectors import TokenGroups
 
 CACHED_CLIPS = 32  # encoder outputs that a model keeps
 
@@ -120,7 +120,7 @@ class Model:
             examples do; "text-first" puts the words before all of them, as the paper's published script does. Under
             "text-first" the words cannot attend to the clip: `text->video` then names only what follows it.
           positions: "trained" numbers tokens as the weights were trained; "transformers-5.3" is for comparisons with
-            transformers 5.22 to 5.24 on Qwen2.5-VL, see `avjax.media.layout.token_layout`.
+            transformers 5.22 to 5.24 on Qwen2.5-VL, see `avjax.prompts.layout.token_layout`.
           corrupt: what to do to the video's frames or to the sound before the encoders, such as `avjax.MuteAudio()`;
             several apply in order. The token layout stays that of the clean prompt.
           opening: what the answer begins with, as `Prompt.continued`.

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from avjax.compat import Compat
 from avjax.config import DecoderConfig
 from avjax.engine.planning import Batch
 from avjax.grids import Grid
@@ -21,7 +20,8 @@ from avjax.identity_edits import refuse_identities
 from avjax.interventions import Edit
 from avjax.metrics import Caption, Metric
 from avjax.model import Model, refuse_no_model
-from avjax.prompt import Prompt
+from avjax.prompts.compat import Compat
+from avjax.prompts.prompt import Prompt
 from avjax.sweeping.plan import Sweep, prepare
 
 CALIBRATION_SECONDS = 0.2

@@ -19,15 +19,16 @@ TYPE, ARRAY = "type", "array"
 
 @functools.cache
 def _types() -> dict[str, type]:
-    from avjax import config, grids, interventions, prompt, tokens
+    from avjax import config, grids, interventions
     from avjax.media import corruption
+    from avjax.prompts import prompt, selectors
 
     edits = ("Knockout", "ScaleAttention", "Scale", "Patch", "Ablate", "Steer")
     prompts = ("Prompt", "AudioFeatures", "VisionFeatures")
     known: list[type] = [getattr(interventions, n) for n in edits] + [getattr(prompt, n) for n in prompts]
     changes = ("MuteAudio", "NoiseAudio", "ShiftAudio", "SwapAudio", "BlankVideo", "SwapVideo")
     known += [getattr(corruption, n) for n in changes]
-    known += [grids.Grid, grids.Values, grids.Windows, grids.Each, tokens.BySample]
+    known += [grids.Grid, grids.Values, grids.Windows, grids.Each, selectors.BySample]
     known += [v for v in vars(config).values() if isinstance(v, type) and dataclasses.is_dataclass(v)]
     return {cls.__name__: cls for cls in known}
 

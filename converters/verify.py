@@ -13,13 +13,13 @@ from avjax.api import run
 from avjax.engine.encoding import encode_audio, encode_vision
 from avjax.loading import load
 from avjax.media.clips import num_positions
-from avjax.media.layout import MediaShapes, expand_placeholders
 from avjax.model import Model
 from avjax.models.audio import AudioTower, chunk_lengths
 from avjax.models.sites import Site
 from avjax.models.vision import window_layout
-from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
-from avjax.tokens import KINDS
+from avjax.prompts.layout import MediaShapes, expand_placeholders
+from avjax.prompts.prompt import AudioFeatures, Prompt, VisionFeatures
+from avjax.prompts.selectors import KINDS
 from converters.source import open_source
 
 TOWER_TOLERANCE = 1e-5

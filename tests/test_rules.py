@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import avjax
 from avjax.config import DecoderConfig
 from avjax.interventions import Knockout, as_edits, parse_rules
-from avjax.tokens import NAMES
+from avjax.prompts.selectors import NAMES
 
 LAYERS, HEADS = 36, 16
 CONFIG = DecoderConfig(

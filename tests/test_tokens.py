@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from avjax.tokens import KINDS, MODALITIES, NAMES, partition, select
+from avjax.prompts.selectors import KINDS, MODALITIES, NAMES, partition, select
 
 
 @dataclasses.dataclass

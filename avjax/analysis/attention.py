@@ -26,10 +26,10 @@ from avjax.models.intervention import Intervention
 from avjax.models.layers import dot
 from avjax.models.sites import Site
 from avjax.progress import Progress
-from avjax.prompt import Inputs, Prompt, named_prompts
+from avjax.prompts.prompt import Inputs, Prompt, named_prompts
+from avjax.prompts.selectors import Selector, select
 from avjax.provenance import provenance
 from avjax.slices import memory_of
-from avjax.tokens import Selector, select
 
 ABOUT = {
     "mass": ("share of attention", "attention on the keys"),

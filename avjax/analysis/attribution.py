@@ -27,9 +27,9 @@ from avjax.models.intervention import Intervention
 from avjax.models.sites import FLOW, Site, SiteEdit, SiteSources, num_site_heads, site_shape
 from avjax.nearest import did_you_mean
 from avjax.progress import Progress
-from avjax.prompt import Prompt
+from avjax.prompts.prompt import Prompt
+from avjax.prompts.selectors import MODALITIES, Selector
 from avjax.provenance import provenance
-from avjax.tokens import MODALITIES, Selector
 
 EDGE = "edge"  # the kind of a candidate that cuts edges; others are named by their site
 SITES = ("z", "value", "attn_out", "mlp_out", "resid_post")

@@ -10,8 +10,8 @@ from avjax.engine.reads import with_fed
 from avjax.generation import generate_variants
 from avjax.metrics import in_vocabulary
 from avjax.model import Model
-from avjax.prompt import Prompt, of_each_sample
-from avjax.tokens import Selector, select
+from avjax.prompts.prompt import Prompt, of_each_sample
+from avjax.prompts.selectors import Selector, select
 
 Caption = str | Sequence[int] | np.ndarray
 Captions = Caption | Mapping[Any, Caption] | None

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from avjax.prompt import Prompt
-from avjax.tokens import KINDS, MODALITIES
+from avjax.prompts.prompt import Prompt
+from avjax.prompts.selectors import KINDS, MODALITIES
 
 MEDIA = "media"  # the coordinate of a dataset that says what each sample is made of
 SHOWN = 5  # names in a message

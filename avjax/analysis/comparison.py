@@ -18,9 +18,9 @@ from avjax.analysis.sampled import Prompts, with_prompts
 from avjax.api import run
 from avjax.model import Model
 from avjax.progress import Progress
-from avjax.prompt import Prompt, named_prompts
+from avjax.prompts.prompt import Prompt, named_prompts
+from avjax.prompts.selectors import KINDS
 from avjax.provenance import provenance
-from avjax.tokens import KINDS
 
 CAVEAT = (
     "Qwen2.5-Omni's language model starts from Qwen2.5 and its vision encoder from Qwen2.5-VL, so Qwen2.5-VL is a "

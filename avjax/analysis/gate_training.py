@@ -22,7 +22,7 @@ from avjax.model import Model
 from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention
 from avjax.progress import Progress
-from avjax.tokens import Selector
+from avjax.prompts.selectors import Selector
 
 Penalty = Literal["l0", "l1"]
 Per = Literal["head", "layer"]

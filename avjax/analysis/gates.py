@@ -15,11 +15,11 @@ from avjax.analysis.sampled import with_prompts
 from avjax.interventions import Indices, Knockout, name_of
 from avjax.model import Model
 from avjax.progress import Progress
-from avjax.prompt import Prompt, named_prompts
+from avjax.prompts.prompt import Prompt, named_prompts
+from avjax.prompts.selectors import Selector
 from avjax.provenance import provenance
 from avjax.slices import memory_of
 from avjax.statistics import bootstrap
-from avjax.tokens import Selector
 
 NO_CUT, FOUND, EVERYTHING = "nothing", "found", "everything"
 

@@ -27,8 +27,8 @@ from avjax.models.attention import attend_prompt
 from avjax.models.decoder import Block, Decoder
 from avjax.models.intervention import Intervention, edited
 from avjax.models.sites import Site
-from avjax.prompt import Inputs
-from avjax.tokens import TokenGroups
+from avjax.prompts.prompt import Inputs
+from avjax.prompts.selectors import TokenGroups
 
 FEWEST_ROWS = 8
 
@@ -42,7 +42,7 @@ class Rows:
       embeddings: [R, D]. positions: int32 [3, R]. groups: int32 [S]. first_row, length: int32 [].
       keys, values: [L, S, K, H] of the clean run; None where the rows are the whole prompt.
       num_groups: M.
-      branches: int32 [S], see `avjax.prompt.Inputs`.
+      branches: int32 [S], see `avjax.prompts.prompt.Inputs`.
     """
 
     embeddings: jax.Array

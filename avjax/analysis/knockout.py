@@ -16,11 +16,11 @@ from avjax.interventions import Knockout, numbered
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
 from avjax.progress import Progress
-from avjax.prompt import Prompt, named_prompts
+from avjax.prompts.prompt import Prompt, named_prompts
+from avjax.prompts.selectors import Selector, select
 from avjax.sweeping import sweep
 from avjax.sweeping.floor import measured_samples, pooled_floors, without_floors
 from avjax.sweeping.joining import join_samples
-from avjax.tokens import Selector, select
 
 MAX_GROUPS = 128  # of tokens in one sweep; ours
 WIDTH = 4  # layers; ours, since the paper's is unknown

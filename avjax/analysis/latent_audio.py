@@ -16,9 +16,9 @@ from avjax.analysis.places import places_of
 from avjax.analysis.tuned_lens import TunedLens
 from avjax.model import Model
 from avjax.progress import Progress
-from avjax.prompt import Prompt, named_prompts, token_counts
+from avjax.prompts.prompt import Prompt, named_prompts, token_counts
+from avjax.prompts.selectors import Selector
 from avjax.statistics import bootstrap
-from avjax.tokens import Selector
 
 DEFINITION = (
     "avjax's own: the share of a clip's scorable reference events of which a surface form is among the lens's top k at "

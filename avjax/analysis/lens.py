@@ -25,9 +25,9 @@ from avjax.metrics import Answer, answer_tokens
 from avjax.model import Model
 from avjax.models.sites import Site
 from avjax.progress import Progress
-from avjax.prompt import Prompt, named_prompts
+from avjax.prompts.prompt import Prompt, named_prompts
+from avjax.prompts.selectors import Selector, as_indices
 from avjax.provenance import provenance
-from avjax.tokens import Selector, as_indices
 
 Answers = Answer | Sequence[Answer] | Mapping[str, Answer | Mapping[Any, Answer]]
 

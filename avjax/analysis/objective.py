@@ -24,9 +24,9 @@ from avjax.metrics import (
     View,
 )
 from avjax.model import Model
-from avjax.prompt import Prompt, named_prompts, of_each_sample
+from avjax.prompts.prompt import Prompt, named_prompts, of_each_sample
+from avjax.prompts.selectors import Selector, select
 from avjax.sweeping import sweep
-from avjax.tokens import Selector, select
 
 Metrics = Metric | Mapping[Any, Metric]
 

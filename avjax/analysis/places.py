@@ -10,8 +10,8 @@ from avjax.analysis.captions import Captions, captioned
 from avjax.engine.overflow import MAX_ACTIVATION, ActivationOverflow
 from avjax.model import Model
 from avjax.models.sites import Site, parse_site
-from avjax.prompt import Prompt
-from avjax.tokens import KINDS, Selector, select
+from avjax.prompts.prompt import Prompt
+from avjax.prompts.selectors import KINDS, Selector, select
 
 RESIDUAL = (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST, Site.ATTN_OUT, Site.MLP_OUT)
 _REASONS = {

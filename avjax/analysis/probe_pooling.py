@@ -21,9 +21,9 @@ from avjax.models.attention import attend_prompt
 from avjax.models.decoder import Decoder
 from avjax.models.sites import Site, parse_site, site_shape
 from avjax.progress import Progress
-from avjax.prompt import Inputs, Prompt, named_prompts, token_counts
+from avjax.prompts.prompt import Inputs, Prompt, named_prompts, token_counts
+from avjax.prompts.selectors import Selector, select
 from avjax.provenance import provenance
-from avjax.tokens import Selector, select
 
 Pooling = Literal["mean", "last", "max"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)

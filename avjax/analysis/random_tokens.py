@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from avjax.prompt import Prompt, named_prompts
-from avjax.tokens import BySample, Selector, select
+from avjax.prompts.prompt import Prompt, named_prompts
+from avjax.prompts.selectors import BySample, Selector, select
 
 
 def select_random(

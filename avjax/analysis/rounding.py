@@ -9,12 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.compat import Compat, attention_compat, compatible_prompt
 from avjax.engine.reference import bucket, logits_at, pad_inputs
 from avjax.interventions import Patch
 from avjax.metrics import Logits
 from avjax.model import Model
-from avjax.prompt import Prompt
+from avjax.prompts.compat import Compat, attention_compat, compatible_prompt
+from avjax.prompts.prompt import Prompt
 from avjax.sweeping import sweep
 
 # A recovery r = (patched - corrupt) / (clean - corrupt) between 0 and 1 of values whose changes are off by at most F

@@ -10,7 +10,7 @@ from avjax.interventions import Edit
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.progress import Progress
-from avjax.prompt import Prompt, common_order, named_prompts, of_each_sample, token_counts
+from avjax.prompts.prompt import Prompt, common_order, named_prompts, of_each_sample, token_counts
 from avjax.sweeping import sweep
 from avjax.sweeping.floor import measured_samples
 from avjax.sweeping.joining import join_samples

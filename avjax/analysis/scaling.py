@@ -10,7 +10,7 @@ from avjax.grids import Placement, axis, grid, windows
 from avjax.interventions import Scale, ScaleAttention
 from avjax.model import Model
 from avjax.nearest import did_you_mean
-from avjax.tokens import Selector
+from avjax.prompts.selectors import Selector
 
 FACTORS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0)
 What = Literal["embed", "value", "attention"]

@@ -13,7 +13,6 @@ import numpy as np
 import xarray as xr
 
 from avjax.analysis.sampled import with_prompts
-from avjax.compat import Compat, checked_compat, compatible_prompt
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.overflow import refuse_overflow
@@ -23,9 +22,10 @@ from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
 from avjax.models.sites import Site
 from avjax.progress import Progress
-from avjax.prompt import Inputs, Prompt, named_prompts
+from avjax.prompts.compat import Compat, checked_compat, compatible_prompt
+from avjax.prompts.prompt import Inputs, Prompt, named_prompts
+from avjax.prompts.selectors import KINDS, MODALITIES, BySample, as_indices, select
 from avjax.provenance import provenance
-from avjax.tokens import KINDS, MODALITIES, BySample, as_indices, select
 from avjax.topk import top_k
 
 PUBLISHED_THRESHOLD, PUBLISHED_WIDTH = 25.0, 3584

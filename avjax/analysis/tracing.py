@@ -16,9 +16,9 @@ from avjax.grids import Placement, axis, grid, windows
 from avjax.interventions import Patch, Scale
 from avjax.metrics import Answer, LogitDiff, Metric, Prob
 from avjax.model import Model
-from avjax.prompt import Prompt, named_prompts, of_each_sample
+from avjax.prompts.prompt import Prompt, named_prompts, of_each_sample
+from avjax.prompts.selectors import BySample, Selector, select
 from avjax.statistics import ie_clean, ie_corrupt, recovery
-from avjax.tokens import BySample, Selector, select
 
 Answers = Answer | Mapping[Any, Answer]
 CLEAN, CORRUPT, DIFFERENCE = "prob_clean_answer", "prob_corrupt_answer", "logit_diff"

@@ -30,9 +30,9 @@ from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
 from avjax.models.sites import Site
 from avjax.progress import Progress
-from avjax.prompt import Prompt, named_prompts
+from avjax.prompts.prompt import Prompt, named_prompts
+from avjax.prompts.selectors import Selector
 from avjax.provenance import provenance
-from avjax.tokens import Selector
 
 WEIGHTS, ABOUT = "tuned_lens.safetensors", "tuned_lens.json"
 STEPS_PER_CALL = 50  # between two moves of the progress bar

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
     from avjax.model import Model
-    from avjax.prompt import Prompt
+    from avjax.prompts.prompt import Prompt
 
 analyses = Commands(pretty_exceptions_enable=False)
 

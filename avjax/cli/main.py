@@ -94,8 +94,8 @@ def run(
     with friendly():
         import avjax
         from avjax.cli.tables import caption_rows, print_captions
-        from avjax.compat import checked_compat, max_new_tokens_for
         from avjax.interventions import parse_rules
+        from avjax.prompts.compat import checked_compat, max_new_tokens_for
 
         rules = [parse_rules(text) for text in rule or []]  # before anything slow
         if cache_dir is not None:
@@ -165,8 +165,8 @@ def inspect(
     with friendly():
         from avjax.cli.tables import print_layout, span_rows
         from avjax.loading import load_processor
-        from avjax.media.layout import TOKENS_PER_SECOND
-        from avjax.media.processor import FROM_VIDEO
+        from avjax.prompts.layout import TOKENS_PER_SECOND
+        from avjax.prompts.processor import FROM_VIDEO
 
         processor = load_processor(model)
         options = processor.options.override(

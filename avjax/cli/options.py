@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from avjax.wording import as_options
+from avjax.prompts.wording import as_options
 
 if TYPE_CHECKING:
     from avjax.media.isolated import IsolatedReader
     from avjax.model import Model
-    from avjax.prompt import Prompt
+    from avjax.prompts.prompt import Prompt
 
 MODEL_HELP = "tiny-av, tiny-vl, a converted or Hugging Face directory, or a hub id."
 ModelPath = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)]

@@ -22,7 +22,7 @@ from avjax.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from avjax.compat import Compat
+    from avjax.prompts.compat import Compat
 
 YAML = (".yaml", ".yml")
 

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from avjax.generation import Generation
-from avjax.prompt import Prompt
+from avjax.prompts.prompt import Prompt
 
 if TYPE_CHECKING:
     from avjax.planning import Plan

@@ -14,7 +14,7 @@ from avjax.media.decode import MediaError
 from avjax.model import Model
 from avjax.organism import evidence, world
 from avjax.organism.world import KINDS, PROMPT, Clip
-from avjax.prompt import Prompt
+from avjax.prompts.prompt import Prompt
 from avjax.sweeping import sweep
 
 Say = Callable[[str, int, int], None]  # a task, steps done, steps in all

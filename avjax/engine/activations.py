@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from avjax.compat import Compat, compatible_prompt
 from avjax.engine.overflow import refuse_overflow
 from avjax.engine.reference import bucket, logits_at, pad_inputs
 from avjax.model import Model
 from avjax.models.sites import Site
-from avjax.prompt import Inputs, Prompt
+from avjax.prompts.compat import Compat, compatible_prompt
+from avjax.prompts.prompt import Inputs, Prompt
 
 KEPT = 2  # a source and the prompt itself; more would hold every sample of a sweep
 

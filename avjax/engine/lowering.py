@@ -18,8 +18,8 @@ from avjax.engine.operations import EdgeOp, Op, SiteOp, operations
 from avjax.interventions import Edit, name_of
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site, SiteEdit, SiteSources, num_site_heads, site_shape
-from avjax.prompt import Prompt
-from avjax.tokens import TokenGroups, partition
+from avjax.prompts.prompt import Prompt
+from avjax.prompts.selectors import TokenGroups, partition
 
 GROUP_BUCKETS = (2, 4, 8, 16, 32, 64, 128)
 FACTOR_PRODUCTS = (1e-31, 1e31)  # of the edits of one edge: float32 still weighs them

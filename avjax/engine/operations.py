@@ -14,8 +14,8 @@ from avjax.engine.activations import CleanRuns
 from avjax.engine.sources import Source, ablation_source, patch_source, steer_source
 from avjax.interventions import Ablate, EdgeEdit, Edit, Patch, PositionEdit, Scale, Steer
 from avjax.models.sites import FLOW, Site, num_site_heads
-from avjax.prompt import Prompt
-from avjax.tokens import BySample, Selector, select
+from avjax.prompts.prompt import Prompt
+from avjax.prompts.selectors import BySample, Selector, select
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ from avjax.models.decoder import Block, Decoder
 from avjax.models.intervention import Intervention, edited
 from avjax.models.layers import dot
 from avjax.models.sites import Site
-from avjax.prompt import Inputs
+from avjax.prompts.prompt import Inputs
 
 KeysValues = tuple[Array, Array]  # L T K H each
 Reduce = Callable[[dict[Site, Array], Any], Any]

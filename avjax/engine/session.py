@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from avjax.compat import Compat, attention_compat, compatible_prompt
 from avjax.engine.activations import CleanRuns, as_dtype
 from avjax.engine.lowering import folded, lower
 from avjax.engine.operations import EdgeOp
@@ -37,8 +36,9 @@ from avjax.model import Model
 from avjax.models.attention import SharedKeys
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site
-from avjax.prompt import Inputs, Prompt
-from avjax.tokens import TokenGroups
+from avjax.prompts.compat import Compat, attention_compat, compatible_prompt
+from avjax.prompts.prompt import Inputs, Prompt
+from avjax.prompts.selectors import TokenGroups
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,8 @@ from avjax.models.attention import KEY_BLOCK, SharedKeys, attend_prompt
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
 from avjax.models.sites import Site
-from avjax.prompt import Inputs
-from avjax.tokens import TokenGroups
+from avjax.prompts.prompt import Inputs
+from avjax.prompts.selectors import TokenGroups
 
 
 @jax.tree_util.register_dataclass

@@ -16,8 +16,8 @@ from avjax.engine.activations import CleanRuns
 from avjax.interventions import Ablate, Patch, Steer
 from avjax.mesh import mesh_of
 from avjax.models.sites import Site, site_shape
-from avjax.prompt import Prompt
-from avjax.tokens import select
+from avjax.prompts.prompt import Prompt
+from avjax.prompts.selectors import select
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

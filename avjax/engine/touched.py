@@ -10,7 +10,7 @@ import numpy as np
 from avjax.engine.lowering import Lowered
 from avjax.engine.operations import EdgeOp, SiteOp, count_edges
 from avjax.models.sites import Site
-from avjax.tokens import TokenGroups
+from avjax.prompts.selectors import TokenGroups
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

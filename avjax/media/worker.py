@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from avjax.media.decode import MediaError, has_sound, media_kind, sound_offset_seconds
 from avjax.media.features import corrupted_sound, image_features, video_features
-from avjax.media.messages import receive, send
+from avjax.media.worker_messages import receive, send
 
 TASKS: dict[str, Callable[..., Any]] = {
     "image": image_features,

@@ -86,7 +86,7 @@ def attend_prompt(
       want: "pattern" for the attention weights [N, R, S]; "mass" for their sum over each token group [N, R, M];
         "value_mass" for the same sum of weights times the norm of the head's value at the key; "received" for the
         weights on each key summed over the later queries of each token group [N, M, S].
-      branches: see `avjax.prompt.Inputs`; None hides no earlier position from a later one.
+      branches: see `avjax.prompts.prompt.Inputs`; None hides no earlier position from a later one.
 
     Returns:
       The per-head output z, and the weights asked for. A query whose every visible key is blocked reads zero, or with

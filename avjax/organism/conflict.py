@@ -7,7 +7,7 @@ from avjax.metrics import LogitDiff
 from avjax.model import Model
 from avjax.organism import evidence, world
 from avjax.organism.world import KINDS, Clip, Split
-from avjax.prompt import Prompt
+from avjax.prompts.prompt import Prompt
 
 Token = tuple[int, ...]
 

@@ -19,8 +19,8 @@ from avjax.interventions import Edit
 from avjax.model import Model
 from avjax.models.sites import Site
 from avjax.organism.world import KINDS, PROMPT, Clip, ask
-from avjax.prompt import Prompt
-from avjax.tokens import select
+from avjax.prompts.prompt import Prompt
+from avjax.prompts.selectors import select
 
 MAX_NEW_TOKENS = 12  # a caption has 10 with its stop token
 SOUND_WORD = 2  # its place in a caption, after the opening

@@ -17,7 +17,8 @@ from avjax.interventions import Edit, for_sample
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.progress import Progress
-from avjax.prompt import Prompt
+from avjax.prompts.prompt import Prompt
+from avjax.prompts.selectors import BySample
 from avjax.runs.captures import Captured, keep
 from avjax.runs.events import Tell, silent
 from avjax.runs.identity import block_digest, cell_key, digest, edits_digest, owner
@@ -26,7 +27,6 @@ from avjax.runs.store import Store
 from avjax.slices import Slice, Team, at_once, slices_here
 from avjax.sweeping.computing import computed
 from avjax.sweeping.floor import drawn_samples
-from avjax.tokens import BySample
 
 CELLS_PER_BLOCK = 512  # with each block the unedited run is computed anew
 DONE, WAIT = -1, -2  # said by a leader in place of a block

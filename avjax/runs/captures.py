@@ -17,7 +17,7 @@ from avjax.api import run_cell
 from avjax.interventions import Edit
 from avjax.model import Model
 from avjax.models.sites import Site
-from avjax.prompt import Prompt
+from avjax.prompts.prompt import Prompt
 from avjax.runs.store import Store
 
 HEADS = (Site.Z, Site.VALUE)

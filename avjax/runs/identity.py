@@ -18,7 +18,7 @@ from avjax.interventions import Edit
 from avjax.mesh import whole
 from avjax.metrics import Metric
 from avjax.model import Model
-from avjax.prompt import Prompt
+from avjax.prompts.prompt import Prompt
 from avjax.serialization import to_json
 
 READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # of a Hugging Face directory

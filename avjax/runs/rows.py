@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import xarray as xr
 
 from avjax.grids import Cells
-from avjax.prompt import TOKEN_COUNTS
+from avjax.prompts.prompt import TOKEN_COUNTS
 from avjax.serialization import to_json
 from avjax.sweeping.floor import Noise, floor
 from avjax.sweeping.joining import without_equal_counts

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from avjax import grids, interventions
 from avjax.indices import parse_indices
 from avjax.interventions import Edit, as_edits
-from avjax.tokens import check_syntax
+from avjax.prompts.selectors import check_syntax
 
 Text = Annotated[str, Field(min_length=1)]
 

@@ -12,12 +12,13 @@ from avjax.interventions import Edit
 from avjax.loading import load
 from avjax.media.decode import MediaError
 from avjax.media.isolated import IsolatedReader
-from avjax.media.layout import check_rule
 from avjax.mesh import mesh_of_sizes
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.planning import Plan, cost, together, with_passes
-from avjax.prompt import Prompt
+from avjax.prompts.layout import check_rule
+from avjax.prompts.prompt import Prompt
+from avjax.prompts.wording import as_keys
 from avjax.runs.blocks import Outcome, Run, Sample, execute
 from avjax.runs.captures import Captured
 from avjax.runs.events import Tell, silent
@@ -28,7 +29,6 @@ from avjax.runs.store import Store
 from avjax.runs.stored import begin
 from avjax.slices import everyone
 from avjax.sweeping.plan import prepare
-from avjax.wording import as_keys
 
 WORDS = (None, "auto", "from_video", "none")  # in place of a sound file
 NEXT = "put them there, or mend their names in the specification or its table"

@@ -18,7 +18,7 @@ from avjax.interventions import Edit
 from avjax.metric_checks import as_metrics
 from avjax.metrics import Metric
 from avjax.model import Model
-from avjax.prompt import TOKEN_COUNTS, Prompt, named_prompts
+from avjax.prompts.prompt import TOKEN_COUNTS, Prompt, named_prompts
 from avjax.provenance import of_run
 from avjax.runs.blocks import CELLS_PER_BLOCK, Run, Sample, execute
 from avjax.runs.differences import changed_samples, identity_differences, listed

@@ -6,14 +6,14 @@ from typing import Any
 
 import xarray as xr
 
-from avjax.compat import Compat
 from avjax.generation import Executor, checked_executor
 from avjax.grids import Grid
 from avjax.identity_edits import refuse_identities
 from avjax.interventions import Edit
 from avjax.metrics import Metric
 from avjax.model import Model, refuse_no_model
-from avjax.prompt import Prompt
+from avjax.prompts.compat import Compat
+from avjax.prompts.prompt import Prompt
 
 
 def sweep(

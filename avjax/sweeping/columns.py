@@ -10,7 +10,7 @@ import xarray as xr
 from avjax.engine.session import Session
 from avjax.engine.touched import count_touched
 from avjax.metrics import Caption, Metric
-from avjax.prompt import token_counts
+from avjax.prompts.prompt import token_counts
 from avjax.sweeping.floor import HOW, Noise, floor, noise_of
 from avjax.sweeping.names import CELL, COUNTS, dimensions
 from avjax.sweeping.plan import Pass, Sweep

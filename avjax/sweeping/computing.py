@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from avjax.compat import Compat
 from avjax.engine.activations import CleanRuns
 from avjax.engine.planning import NoRoom
 from avjax.engine.scoring import (
@@ -28,7 +27,8 @@ from avjax.interventions import Edit
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
 from avjax.progress import Progress
-from avjax.prompt import Prompt, common_order, named_prompts
+from avjax.prompts.compat import Compat
+from avjax.prompts.prompt import Prompt, common_order, named_prompts
 from avjax.provenance import provenance
 from avjax.slices import Slice, Team, at_once, slices_here
 from avjax.sweeping.columns import Columns

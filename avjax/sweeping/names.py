@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from avjax.grids import Cells
 from avjax.metrics import Metric
-from avjax.prompt import TOKEN_COUNTS
+from avjax.prompts.prompt import TOKEN_COUNTS
 
 CELL = "cell"  # the coordinate that says in words what a cell does
 COUNTS = ("edges", "positions", "blocked_queries")

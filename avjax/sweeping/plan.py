@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from jax.typing import DTypeLike
 
-from avjax.compat import Compat, checked_compat, max_new_tokens_for
 from avjax.engine.activations import CleanRuns
 from avjax.engine.reads import AttentionRead, Reads, placed, with_fed
 from avjax.engine.scoring import check_values, unembedded
@@ -19,11 +18,12 @@ from avjax.interventions import Edit, for_sample
 from avjax.metric_checks import as_metrics
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
-from avjax.prompt import Prompt, named_prompts
+from avjax.prompts.compat import Compat, checked_compat, max_new_tokens_for
+from avjax.prompts.prompt import Prompt, named_prompts
+from avjax.prompts.selectors import select
 from avjax.slices import memory_of
 from avjax.sweeping.names import refuse_collisions
 from avjax.sweeping.reach import unreached
-from avjax.tokens import select
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,6 @@ import jax
 import numpy as np
 from jax.sharding import AxisType
 
-from avjax.compat import Compat
 from avjax.config import ModelConfig
 from avjax.engine.planning import MEMORY_SHARE, NoRoom
 from avjax.grids import Grid, as_cells
@@ -18,8 +17,9 @@ from avjax.mesh import AXES, slices
 from avjax.metrics import Metric
 from avjax.model import CACHED_CLIPS
 from avjax.parameters import abstract_network
+from avjax.prompts.compat import Compat
+from avjax.prompts.selectors import KINDS
 from avjax.sweeping.plan import prepare
-from avjax.tokens import KINDS
 from avjax.tpu.chips import GIB, PASSES, Chip, Topology
 from avjax.tpu.programs import Program, TooLarge, held_bytes, programs
 from avjax.tpu.synthetic import Layout, NoRuns, abstract_model, named_config

@@ -26,7 +26,7 @@ from avjax.generation import num_slots
 from avjax.metrics import Caption
 from avjax.model import Model
 from avjax.models.sites import Site
-from avjax.prompt import Inputs, Prompt
+from avjax.prompts.prompt import Inputs, Prompt
 from avjax.sweeping.plan import Pass, Sweep
 from avjax.tpu.counting import work
 from avjax.tpu.synthetic import Layout

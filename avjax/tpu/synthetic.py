@@ -16,8 +16,8 @@ from avjax.mesh import parameter_sharding
 from avjax.model import GenerationDefaults, Host, Model
 from avjax.models.sites import Site, site_shape
 from avjax.parameters import abstract_network, path_name
-from avjax.prompt import Prompt
-from avjax.tokens import KINDS
+from avjax.prompts.prompt import Prompt
+from avjax.prompts.selectors import KINDS
 
 CONFIGS = Path(__file__).parents[1] / "assets" / "configs"
 SIDE = 12  # merged tokens per side of a frame, as of 336 pixels

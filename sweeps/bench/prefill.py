@@ -21,7 +21,7 @@ from avjax.engine.reference import prefill
 from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention
 from avjax.parameters import fill, parameter_paths
-from avjax.prompt import Inputs
+from avjax.prompts.prompt import Inputs
 from converters.shared import DECODER
 from sweeps.bench.timing import hardware, interleave
 

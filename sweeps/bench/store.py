@@ -18,7 +18,7 @@ import xarray as xr
 import avjax
 from avjax.grids import as_cells
 from avjax.loading import load
-from avjax.prompt import Prompt
+from avjax.prompts.prompt import Prompt
 from avjax.runs.blocks import Run, Sample
 from avjax.runs.rows import encoded
 from avjax.runs.store import Claim, Store

@@ -4,7 +4,7 @@ from avjax.model import Model
 from avjax.organism import evidence, world
 from avjax.organism.world import Split
 from avjax.progress import Progress
-from avjax.prompt import Prompt
+from avjax.prompts.prompt import Prompt
 
 PROBE_TRAIN = 480  # training clips under conflict that probes learn from
 Row = list[float]

@@ -25,7 +25,7 @@ from avjax.organism.evidence import SOUND_WORD
 from avjax.organism.pictures import SIDE
 from avjax.organism.world import QUESTIONS, Question, ask
 from avjax.parameters import path_name
-from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
+from avjax.prompts.prompt import AudioFeatures, Prompt, VisionFeatures
 
 SAMPLED_FRAMES = 4  # of a clip of 2 s, at 2 a second
 

@@ -7,7 +7,7 @@ import avjax
 from avjax.analysis import attention_mass
 from avjax.models.sites import Site
 from avjax.organism import evidence, world
-from avjax.tokens import MODALITIES
+from avjax.prompts.selectors import MODALITIES
 from tests.analysis.torch_readings import media, readings
 from tests.engine.edits_oracle import EditsOracle, Factor
 

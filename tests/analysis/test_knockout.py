@@ -8,7 +8,7 @@ from avjax.analysis import edge_sufficiency, knockout_heads, knockout_windows, s
 from avjax.engine import session
 from avjax.metrics import LogitDiff, LogProb, Prob
 from avjax.organism.conflict import Conflict
-from avjax.tokens import select
+from avjax.prompts.selectors import select
 
 
 def test_each_sample_is_scored_by_its_own_metric(omni_model: avjax.Model, prompt: avjax.Prompt):

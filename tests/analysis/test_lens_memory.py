@@ -13,7 +13,7 @@ from avjax.config import read_config
 from avjax.engine.reference import prefill
 from avjax.models.sites import Site
 from avjax.parameters import abstract_network
-from avjax.prompt import Inputs
+from avjax.prompts.prompt import Inputs
 from tests.hub_configs import HUB_OMNI
 
 MB = 2**20

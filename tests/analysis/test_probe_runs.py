@@ -40,7 +40,7 @@ def test_features_are_pooled_activations(omni_model: avjax.Model, prompts: dict,
     assert features.features.attrs["units"] and features.attrs["where"] == WHERE
     for name in list(prompts)[:4]:
         seen = avjax.run(omni_model, prompts[name], capture=["resid_post", "attn_out"]).captures
-        places = np.flatnonzero(avjax.tokens.select(prompts[name], WHERE)[:-1])
+        places = np.flatnonzero(avjax.prompts.selectors.select(prompts[name], WHERE)[:-1])
         assert int(features.positions.sel(sample=name)) == len(places)
         for site in ("resid_post", "attn_out"):
             x = np.asarray(seen[site])[:, places]
@@ -53,7 +53,7 @@ def test_features_are_those_of_torch(omni: Any, omni_model: avjax.Model, feature
     name = next(iter(prompts))
     ids = torch.tensor(prompts[name].token_ids[None].astype(np.int64))
     hidden = omni.torch_model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-    mask = avjax.tokens.select(prompts[name], WHERE)[:-1]
+    mask = avjax.prompts.selectors.select(prompts[name], WHERE)[:-1]
     for layer in range(omni_model.config.decoder.num_layers - 1):  # the last one that torch returns is normalised
         expected = hidden[layer + 1][0].numpy()[mask].mean(0)
         found = features.features.sel(sample=name, site="resid_post", pooling="mean", layer=layer)
@@ -83,7 +83,7 @@ def test_a_direction_steers_the_probe_as_computed(omni_model: avjax.Model, promp
     place = {"layer": LAYER, "site": "resid_post", "pooling": pooling, "seed": 1, "strength": 1e-1}
     one = probes.at(**place)
     prompt = next(iter(prompts.values()))
-    places = np.flatnonzero(avjax.tokens.select(prompt, WHERE)[:-1])
+    places = np.flatnonzero(avjax.prompts.selectors.select(prompt, WHERE)[:-1])
     pool = {"mean": lambda x: x.mean(0), "last": lambda x: x[-1], "max": lambda x: x.max(0)}[pooling]
 
     def logits(*edits: avjax.Steer) -> np.ndarray:

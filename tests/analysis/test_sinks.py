@@ -13,9 +13,9 @@ from avjax.config import read_config
 from avjax.metrics import LogProb
 from avjax.organism import evidence, world
 from avjax.parameters import abstract_network
-from avjax.prompt import Inputs
+from avjax.prompts.prompt import Inputs
+from avjax.prompts.selectors import MODALITIES, BySample, select
 from avjax.serialization import from_json, to_json
-from avjax.tokens import MODALITIES, BySample, select
 from tests.analysis.torch_readings import Readings, media, readings
 from tests.hub_configs import HUB_OMNI
 from tests.tiny_hf import TinyCheckpoint, write_checkpoint

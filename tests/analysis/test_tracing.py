@@ -9,7 +9,7 @@ import avjax
 from avjax.analysis import deciding_modality, select_random, trace
 from avjax.metrics import LogitDiff, Prob
 from avjax.organism.conflict import Conflict, opened
-from avjax.tokens import BySample, select
+from avjax.prompts.selectors import BySample, select
 
 CLEAN, CORRUPT = [5], [9]
 

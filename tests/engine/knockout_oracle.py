@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from avjax.prompt import Prompt
+from avjax.prompts.prompt import Prompt
 
 TYPES = ("query_text", "audio", "video", "image", "generated", "last", "answer")
 

@@ -14,7 +14,7 @@ from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.reference import logits_at
 from avjax.models.sites import Site
-from avjax.tokens import select
+from avjax.prompts.selectors import select
 from tests.engine.edits_oracle import HEADED, SITES, Change, EditsOracle, Factor
 from tests.tiny_hf import TinyCheckpoint
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import avjax
 from avjax.engine.reference import logits_at, pad_inputs
-from avjax.prompt import Inputs, Prompt
+from avjax.prompts.prompt import Inputs, Prompt
 
 SIZE = 192  # positions of a drawn prompt: more than one block of 128 queries
 Compat = Literal["published"] | None

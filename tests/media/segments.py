@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from transformers.models.qwen2_5_omni import processing_qwen2_5_omni as hf
 
 from avjax.config import ModelConfig, read_config
-from avjax.media.layout import Grid, MediaShapes
+from avjax.prompts.layout import Grid, MediaShapes
 from tests.tiny_hf import TinyCheckpoint
 
 MERGE = 2

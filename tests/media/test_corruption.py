@@ -20,7 +20,7 @@ from avjax.media.corruption import Corruption
 from avjax.media.decode import read_audio
 from avjax.media.features import patchify
 from avjax.media.options import CLIP_MEAN, CLIP_STD
-from avjax.prompt import Prompt
+from avjax.prompts.prompt import Prompt
 from tests.media.cases import CASES, TEXT, VL_CASES, write_files
 
 RATE = 16_000

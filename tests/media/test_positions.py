@@ -12,10 +12,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from avjax.config import ModelConfig
-from avjax.media.layout import MediaShapes, PositionRule, token_layout
 from avjax.media.options import MediaOptions
-from avjax.media.processor import Processor
-from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
+from avjax.prompts.layout import MediaShapes, PositionRule, token_layout
+from avjax.prompts.processor import Processor
+from avjax.prompts.prompt import AudioFeatures, Prompt, VisionFeatures
 from tests.media import segments as seg
 from tests.media.segments import Segment
 from tests.tiny_hf import TinyCheckpoint, write_checkpoint

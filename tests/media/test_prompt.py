@@ -11,8 +11,8 @@ import torch
 
 import avjax
 from avjax.media.decode import read_audio
-from avjax.prompt import Prompt
-from avjax.tokens import MODALITIES, select
+from avjax.prompts.prompt import Prompt
+from avjax.prompts.selectors import MODALITIES, select
 from tests.media.cases import CASES, CLIP_SIZE, TEXT, VL_CASES, expected_ids, write_files
 from tests.media.segments import Segment, interleaved
 from tests.tiny_hf import TinyCheckpoint

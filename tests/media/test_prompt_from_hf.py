@@ -12,8 +12,8 @@ from transformers import Qwen2VLImageProcessorPil, WhisperFeatureExtractor
 
 import avjax
 from avjax.media.decode import read_audio
-from avjax.prompt import Prompt
-from avjax.tokens import MODALITIES
+from avjax.prompts.prompt import Prompt
+from avjax.prompts.selectors import MODALITIES
 from tests.media.cases import CASES, TEXT, VL_CASES, expected_ids, write_files
 from tests.tiny_hf import TinyCheckpoint
 

@@ -6,7 +6,7 @@ import pytest
 import avjax
 from avjax.media.decode import SAMPLE_RATE
 from avjax.media.features import frame_features, waveform_features
-from avjax.prompt import AudioFeatures, VisionFeatures
+from avjax.prompts.prompt import AudioFeatures, VisionFeatures
 from converters.verify import hf_batch, media_prompt
 from tests.tiny_hf import TinyCheckpoint
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from avjax.compat import compatible_prompt
 from avjax.config import ModelConfig, read_config
 from avjax.media.features import smart_resize
 from avjax.media.frames import sample_frames
-from avjax.media.layout import MediaShapes, PositionRule, expand_placeholders, token_layout
 from avjax.media.options import MediaOptions
-from avjax.prompt import Prompt
+from avjax.prompts.compat import compatible_prompt
+from avjax.prompts.layout import MediaShapes, PositionRule, expand_placeholders, token_layout
+from avjax.prompts.prompt import Prompt
 from tests.reference import layout_cases, tiny_omni
 from tests.reference.layout_cases import CASES, Image, LayoutCase, Sound, Video
 

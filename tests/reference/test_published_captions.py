@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file
 
 import avjax
-from avjax.compat import compatible_prompt
+from avjax.prompts.compat import compatible_prompt
 from tests.reference import cases, clips, tiny_omni
 from tests.reference.cases import CaptionCase
 

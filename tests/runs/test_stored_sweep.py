@@ -21,7 +21,8 @@ from avjax.engine.shared import clean_pass, shared_keys
 from avjax.grids import as_cells
 from avjax.interventions import Edit
 from avjax.metrics import KL, AttentionMass, Caption, LogProb, Metric, TopK, View
-from avjax.prompt import Prompt
+from avjax.prompts.prompt import Prompt
+from avjax.prompts.selectors import KINDS
 from avjax.runs import blocks, stored
 from avjax.runs.blocks import Run, Sample, execute
 from avjax.runs.export import export, merge
@@ -29,7 +30,6 @@ from avjax.runs.identity import edits_digest, metric_json, model_identity
 from avjax.runs.store import Store
 from avjax.runs.stored import begin, read, summary, unusable
 from avjax.slices import Team
-from avjax.tokens import KINDS
 from tests.engine.test_knockout_compiles import prompt_of
 
 GRID = avjax.grid(

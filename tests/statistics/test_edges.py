@@ -9,7 +9,7 @@ import avjax
 from avjax.analysis import edge_sufficiency
 from avjax.analysis.random_keys import KeyEdges
 from avjax.metrics import Caption, LogLikelihood, Prob
-from avjax.tokens import select
+from avjax.prompts.selectors import select
 
 L, N, D = 8, 4, 64
 

@@ -103,7 +103,7 @@ def test_positions_are_those_that_change(omni_model: avjax.Model, tokens: avjax.
     config = omni_model.config.decoder
     lowered = lower(tokens, config, [several], num_decoded=decoded, allow_noop=True, clean=CleanRuns(omni_model))
     expected = 0
-    masks = [avjax.tokens.select(tokens, e.where) for e in several]
+    masks = [avjax.prompts.selectors.select(tokens, e.where) for e in several]
     for site, layer in itertools.product({e.site for e in several}, range(L)):
         here = [(e, m) for e, m in zip(several, masks, strict=True) if e.site == site and layer in e.layers]
         for at in range(len(tokens) + 1):

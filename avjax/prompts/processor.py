@@ -14,14 +14,14 @@ import numpy as np
 from avjax.config import ModelConfig
 from avjax.media.corruption import Corruption, corruptions_of
 from avjax.media.decode import MediaError
-from avjax.media.hf_batch import as_numpy, read_batch, require_finite, require_integers
-from avjax.media.layout import MediaShapes, PositionRule, expand_placeholders, token_layout
 from avjax.media.options import MediaOptions
 from avjax.media.reading import HERE, Reader
 from avjax.media.sources import ImageSource, SoundSource, VideoSource
 from avjax.nearest import did_you_mean
-from avjax.prompt import AudioFeatures, Prompt, VisionFeatures
-from avjax.tokens import MODALITIES
+from avjax.prompts.hf_batch import as_numpy, read_batch, require_finite, require_integers
+from avjax.prompts.layout import MediaShapes, PositionRule, expand_placeholders, token_layout
+from avjax.prompts.prompt import AudioFeatures, Prompt, VisionFeatures
+from avjax.prompts.selectors import MODALITIES
 
 Order = Literal["media-first", "text-first"]
 Sound = SoundSource | Literal["auto", "from_video", "none"] | None

@@ -7,7 +7,7 @@ import numpy as np
 
 from avjax.config import ModelConfig
 from avjax.models.audio import num_audio_tokens
-from avjax.prompt import AudioFeatures, VisionFeatures
+from avjax.prompts.prompt import AudioFeatures, VisionFeatures
 
 HF_KEYS = frozenset(
     """

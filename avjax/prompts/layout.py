@@ -14,7 +14,7 @@ import numpy as np
 
 from avjax.config import ModelConfig
 from avjax.models.audio import num_audio_tokens
-from avjax.tokens import MODALITIES
+from avjax.prompts.selectors import MODALITIES
 
 Grid = tuple[int, int, int]
 PositionRule = Literal["trained", "transformers-5.3"]
@@ -34,7 +34,7 @@ class MediaShapes:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenLayout:
-    """What every token of a prompt is; see `avjax.prompt.Prompt` for the fields."""
+    """What every token of a prompt is; see `avjax.prompts.prompt.Prompt` for the fields."""
 
     positions: np.ndarray
     kinds: np.ndarray

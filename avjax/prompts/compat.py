@@ -9,7 +9,7 @@ import numpy as np
 from avjax.config import TokenIds
 from avjax.models.attention import Compat as AttentionCompat
 from avjax.nearest import did_you_mean
-from avjax.prompt import Prompt
+from avjax.prompts.prompt import Prompt
 
 Compat = Literal["published", "published-script"]
 KNOWN: tuple[Compat, ...] = ("published", "published-script")

@@ -15,7 +15,7 @@ import numpy as np
 from avjax.config import ModelConfig
 from avjax.media.clips import AudioFeatures as AudioFeatures
 from avjax.media.clips import VisionFeatures as VisionFeatures
-from avjax.tokens import KINDS, MODALITIES, as_indices
+from avjax.prompts.selectors import KINDS, MODALITIES, as_indices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
@@ -25,7 +25,7 @@ class Prompt:
     Attributes:
       token_ids: int32 [T].
       positions: int32 [3, T]; rotary positions t, h, w.
-      kinds: int8 [T]; an index into `avjax.tokens.KINDS`.
+      kinds: int8 [T]; an index into `avjax.prompts.selectors.KINDS`.
       roles: str [T]; the speaker of the turn a token stands in.
       special: bool [T]; tokens that nobody said: control tokens, and the line that opens a turn.
       seconds: float32 [T]; where in its clip an audio or video token begins, NaN elsewhere.

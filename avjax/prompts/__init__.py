@@ -1,0 +1,1 @@
+"""Arrays and words -> Prompt, and which token is which."""
