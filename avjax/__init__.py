@@ -7,11 +7,13 @@ if TYPE_CHECKING:
     from avjax import metrics, statistics
     from avjax.api import Run, forward, lower_edits, run
     from avjax.compilation import cache_compilations
+    from avjax.edits.edits import Ablate, Knockout, Patch, Scale, ScaleAttention, Steer
+    from avjax.edits.grids import Grid, axis, each_group, each_head, each_layer, grid, windows
+    from avjax.edits.json_forms import from_json, to_json
+    from avjax.edits.rules import parse_rules
     from avjax.encoder_cache import cache_encodings
     from avjax.engine.overflow import ActivationOverflow, refuse_overflow
     from avjax.generation import Generation, generate, generate_variants
-    from avjax.grids import Grid, axis, each_group, each_head, each_layer, grid, windows
-    from avjax.interventions import Ablate, Knockout, Patch, Scale, ScaleAttention, Steer, parse_rules
     from avjax.loading import load
     from avjax.media.corruption import BlankVideo, MuteAudio, NoiseAudio, ShiftAudio, SwapAudio, SwapVideo
     from avjax.media.decode import MediaError
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from avjax.models.sites import Site
     from avjax.planning import Plan, plan
     from avjax.prompts.prompt import Inputs, Prompt
-    from avjax.serialization import from_json, to_json
     from avjax.statistics import bootstrap
     from avjax.sweeping import sweep
 
@@ -31,8 +32,9 @@ _HOMES = {
     "avjax.encoder_cache": ("cache_encodings",),
     "avjax.engine.overflow": ("ActivationOverflow", "refuse_overflow"),
     "avjax.generation": ("Generation", "generate", "generate_variants"),
-    "avjax.grids": ("Grid", "axis", "each_group", "each_head", "each_layer", "grid", "windows"),
-    "avjax.interventions": ("Ablate", "Knockout", "Patch", "Scale", "ScaleAttention", "Steer", "parse_rules"),
+    "avjax.edits.grids": ("Grid", "axis", "each_group", "each_head", "each_layer", "grid", "windows"),
+    "avjax.edits.edits": ("Ablate", "Knockout", "Patch", "Scale", "ScaleAttention", "Steer"),
+    "avjax.edits.rules": ("parse_rules",),
     "avjax.loading": ("load",),
     "avjax.media.corruption": ("BlankVideo", "MuteAudio", "NoiseAudio", "ShiftAudio", "SwapAudio", "SwapVideo"),
     "avjax.media.decode": ("MediaError",),
@@ -41,7 +43,7 @@ _HOMES = {
     "avjax.models.sites": ("Site",),
     "avjax.planning": ("Plan", "plan"),
     "avjax.prompts.prompt": ("Inputs", "Prompt"),
-    "avjax.serialization": ("from_json", "to_json"),
+    "avjax.edits.json_forms": ("from_json", "to_json"),
     "avjax.statistics": ("bootstrap",),
     "avjax.sweeping": ("sweep",),
 }

@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.edits.edits import Edit, for_sample, name_of
+from avjax.edits.identities import refuse_identities
+from avjax.edits.rules import as_edits
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.overflow import refuse_overflow
 from avjax.engine.reference import bucket, largest_read, logits_at, pad_inputs, prefill
 from avjax.engine.touched import Touched, count_touched
-from avjax.identity_edits import refuse_identities
-from avjax.interventions import Edit, as_edits, for_sample, name_of
 from avjax.model import Model, refuse_no_model
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site, parse_site

@@ -8,14 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.edits.edits import Edit, for_sample
+from avjax.edits.identities import refuse_identities
+from avjax.edits.rules import as_edits
 from avjax.engine.decoding import decode
 from avjax.engine.planning import Batch
 from avjax.engine.reference import OwnPrompt, reference_prompt
 from avjax.engine.session import Session
 from avjax.engine.shared import SharedPrompt
 from avjax.engine.touched import Touched, count_touched
-from avjax.identity_edits import refuse_identities
-from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model, refuse_no_model
 from avjax.models.intervention import Intervention
 from avjax.nearest import did_you_mean

@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from avjax.config import DecoderConfig
+from avjax.edits.edits import Edit
+from avjax.edits.grids import Grid
+from avjax.edits.identities import refuse_identities
 from avjax.engine.planning import Batch
-from avjax.grids import Grid
-from avjax.identity_edits import refuse_identities
-from avjax.interventions import Edit
 from avjax.metrics import Caption, Metric
 from avjax.model import Model, refuse_no_model
 from avjax.prompts.compat import Compat

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import avjax
-from avjax.grids import as_cells
+from avjax.edits.grids import as_cells
 from avjax.metrics import Logits, LogLikelihood, Prob
 
 D = 64

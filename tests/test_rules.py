@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import avjax
 from avjax.config import DecoderConfig
-from avjax.interventions import Knockout, as_edits, parse_rules
+from avjax.edits.edits import Knockout
+from avjax.edits.rules import as_edits, parse_rules
 from avjax.prompts.selectors import NAMES
 
 LAYERS, HEADS = 36, 16

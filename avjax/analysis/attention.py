@@ -13,13 +13,14 @@ import xarray as xr
 
 from avjax.analysis.captions import Captioned, Captions, captioned
 from avjax.analysis.sampled import with_prompts
+from avjax.edits.edits import Edit, for_sample
+from avjax.edits.identities import refuse_identities
+from avjax.edits.rules import as_edits
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.reads import AttentionRead, Reads
 from avjax.engine.reference import largest_read, prefill
 from avjax.engine.session import Session
-from avjax.identity_edits import refuse_identities
-from avjax.interventions import Edit, as_edits, for_sample
 from avjax.model import Model
 from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention

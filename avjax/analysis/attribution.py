@@ -18,8 +18,8 @@ from avjax.analysis.gradients import Rows, Target, prepared, watched_objective
 from avjax.analysis.objective import Case, Metrics, arithmetic, cases, exact, of_one_kind, refuse_missing
 from avjax.analysis.sampled import with_prompts
 from avjax.config import DecoderConfig
+from avjax.edits.edits import Edit, Knockout, Scale
 from avjax.engine.overflow import refuse_overflow
-from avjax.interventions import Edit, Knockout, Scale
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.models.decoder import Decoder

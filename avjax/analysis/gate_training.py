@@ -15,8 +15,8 @@ import optax
 
 from avjax.analysis.gradients import Prepared, Rows, Target, prepared, watched_objective
 from avjax.analysis.objective import Case, arithmetic
+from avjax.edits.edits import Knockout
 from avjax.engine.overflow import refuse_overflow
-from avjax.interventions import Knockout
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.models.decoder import Decoder

@@ -12,7 +12,7 @@ from avjax.analysis.clip_groups import BySample, clip_groups, described, media_o
 from avjax.analysis.gate_training import Penalty, Per, Training, Window, learned
 from avjax.analysis.objective import Case, Metrics, cases, exact, of_one_kind, refuse_missing
 from avjax.analysis.sampled import with_prompts
-from avjax.interventions import Indices, Knockout, name_of
+from avjax.edits.edits import Indices, Knockout, name_of
 from avjax.model import Model
 from avjax.progress import Progress
 from avjax.prompts.prompt import Prompt, named_prompts

@@ -11,8 +11,8 @@ import xarray as xr
 
 from avjax.analysis.random_keys import KeyEdges
 from avjax.analysis.sampled import MetricsBySample, Prompts, metrics_of, sweep_samples
-from avjax.grids import Placement, axis, each_head, each_layer, grid, windows
-from avjax.interventions import Knockout, numbered
+from avjax.edits.edits import Knockout, numbered
+from avjax.edits.grids import Placement, axis, each_head, each_layer, grid, windows
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
 from avjax.progress import Progress

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.edits.edits import Edit
 from avjax.engine.reads import Reads, with_fed
 from avjax.engine.scoring import check_values
-from avjax.interventions import Edit
 from avjax.metric_checks import refuse_no_metric
 from avjax.metrics import (
     Caption,

@@ -13,9 +13,9 @@ import numpy as np
 import xarray as xr
 
 from avjax.analysis.clip_groups import MEDIA, media_of
+from avjax.edits.edits import READ_ONLY
 from avjax.engine.overflow import NORMED, refuse_overflow, row_sizes
 from avjax.engine.reference import bucket, pad_inputs
-from avjax.interventions import READ_ONLY
 from avjax.model import Model
 from avjax.models.attention import attend_prompt
 from avjax.models.decoder import Decoder

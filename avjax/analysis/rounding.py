@@ -9,8 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.edits.edits import Patch
 from avjax.engine.reference import bucket, logits_at, pad_inputs
-from avjax.interventions import Patch
 from avjax.metrics import Logits
 from avjax.model import Model
 from avjax.prompts.compat import Compat, attention_compat, compatible_prompt

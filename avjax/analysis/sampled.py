@@ -5,8 +5,8 @@ from typing import Any
 
 import xarray as xr
 
-from avjax.grids import Grid, as_cells
-from avjax.interventions import Edit
+from avjax.edits.edits import Edit
+from avjax.edits.grids import Grid, as_cells
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.progress import Progress

@@ -6,8 +6,8 @@ from typing import Any, Literal
 import xarray as xr
 
 from avjax.analysis.sampled import MetricsBySample, Prompts, sweep_samples
-from avjax.grids import Placement, axis, grid, windows
-from avjax.interventions import Scale, ScaleAttention
+from avjax.edits.edits import Scale, ScaleAttention
+from avjax.edits.grids import Placement, axis, grid, windows
 from avjax.model import Model
 from avjax.nearest import did_you_mean
 from avjax.prompts.selectors import Selector

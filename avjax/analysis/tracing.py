@@ -12,8 +12,8 @@ import xarray as xr
 
 from avjax.analysis.rounding import MIN_GAP, noise_floor, smallest_gap
 from avjax.analysis.sampled import Prompts, sweep_samples
-from avjax.grids import Placement, axis, grid, windows
-from avjax.interventions import Patch, Scale
+from avjax.edits.edits import Patch, Scale
+from avjax.edits.grids import Placement, axis, grid, windows
 from avjax.metrics import Answer, LogitDiff, Metric, Prob
 from avjax.model import Model
 from avjax.prompts.prompt import Prompt, named_prompts, of_each_sample

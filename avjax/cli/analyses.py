@@ -350,7 +350,7 @@ def _prompts(
     corrupt: Any = (),
 ) -> dict[str, "Prompt"]:
     """A prompt for each video, by its file's name, with the start of the answer."""
-    from avjax.interventions import numbered
+    from avjax.edits.edits import numbered
 
     names = numbered([path.name for path in videos])
     settings = {"corrupt": corrupt, "opening": opening, "order": order}

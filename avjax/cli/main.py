@@ -94,7 +94,7 @@ def run(
     with friendly():
         import avjax
         from avjax.cli.tables import caption_rows, print_captions
-        from avjax.interventions import parse_rules
+        from avjax.edits.rules import parse_rules
         from avjax.prompts.compat import checked_compat, max_new_tokens_for
 
         rules = [parse_rules(text) for text in rule or []]  # before anything slow

@@ -171,7 +171,7 @@ def _asked(
       labelled: a specification's clips are there, and their labels are words of the model's.
     """
     import avjax
-    from avjax.interventions import parse_rules
+    from avjax.edits.rules import parse_rules
 
     if (grid is None) == (not rule):
         raise ValueError("plan: expected either --grid or --rule; give one of them")

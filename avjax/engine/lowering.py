@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from avjax.config import DecoderConfig
+from avjax.edits.edits import Edit, name_of
 from avjax.engine.activations import CleanRuns
 from avjax.engine.operations import EdgeOp, Op, SiteOp, operations
-from avjax.interventions import Edit, name_of
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site, SiteEdit, SiteSources, num_site_heads, site_shape
 from avjax.prompts.prompt import Prompt

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from avjax.edits.edits import Edit, name_of
 from avjax.engine.activations import CleanRuns, as_dtype
 from avjax.engine.lowering import folded, lower
 from avjax.engine.operations import EdgeOp
@@ -30,7 +31,6 @@ from avjax.engine.shared import (
     key_layout,
     shared_keys,
 )
-from avjax.interventions import Edit, name_of
 from avjax.mesh import MODEL, VARIANT
 from avjax.model import Model
 from avjax.models.attention import SharedKeys

@@ -14,8 +14,8 @@ import numpy as np
 
 from avjax.analysis.probes import train_probe
 from avjax.api import run
+from avjax.edits.edits import Edit
 from avjax.generation import Generation, generate_variants
-from avjax.interventions import Edit
 from avjax.model import Model
 from avjax.models.sites import Site
 from avjax.organism.world import KINDS, PROMPT, Clip, ask

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from avjax.grids import Cells
-from avjax.interventions import Edit, for_sample
+from avjax.edits.edits import Edit, for_sample
+from avjax.edits.grids import Cells
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.progress import Progress

@@ -14,7 +14,7 @@ import xarray as xr
 from etils import epath
 
 from avjax.api import run_cell
-from avjax.interventions import Edit
+from avjax.edits.edits import Edit
 from avjax.model import Model
 from avjax.models.sites import Site
 from avjax.prompts.prompt import Prompt

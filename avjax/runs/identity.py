@@ -14,12 +14,12 @@ import numpy as np
 
 from avjax import numerics
 from avjax.config import read_json
-from avjax.interventions import Edit
+from avjax.edits.edits import Edit
+from avjax.edits.json_forms import to_json
 from avjax.mesh import whole
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.prompts.prompt import Prompt
-from avjax.serialization import to_json
 
 READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # of a Hugging Face directory
 

@@ -18,9 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xarray as xr
 
-from avjax.grids import Cells
+from avjax.edits.grids import Cells
+from avjax.edits.json_forms import to_json
 from avjax.prompts.prompt import TOKEN_COUNTS
-from avjax.serialization import to_json
 from avjax.sweeping.floor import Noise, floor
 from avjax.sweeping.joining import without_equal_counts
 from avjax.sweeping.names import CELL, COUNTS

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, field_validator, model_validator
 
-from avjax import grids
+from avjax.edits import grids
 from avjax.nearest import did_you_mean, nearest
 from avjax.runs.blocks import CELLS_PER_BLOCK
 from avjax.runs.captures import SITES

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, WrapValidator
 
-from avjax import grids, interventions
-from avjax.indices import parse_indices
-from avjax.interventions import Edit, as_edits
+from avjax.edits import edits, grids
+from avjax.edits.edits import Edit
+from avjax.edits.indices import parse_indices
+from avjax.edits.rules import as_edits
 from avjax.prompts.selectors import check_syntax
 
 Text = Annotated[str, Field(min_length=1)]
@@ -114,7 +115,7 @@ class _Edit(Strict):
         return self._made(**{name: _built(name, value) for name, value in fields.items()})
 
     def _made(self, **fields: Any) -> Edit:
-        return getattr(interventions, type(self).__name__)(**fields)
+        return getattr(edits, type(self).__name__)(**fields)
 
 
 class Knockout(_Edit):
@@ -216,16 +217,16 @@ def build_grid(given: list[Any], directory: Path, seed: int) -> grids.Grid:
     Raises:
       ValueError: an edit cannot be as it is given; the message names it by its place.
     """
-    edits: list[Edit] = []
-    for i, one in enumerate(given):
+    together: list[Edit] = []
+    for i, item in enumerate(given):
         try:
-            made = as_edits([one]) if isinstance(one, str) else [one.build(directory, seed)]
-            for edit in made:
+            built = as_edits([item]) if isinstance(item, str) else [item.build(directory, seed)]
+            for edit in built:
                 _check_selectors(edit)
-            edits += made
+            together += built
         except (ValueError, TypeError, OSError) as error:
             raise ValueError(f"grid.{i}: {error}") from error
-    return grids.grid(*edits)
+    return grids.grid(*together)
 
 
 def _check_selectors(edit: Edit) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from avjax.assets.builtin import builtin_directory
-from avjax.grids import as_cells
-from avjax.identity_edits import refuse_identities
-from avjax.interventions import Edit
+from avjax.edits.edits import Edit
+from avjax.edits.grids import as_cells
+from avjax.edits.identities import refuse_identities
 from avjax.loading import load
 from avjax.media.decode import MediaError
 from avjax.media.isolated import IsolatedReader

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import xarray as xr
 from etils import epath
 
-from avjax.grids import Grid, as_cells
-from avjax.interventions import Edit
+from avjax.edits.edits import Edit
+from avjax.edits.grids import Grid, as_cells
+from avjax.edits.json_forms import to_json
 from avjax.metric_checks import as_metrics
 from avjax.metrics import Metric
 from avjax.model import Model
@@ -25,7 +26,6 @@ from avjax.runs.differences import changed_samples, identity_differences, listed
 from avjax.runs.identity import digest, metric_json, model_identity, owner, prompt_digest
 from avjax.runs.rows import RUN, SAMPLE, Layout, dataset, decoded
 from avjax.runs.store import Store
-from avjax.serialization import to_json
 from avjax.sweeping.plan import prepare
 
 DECIDING = ("executor", "compat", "allow_noop")  # settings that decide numbers; memory changes their rounding

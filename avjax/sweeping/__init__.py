@@ -6,10 +6,10 @@ from typing import Any
 
 import xarray as xr
 
+from avjax.edits.edits import Edit
+from avjax.edits.grids import Grid
+from avjax.edits.identities import refuse_identities
 from avjax.generation import Executor, checked_executor
-from avjax.grids import Grid
-from avjax.identity_edits import refuse_identities
-from avjax.interventions import Edit
 from avjax.metrics import Metric
 from avjax.model import Model, refuse_no_model
 from avjax.prompts.compat import Compat

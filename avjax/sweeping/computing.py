@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from avjax.edits.edits import Edit
+from avjax.edits.grids import Grid
 from avjax.engine.activations import CleanRuns
 from avjax.engine.planning import NoRoom
 from avjax.engine.scoring import (
@@ -22,8 +24,6 @@ from avjax.engine.scoring import (
 )
 from avjax.engine.session import Session
 from avjax.generation import Executor, decoded, generation_penalty
-from avjax.grids import Grid
-from avjax.interventions import Edit
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
 from avjax.progress import Progress

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from avjax.grids import Cells
+from avjax.edits.grids import Cells
 from avjax.metrics import Metric
 from avjax.prompts.prompt import TOKEN_COUNTS
 

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 from jax.typing import DTypeLike
 
+from avjax.edits.edits import Edit, for_sample
+from avjax.edits.grids import Cells, Grid, as_cells
 from avjax.engine.activations import CleanRuns
 from avjax.engine.reads import AttentionRead, Reads, placed, with_fed
 from avjax.engine.scoring import check_values, unembedded
 from avjax.engine.session import Session
 from avjax.generation import generation_penalty, num_slots
-from avjax.grids import Cells, Grid, as_cells
-from avjax.interventions import Edit, for_sample
 from avjax.metric_checks import as_metrics
 from avjax.metrics import Caption, Metric
 from avjax.model import Model

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from avjax.edits.edits import Edit, name_of
 from avjax.engine.operations import Op, first_row
 from avjax.engine.session import Session
-from avjax.interventions import Edit, name_of
 
 
 def unreached(

@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import AxisType
 
 from avjax.config import ModelConfig
+from avjax.edits.edits import Edit
+from avjax.edits.grids import Grid, as_cells
 from avjax.engine.planning import MEMORY_SHARE, NoRoom
-from avjax.grids import Grid, as_cells
-from avjax.interventions import Edit
 from avjax.mesh import AXES, slices
 from avjax.metrics import Metric
 from avjax.model import CACHED_CLIPS

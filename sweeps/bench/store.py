@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 import avjax
-from avjax.grids import as_cells
+from avjax.edits.grids import as_cells
 from avjax.loading import load
 from avjax.prompts.prompt import Prompt
 from avjax.runs.blocks import Run, Sample

@@ -9,9 +9,9 @@ import pytest
 
 import avjax
 from avjax import generation
+from avjax.edits.edits import Edit
 from avjax.engine import session as sessions
 from avjax.engine.reference import pad_inputs, prefill
-from avjax.interventions import Edit
 from avjax.metrics import AttentionMass, Caption, Logits, Metric
 from avjax.sweeping.plan import prepare
 from tests.engine.test_knockout_compiles import prompt_of

@@ -13,7 +13,7 @@ import torch
 
 import avjax
 from avjax.analysis import find_sinks
-from avjax.interventions import Knockout
+from avjax.edits.edits import Knockout
 from avjax.prompts.compat import checked_compat, compatible_prompt, max_new_tokens_for
 from avjax.sweeping.plan import prepare
 from tests.engine.knockout_oracle import Oracle, Rule

@@ -15,8 +15,8 @@ import yaml
 
 import avjax
 from avjax.config import read_config
-from avjax.grids import Grid, as_cells
-from avjax.interventions import Edit
+from avjax.edits.edits import Edit
+from avjax.edits.grids import Grid, as_cells
 from avjax.metrics import LogitDiff, LogProb
 from avjax.runs.spec import Spec
 from avjax.runs.specified import prepare_run

@@ -15,11 +15,11 @@ import pytest
 import xarray as xr
 
 import avjax
+from avjax.edits.edits import Edit
+from avjax.edits.grids import as_cells
 from avjax.engine.reference import bucket
 from avjax.engine.replay import replay
 from avjax.engine.shared import clean_pass, shared_keys
-from avjax.grids import as_cells
-from avjax.interventions import Edit
 from avjax.metrics import KL, AttentionMass, Caption, LogProb, Metric, TopK, View
 from avjax.prompts.prompt import Prompt
 from avjax.prompts.selectors import KINDS

@@ -16,7 +16,7 @@ import xarray as xr
 
 import avjax
 from avjax.config import DecoderConfig
-from avjax.grids import as_cells
+from avjax.edits.grids import as_cells
 from avjax.runs import blocks
 from avjax.runs.blocks import Block, Run, Sample, execute
 from avjax.runs.store import Store

@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import avjax
+from avjax.edits.edits import Edit
 from avjax.engine.activations import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.touched import count_touched
-from avjax.interventions import Edit
 from avjax.metrics import Prob
 from avjax.provenance import device_name
 

@@ -19,18 +19,25 @@ TYPE, ARRAY = "type", "array"
 
 @functools.cache
 def _types() -> dict[str, type]:
-    from avjax import config, grids, interventions
+    from avjax import config
+    from avjax.edits import edits, grids
     from avjax.media import corruption
     from avjax.prompts import prompt, selectors
 
-    edits = ("Knockout", "ScaleAttention", "Scale", "Patch", "Ablate", "Steer")
-    prompts = ("Prompt", "AudioFeatures", "VisionFeatures")
-    known: list[type] = [getattr(interventions, n) for n in edits] + [getattr(prompt, n) for n in prompts]
-    changes = ("MuteAudio", "NoiseAudio", "ShiftAudio", "SwapAudio", "BlankVideo", "SwapVideo")
-    known += [getattr(corruption, n) for n in changes]
-    known += [grids.Grid, grids.Values, grids.Windows, grids.Each, selectors.BySample]
-    known += [v for v in vars(config).values() if isinstance(v, type) and dataclasses.is_dataclass(v)]
+    by_module = {
+        edits: ("Knockout", "ScaleAttention", "Scale", "Patch", "Ablate", "Steer"),
+        grids: ("Grid", "Values", "Windows", "Each"),
+        selectors: ("BySample",),
+        prompt: ("Prompt", "AudioFeatures", "VisionFeatures"),
+        corruption: ("MuteAudio", "NoiseAudio", "ShiftAudio", "SwapAudio", "BlankVideo", "SwapVideo"),
+        config: tuple(name for name, value in vars(config).items() if _is_dataclass(value)),
+    }
+    known = [getattr(module, name) for module, names in by_module.items() for name in names]
     return {cls.__name__: cls for cls in known}
+
+
+def _is_dataclass(value: Any) -> bool:
+    return isinstance(value, type) and dataclasses.is_dataclass(value)
 
 
 def to_json(value: Any) -> Any:

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from avjax.grids import Grid
-from avjax.interventions import Ablate, Axis, Edit, Scale, ScaleAttention, Steer, as_edits
+from avjax.edits.edits import Ablate, Axis, Edit, Scale, ScaleAttention, Steer
+from avjax.edits.grids import Grid
+from avjax.edits.rules import as_edits
 
 
 def identity_reason(edit: Edit) -> str | None:

@@ -1,0 +1,1 @@
+"""What a user asks: edits, rules that are text, grids of them, and their JSON forms."""
