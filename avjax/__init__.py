@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from avjax import metrics, statistics
     from avjax.api import Run, forward, lower_edits, run
-    from avjax.compilation import cache_compilations
+    from avjax.devices.compilation import cache_compilations
     from avjax.edits.edits import Ablate, Knockout, Patch, Scale, ScaleAttention, Steer
     from avjax.edits.grids import Grid, axis, each_group, each_head, each_layer, grid, windows
     from avjax.edits.json_forms import from_json, to_json
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # Names load when first used: `avjax --help` and `import avjax` stay instant.
 _HOMES = {
     "avjax.api": ("Run", "forward", "lower_edits", "run"),
-    "avjax.compilation": ("cache_compilations",),
+    "avjax.devices.compilation": ("cache_compilations",),
     "avjax.encoder_cache": ("cache_encodings",),
     "avjax.engine.overflow": ("ActivationOverflow", "refuse_overflow"),
     "avjax.generation": ("Generation", "generate", "generate_variants"),

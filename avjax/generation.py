@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.devices.memory import agreed_memory_bytes
 from avjax.edits.edits import Edit, for_sample
 from avjax.edits.identities import refuse_identities
 from avjax.edits.rules import as_edits
@@ -22,7 +23,6 @@ from avjax.models.intervention import Intervention
 from avjax.nearest import did_you_mean
 from avjax.prompts.compat import Compat, checked_compat, max_new_tokens_for
 from avjax.prompts.prompt import Prompt
-from avjax.slices import memory_of
 
 Executor = Literal["replay", "reference"]
 
@@ -118,7 +118,7 @@ def generate_variants(
         num_decoded=max_new_tokens - 1,
         allow_noop=allow_noop,
         compat=compat,
-        memory_bytes=memory_of(model, memory_bytes),
+        memory_bytes=agreed_memory_bytes(model.mesh, memory_bytes),
         num_slots=num_slots(max_new_tokens),
         kept_logits=num_slots(max_new_tokens) if keep_logits else 0,
     )

@@ -10,8 +10,8 @@ from jax.sharding import Mesh
 
 from avjax.assets.builtin import builtin_directory
 from avjax.config import ModelConfig, read_config, read_json
+from avjax.devices.mesh import checked_mesh, parameter_sharding
 from avjax.media.options import read_options
-from avjax.mesh import checked_mesh, parameter_sharding
 from avjax.model import GenerationDefaults, Host, Model
 from avjax.nearest import did_you_mean
 from avjax.parameters import PARAMS, Network, abstract_network, check_stored, fill, nested, parameter_paths, quiet_orbax

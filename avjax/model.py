@@ -15,12 +15,12 @@ from jax.core import Tracer
 from jax.sharding import Mesh
 
 from avjax.config import ModelConfig
+from avjax.devices.mesh import mesh_of
 from avjax.encoder_cache import kept, same_buffers
 from avjax.engine.encoding import encode_audio, encode_vision
 from avjax.media.corruption import Corruption
 from avjax.media.reading import Reader
 from avjax.media.sources import ImageSource, VideoSource
-from avjax.mesh import mesh_of
 from avjax.parameters import Network
 from avjax.prompts.layout import PositionRule
 from avjax.prompts.processor import Order, Processor, Sound
@@ -53,7 +53,9 @@ class Host:
     encoded: collections.OrderedDict[bytes, tuple[list[jax.Array], jax.Array]] = dataclasses.field(
         default_factory=collections.OrderedDict
     )
-    parts: dict[int, "Host"] = dataclasses.field(default_factory=dict)  # of the model's slices, see `avjax.slices`
+    parts: dict[int, "Host"] = dataclasses.field(
+        default_factory=dict
+    )  # of the model's slices, see `avjax.sweeping.slices`
 
 
 @jax.tree_util.register_dataclass

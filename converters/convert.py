@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from avjax.config import ModelConfig, read_config, read_json
-from avjax.mesh import parameter_sharding
+from avjax.devices.mesh import parameter_sharding
 from avjax.parameters import PARAMS, abstract_network, fill
 from avjax.provenance import CONVERTED as PROVENANCE
 from avjax.provenance import licence

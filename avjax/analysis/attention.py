@@ -13,6 +13,7 @@ import xarray as xr
 
 from avjax.analysis.captions import Captioned, Captions, captioned
 from avjax.analysis.sampled import with_prompts
+from avjax.devices.memory import agreed_memory_bytes
 from avjax.edits.edits import Edit, for_sample
 from avjax.edits.identities import refuse_identities
 from avjax.edits.rules import as_edits
@@ -30,7 +31,6 @@ from avjax.progress import Progress
 from avjax.prompts.prompt import Inputs, Prompt, named_prompts
 from avjax.prompts.selectors import Selector, select
 from avjax.provenance import provenance
-from avjax.slices import memory_of
 
 ABOUT = {
     "mass": ("share of attention", "attention on the keys"),
@@ -150,7 +150,7 @@ def _session(
         caption.prompt,
         [edits],
         reads=Reads(continuations=(tuple(caption.tokens.tolist()),), attention=tuple(reads)),
-        memory_bytes=memory_of(model, None),
+        memory_bytes=agreed_memory_bytes(model.mesh, None),
         clean_runs=clean,
     )
 

@@ -12,13 +12,13 @@ from avjax.analysis.clip_groups import BySample, clip_groups, described, media_o
 from avjax.analysis.gate_training import Penalty, Per, Training, Window, learned
 from avjax.analysis.objective import Case, Metrics, cases, exact, of_one_kind, refuse_missing
 from avjax.analysis.sampled import with_prompts
+from avjax.devices.memory import agreed_memory_bytes
 from avjax.edits.edits import Indices, Knockout, name_of
 from avjax.model import Model
 from avjax.progress import Progress
 from avjax.prompts.prompt import Prompt, named_prompts
 from avjax.prompts.selectors import Selector
 from avjax.provenance import provenance
-from avjax.slices import memory_of
 from avjax.statistics import bootstrap
 
 NO_CUT, FOUND, EVERYTHING = "nothing", "found", "everything"
@@ -228,7 +228,7 @@ def _window(
 
 
 def _refuse_too_large(model: Model, window: Window, train: Mapping[Any, Case]) -> None:
-    cfg, budget = model.config.decoder, memory_of(model, None)
+    cfg, budget = model.config.decoder, agreed_memory_bytes(model.mesh, None)
     per_position = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_dim * model.dtype.itemsize
     size = sum(len(case.whole) for case in train.values()) * per_position
     if size > budget:

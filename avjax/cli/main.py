@@ -132,8 +132,8 @@ def demo(
     """The paper's main experiments on the built-in tiny-av, in a minute; leaves a page to open."""
     with friendly():
         import avjax
-        from avjax.compilation import default_cache
         from avjax.demo.show import show
+        from avjax.devices.compilation import default_cache
 
         if cache_dir is not None:
             avjax.cache_compilations(cache_dir)

@@ -224,7 +224,7 @@ def _on_topology(
     as_json: bool,
 ) -> None:
     from avjax.cli.topology_table import print_topology_plan
-    from avjax.mesh import sizes_of
+    from avjax.devices.mesh import sizes_of
     from avjax.tpu.chips import Topology
     from avjax.tpu.planning import plan_topology
 

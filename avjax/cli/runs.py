@@ -76,9 +76,9 @@ def run_spec(
     with friendly(), _preempted():
         import avjax
         from avjax.cli.tables import print_plan
+        from avjax.devices.processes import everyone
         from avjax.runs.specified import prepare_run
         from avjax.runs.store import Store
-        from avjax.slices import everyone
 
         words = overrides or []
         if repeat is not None and spec is not None and "=" in str(spec):
@@ -105,7 +105,7 @@ def run_spec(
                 raise ValueError(f"{spec}: expected a store, got none; add 'store: DIRECTORY' or pass --store")
             kept = Store(place)
             with _writable():
-                everyone().agreed(lambda: _check_parts(kept, repair))
+                everyone().run_together(lambda: _check_parts(kept, repair))
             outcome = _executed(prepared, kept, share, log_json, profile)
             if repeat is not None and not outcome.stopped and kept.parts():
                 _report_differences(Store(_run_of(repeat)), kept, prepared.run.places(share), tolerance)
@@ -201,12 +201,14 @@ def _check_parts(store: Any, repair: bool) -> None:
 
 
 def _executed(prepared: Any, store: Any, share: tuple[int, int], log_json: str | None, profile: Path | None) -> Any:
+    from avjax.devices.processes import everyone
     from avjax.runs.events import silent, to_lines
-    from avjax.slices import everyone
 
     with contextlib.ExitStack() as stack:
         with _writable():  # in all processes, or in none
-            tell = everyone().agreed(lambda: silent if log_json is None else stack.enter_context(to_lines(log_json)))
+            tell = everyone().run_together(
+                lambda: silent if log_json is None else stack.enter_context(to_lines(log_json))
+            )
         if profile is not None:
             import jax
 

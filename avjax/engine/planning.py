@@ -1,10 +1,7 @@
 """How the variants of one prompt are cut into batches: by region of effect, first layer and memory."""
 
 import dataclasses
-import os
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -21,7 +18,6 @@ FIRST_ROWS = 16  # an edit of nearly all of a prompt leaves what is before its f
 CPU_ROWS = 128  # rows of a batch beyond which a CPU gains nothing
 ACCELERATOR_ROWS = 4096
 REFERENCE_BATCH = 8  # whole passes
-MEMORY_SHARE = 0.5  # of what is free, when no budget is given
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -201,32 +197,6 @@ class Budget:
         if self.on_cpu:
             return REFERENCE_BATCH
         return int(np.clip(self.memory_bytes // self.variant_bytes(self.num_keys), 1, REFERENCE_BATCH))
-
-
-def checked_memory_bytes(memory_bytes: int | None) -> int:
-    """The budget that was asked for, or the default.
-
-    Raises:
-      ValueError: it is no number of bytes.
-    """
-    if memory_bytes is None:
-        return default_memory_bytes()
-    if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, int | np.integer):
-        raise ValueError(f"memory_bytes: expected a whole number of bytes, got {memory_bytes!r}")
-    return int(memory_bytes)
-
-
-def default_memory_bytes() -> int:
-    """Half of what the device has free; devices that are one CPU share what it has."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return int(MEMORY_SHARE * (stats["bytes_limit"] - stats.get("bytes_in_use", 0)))
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():  # counts what the page cache would give back
-        available = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
-        if available is not None:
-            return int(MEMORY_SHARE * 1024 * int(available[1])) // jax.local_device_count()
-    return int(MEMORY_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")) // jax.local_device_count()
 
 
 def count_bucket(count: int) -> int:

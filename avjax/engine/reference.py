@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from avjax.devices.mesh import whole
 from avjax.engine.overflow import largest_fed, row_sizes
-from avjax.mesh import whole
 from avjax.models.attention import Compat, Weights, attend_prompt
 from avjax.models.decoder import Block, Decoder
 from avjax.models.intervention import Intervention, edited

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from avjax.devices.mesh import MODEL, VARIANT
 from avjax.edits.edits import Edit, name_of
 from avjax.engine.activations import CleanRuns, as_dtype
 from avjax.engine.lowering import folded, lower
@@ -31,7 +32,6 @@ from avjax.engine.shared import (
     key_layout,
     shared_keys,
 )
-from avjax.mesh import MODEL, VARIANT
 from avjax.model import Model
 from avjax.models.attention import SharedKeys
 from avjax.models.intervention import Intervention

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from avjax.devices.mesh import whole
 from avjax.engine.overflow import NORMED, row_sizes
-from avjax.mesh import whole
 from avjax.models.attention import KEY_BLOCK, SharedKeys, attend_prompt
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from avjax.config import DecoderConfig
+from avjax.devices.mesh import mesh_of
 from avjax.edits.edits import Ablate, Patch, Steer
 from avjax.engine.activations import CleanRuns
-from avjax.mesh import mesh_of
 from avjax.models.sites import Site, site_shape
 from avjax.prompts.prompt import Prompt
 from avjax.prompts.selectors import select

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from avjax.devices.processes import Team
 from avjax.edits.edits import Edit, for_sample
 from avjax.edits.grids import Cells
 from avjax.metrics import Metric
@@ -24,9 +25,9 @@ from avjax.runs.events import Tell, silent
 from avjax.runs.identity import block_digest, cell_key, digest, edits_digest, owner
 from avjax.runs.rows import Layout, encoded
 from avjax.runs.store import Store
-from avjax.slices import Slice, Team, at_once, slices_here
 from avjax.sweeping.computing import computed
 from avjax.sweeping.floor import drawn_samples
+from avjax.sweeping.slices import Slice, run_slices, slices_here
 
 CELLS_PER_BLOCK = 512  # with each block the unedited run is computed anew
 DONE, WAIT = -1, -2  # said by a leader in place of a block
@@ -218,7 +219,7 @@ def execute(
         try:
             return _lead(part, run, blocks, team, store, keep_going, ends, shown, tell)
         finally:
-            team.told(DONE)
+            team.broadcast(DONE)
 
     def begin() -> None:
         store.tidy()
@@ -226,10 +227,10 @@ def execute(
         missing = sum(block.num_rows for block in blocks if block.name not in done)
         tell("started", cells=sum(block.num_rows for block in blocks), missing=missing)
 
-    everyone.agreed(begin)
+    everyone.run_together(begin)
     outcome = Outcome()
     try:
-        for found in everyone.gathered(at_once(work, parts, everyone, halt=halted.set)).values():
+        for found in everyone.merged(run_slices(work, parts, everyone, halt=halted.set)).values():
             outcome.computed += found.computed
             outcome.failed |= found.failed
             outcome.stopped |= found.stopped
@@ -266,7 +267,7 @@ def _lead(
             return bool(asked) or stop()
 
         def say(value: int) -> None:
-            if STOP in team.said(value):
+            if STOP in team.all_gather(value):
                 asked.append(True)
 
         while True:
@@ -325,7 +326,7 @@ def _follow(
 ) -> Outcome:
     """Computes what the leader names, in step with it; the leader keeps it."""
     outcome = Outcome()
-    while (place := team.said(STOP if stop() else GO)[0]) != DONE:
+    while (place := team.all_gather(STOP if stop() else GO)[0]) != DONE:
         if place == WAIT:
             continue
         sample = run.samples[mine[place].sample]
@@ -345,11 +346,11 @@ def _made(prompt: Callable[[], Prompt], team: Team) -> Prompt:
     try:
         made = prompt()
     except Exception as error:
-        team.least(0)
+        team.minimum(0)
         if isinstance(error, ValueError | OSError | StoppedError):
             raise
         raise OSError(f"the clip cannot be read ({type(error).__name__}: {error})") from error
-    if not team.least(1):
+    if not team.minimum(1):
         raise OSError("another process of the mesh cannot use the clip; its own message says why")
     return made
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from avjax import numerics
 from avjax.config import read_json
+from avjax.devices.mesh import whole
 from avjax.edits.edits import Edit
 from avjax.edits.json_forms import to_json
-from avjax.mesh import whole
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.prompts.prompt import Prompt

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from avjax.assets.builtin import builtin_directory
+from avjax.devices.mesh import mesh_of_sizes
+from avjax.devices.processes import everyone
 from avjax.edits.edits import Edit
 from avjax.edits.grids import as_cells
 from avjax.edits.identities import refuse_identities
 from avjax.loading import load
 from avjax.media.decode import MediaError
 from avjax.media.isolated import IsolatedReader
-from avjax.mesh import mesh_of_sizes
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.planning import Plan, cost, together, with_passes
@@ -27,7 +28,6 @@ from avjax.runs.spec import Clip, Spec
 from avjax.runs.spec_metrics import filled
 from avjax.runs.store import Store
 from avjax.runs.stored import begin
-from avjax.slices import everyone
 from avjax.sweeping.plan import prepare
 
 WORDS = (None, "auto", "from_video", "none")  # in place of a sound file
@@ -67,7 +67,7 @@ class Prepared:
           ValueError: the store holds another run.
         """
         kept = self._kept_spec()
-        everyone().agreed(lambda: begin(store, self.model, self.run, self.fixed, kept, self.spec.directory))
+        everyone().run_together(lambda: begin(store, self.model, self.run, self.fixed, kept, self.spec.directory))
         with self.reader:
             return execute(
                 self.model, self.run, store, shard=shard, keep_going=True, stop=stop, progress=progress, tell=tell
@@ -113,10 +113,12 @@ def prepare_run(spec: Spec, model: Model | None = None) -> Prepared:
     Raises:
       ValueError: a file is missing, a label is unknown, or an edit does not fit the model; all missing files are named.
     """
-    everyone().agreed(lambda: _check_files(spec, spec.all_clips()))  # who fails alone would be waited for
+    everyone().run_together(
+        lambda: _check_files(spec, spec.all_clips())
+    )  # a process that failed alone would leave the others waiting
     mesh = None if spec.mesh is None else mesh_of_sizes(**spec.mesh.model_dump())
     loaded = model or load(spec.model, dtype=spec.dtype, mesh=mesh)
-    return everyone().agreed(lambda: _prepared(spec, loaded))
+    return everyone().run_together(lambda: _prepared(spec, loaded))
 
 
 def _prepared(spec: Spec, model: Model) -> Prepared:

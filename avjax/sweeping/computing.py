@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from avjax.devices.processes import Team
 from avjax.edits.edits import Edit
 from avjax.edits.grids import Grid
 from avjax.engine.activations import CleanRuns
@@ -30,11 +31,11 @@ from avjax.progress import Progress
 from avjax.prompts.compat import Compat
 from avjax.prompts.prompt import Prompt, common_order, named_prompts
 from avjax.provenance import provenance
-from avjax.slices import Slice, Team, at_once, slices_here
 from avjax.sweeping.columns import Columns
 from avjax.sweeping.floor import drawn_cells, drawn_samples
 from avjax.sweeping.joining import join_samples
 from avjax.sweeping.plan import Pass, Sweep, prepare
+from avjax.sweeping.slices import Slice, run_slices, slices_here
 
 
 def computed(
@@ -70,8 +71,8 @@ def computed(
         again = drawn_samples([*own.prompts], len(own.cells.cells)) if drawn is None else drawn
         return _swept(own, executor, attributes, again, progress and part is parts[0])
 
-    planned = at_once(checked, parts, team, in_turn=True)
-    return _in_order(team.gathered(at_once(swept, parts, team)), [*named])
+    planned = run_slices(checked, parts, team, in_turn=True)
+    return _in_order(team.merged(run_slices(swept, parts, team)), [*named])
 
 
 def _swept(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jax.typing import DTypeLike
 
+from avjax.devices.memory import agreed_memory_bytes
 from avjax.edits.edits import Edit, for_sample
 from avjax.edits.grids import Cells, Grid, as_cells
 from avjax.engine.activations import CleanRuns
@@ -21,7 +22,6 @@ from avjax.model import Model
 from avjax.prompts.compat import Compat, checked_compat, max_new_tokens_for
 from avjax.prompts.prompt import Prompt, named_prompts
 from avjax.prompts.selectors import select
-from avjax.slices import memory_of
 from avjax.sweeping.names import refuse_collisions
 from avjax.sweeping.reach import unreached
 
@@ -197,7 +197,7 @@ def prepare(
         captions=captions,
         compat=compat,
         allow_noop=allow_noop,
-        memory_bytes=memory_of(model, memory_bytes),
+        memory_bytes=agreed_memory_bytes(model.mesh, memory_bytes),
         clean_runs=clean_runs or CleanRuns(model, compat),
         floor=floor,
     )

@@ -10,10 +10,11 @@ import numpy as np
 from jax.sharding import AxisType
 
 from avjax.config import ModelConfig
+from avjax.devices.memory import MEMORY_SHARE
+from avjax.devices.mesh import AXES, slices
 from avjax.edits.edits import Edit
 from avjax.edits.grids import Grid, as_cells
-from avjax.engine.planning import MEMORY_SHARE, NoRoom
-from avjax.mesh import AXES, slices
+from avjax.engine.planning import NoRoom
 from avjax.metrics import Metric
 from avjax.model import CACHED_CLIPS
 from avjax.parameters import abstract_network

@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from avjax.config import ModelConfig, read_config, read_json
+from avjax.devices.mesh import parameter_sharding
 from avjax.engine.activations import CleanRuns
-from avjax.mesh import parameter_sharding
 from avjax.model import GenerationDefaults, Host, Model
 from avjax.models.sites import Site, site_shape
 from avjax.parameters import abstract_network, path_name

@@ -93,7 +93,7 @@ def test_edits_show(found: dict[str, list[dict[str, Any]]]):
 ENCODED_ONCE = """
 import sys, avjax
 from avjax import model
-from avjax.mesh import mesh_of_sizes
+from avjax.devices.mesh import mesh_of_sizes
 calls, encode = [], model.encode_vision
 model.encode_vision = lambda *arguments: calls.append(1) or encode(*arguments)
 found = avjax.load("tiny-av", mesh=mesh_of_sizes(data=2))

@@ -9,10 +9,10 @@ from jax.sharding import AxisType
 
 import avjax
 from avjax.config import read_config
+from avjax.devices.mesh import AXES, RULES, checked_mesh, mesh_of_sizes, parameter_spec
+from avjax.devices.processes import picklable_errors
 from avjax.engine.planning import Budget
-from avjax.mesh import AXES, RULES, checked_mesh, mesh_of_sizes, parameter_spec
 from avjax.parameters import abstract_network, parameter_paths
-from avjax.slices import _told
 from tests.hub_configs import HUB_OMNI, HUB_VL
 
 PARAMETERS = {
@@ -89,7 +89,7 @@ class Untold(Exception):
 
 
 def test_errors_that_cannot_be_pickled_are_told_by_their_words():
-    told = _told({0: Untold("this", "that"), 1: ValueError("plain")})
+    told = picklable_errors({0: Untold("this", "that"), 1: ValueError("plain")})
     assert type(told[0]) is RuntimeError and str(told[0]) == "Untold: this and that"
     assert type(told[1]) is ValueError
 

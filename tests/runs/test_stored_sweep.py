@@ -15,6 +15,7 @@ import pytest
 import xarray as xr
 
 import avjax
+from avjax.devices.processes import Team
 from avjax.edits.edits import Edit
 from avjax.edits.grids import as_cells
 from avjax.engine.reference import bucket
@@ -29,7 +30,6 @@ from avjax.runs.export import export, merge
 from avjax.runs.identity import edits_digest, metric_json, model_identity
 from avjax.runs.store import Store
 from avjax.runs.stored import begin, read, summary, unusable
-from avjax.slices import Team
 from tests.engine.test_knockout_compiles import prompt_of
 
 GRID = avjax.grid(

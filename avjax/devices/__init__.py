@@ -1,0 +1,1 @@
+"""Devices: meshes of them, the processes that have them, their memory and their compiled programs."""
