@@ -6,18 +6,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from avjax import metrics, statistics
     from avjax.api import Run, forward, lower_edits, run
+    from avjax.checkpoint.loading import load
     from avjax.devices.compilation import cache_compilations
     from avjax.edits.edits import Ablate, Knockout, Patch, Scale, ScaleAttention, Steer
     from avjax.edits.grids import Grid, axis, each_group, each_head, each_layer, grid, windows
     from avjax.edits.json_forms import from_json, to_json
     from avjax.edits.rules import parse_rules
-    from avjax.encoder_cache import cache_encodings
     from avjax.engine.overflow import ActivationOverflow, refuse_overflow
     from avjax.generation import Generation, generate, generate_variants
-    from avjax.loading import load
     from avjax.media.corruption import BlankVideo, MuteAudio, NoiseAudio, ShiftAudio, SwapAudio, SwapVideo
     from avjax.media.decode import MediaError
     from avjax.model import Model
+    from avjax.models.encoder_cache import cache_encodings
     from avjax.models.intervention import VARIANTS, Intervention
     from avjax.models.sites import Site
     from avjax.planning import Plan, plan
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 _HOMES = {
     "avjax.api": ("Run", "forward", "lower_edits", "run"),
     "avjax.devices.compilation": ("cache_compilations",),
-    "avjax.encoder_cache": ("cache_encodings",),
+    "avjax.models.encoder_cache": ("cache_encodings",),
     "avjax.engine.overflow": ("ActivationOverflow", "refuse_overflow"),
     "avjax.generation": ("Generation", "generate", "generate_variants"),
     "avjax.edits.grids": ("Grid", "axis", "each_group", "each_head", "each_layer", "grid", "windows"),
     "avjax.edits.edits": ("Ablate", "Knockout", "Patch", "Scale", "ScaleAttention", "Steer"),
     "avjax.edits.rules": ("parse_rules",),
-    "avjax.loading": ("load",),
+    "avjax.checkpoint.loading": ("load",),
     "avjax.media.corruption": ("BlankVideo", "MuteAudio", "NoiseAudio", "ShiftAudio", "SwapAudio", "SwapVideo"),
     "avjax.media.decode": ("MediaError",),
     "avjax.model": ("Model",),

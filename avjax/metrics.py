@@ -22,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from avjax.model import Model
+from avjax.models.top_k import top_k
 from avjax.prompts.compat import max_new_tokens_for
 from avjax.prompts.prompt import Prompt
 from avjax.prompts.selectors import Selector, as_indices
-from avjax.topk import top_k
 
 Answer = str | int | np.integer | Sequence[int]
 Values = jax.Array | Mapping[str, jax.Array]

@@ -14,15 +14,15 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
 
-from avjax.config import ModelConfig
 from avjax.devices.mesh import mesh_of
-from avjax.encoder_cache import kept, same_buffers
-from avjax.engine.encoding import encode_audio, encode_vision
+from avjax.families.token_runs import PositionRule
 from avjax.media.corruption import Corruption
 from avjax.media.reading import Reader
 from avjax.media.sources import ImageSource, VideoSource
-from avjax.parameters import Network
-from avjax.prompts.layout import PositionRule
+from avjax.models.config import ModelConfig
+from avjax.models.encoder_cache import kept, same_buffers
+from avjax.models.encoding import encode_audio, encode_vision
+from avjax.models.network import Network
 from avjax.prompts.processor import Order, Processor, Sound
 from avjax.prompts.prompt import AudioFeatures, Inputs, Prompt, VisionFeatures, refuse_no_prompt, refuse_no_words
 from avjax.prompts.selectors import TokenGroups

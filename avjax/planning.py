@@ -13,13 +13,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from avjax.config import DecoderConfig
 from avjax.edits.edits import Edit
 from avjax.edits.grids import Grid
 from avjax.edits.identities import refuse_identities
 from avjax.engine.planning import Batch
 from avjax.metrics import Caption, Metric
 from avjax.model import Model, refuse_no_model
+from avjax.models.config import DecoderConfig
 from avjax.prompts.compat import Compat
 from avjax.prompts.prompt import Prompt
 from avjax.sweeping.plan import Sweep, prepare

@@ -11,21 +11,15 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh
-
-from avjax.config import ModelConfig, read_config, read_json
-from avjax.devices.mesh import parameter_sharding
-from avjax.parameters import PARAMS, abstract_network, fill
+from avjax.checkpoint.huggingface import CheckpointError, open_source
+from avjax.checkpoint.matching import Plan, make_plan
+from avjax.checkpoint.naming import Naming
+from avjax.checkpoint.orbax import PARAMS
+from avjax.families.registry import read_config
+from avjax.models.config import read_json
 from avjax.provenance import CONVERTED as PROVENANCE
 from avjax.provenance import licence
-from converters.naming import Naming
-from converters.plan import Plan, make_plan
-from converters.source import CheckpointError, Source, open_source
 
 WEIGHT_FILES = re.compile(r".*\.(safetensors|bin|pt|pth|gguf|h5|msgpack|onnx)|model\.safetensors\.index\.json|\..*")
 
@@ -57,21 +51,6 @@ class Provenance:
         if raw.keys() != {field.name for field in dataclasses.fields(cls)}:
             raise CheckpointError(f"{path}: expected what avjax convert writes, got {sorted(raw)}; convert again")
         return cls(**{**raw, "aliases": tuple(raw["aliases"])})
-
-
-def to_network(source: Source, config: ModelConfig, dtype: str, mesh: Mesh | None = None) -> Any:
-    """The network with the source's parameters, cast to `dtype`, on their places on the mesh or the default device."""
-    plan = make_plan(source, config)
-    arrays = {path: _placed(path, p.assemble(), dtype, mesh) for path, p in plan.parameters.items()}
-    source.close()
-    return fill(abstract_network(config, dtype), arrays)
-
-
-def _placed(path: str, values: np.ndarray, dtype: str, mesh: Mesh | None) -> jax.Array:
-    if mesh is None:
-        return jnp.asarray(values, jnp.dtype(dtype))
-    sharding = parameter_sharding(path, values.shape, mesh)
-    return jax.make_array_from_callback(values.shape, sharding, lambda part: values[part].astype(jnp.dtype(dtype)))
 
 
 def convert(source_path: str | Path, target: str | Path) -> Plan:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from avjax.config import ModelConfig, read_config, read_json
-from avjax.parameters import PARAMS, Network, abstract_network, check_stored, parameter_paths
+from avjax.checkpoint.orbax import PARAMS, check_stored
+from avjax.families.key_rules import Rule
+from avjax.families.registry import abstract_network, family_of, read_config
+from avjax.models.config import ModelConfig, read_json
+from avjax.models.network import Network
+from avjax.models.parameters import parameter_paths
 from converters.convert import Provenance, appearing, copy_side_files, refuse_existing
-from converters.rules import Rule
-from converters.tables import table_for
 
 SHARD_BYTES = 4 * 10**9
 
@@ -61,7 +63,7 @@ def export(source: str | Path, target: str | Path) -> int:
 
 def write_weights(network: Network, config: ModelConfig, directory: Path, dtype: str) -> None:
     """Writes a network in memory as `model.safetensors` under the published names, cast to `dtype`."""
-    table, arrays = table_for(config), dict[str, Any](parameter_paths(network))
+    table, arrays = family_of(config).key_table(config), dict[str, Any](parameter_paths(network))
     tensors = {}
     for rule in table.rules:
         array = np.asarray(arrays[rule.target].astype(dtype))
@@ -71,7 +73,7 @@ def write_weights(network: Network, config: ModelConfig, directory: Path, dtype:
 
 
 def _tensors(config: ModelConfig, provenance: Provenance, dtypes: dict[str, np.dtype]) -> Iterator[_Tensor]:
-    table = table_for(config)
+    table = family_of(config).key_table(config)
     shapes = {path: tuple(leaf.shape) for path, leaf in parameter_paths(abstract_network(config)).items()}
     for rule in table.rules:
         shape = shapes[rule.target]

@@ -9,8 +9,9 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from orbax.checkpoint.type_handlers import NumpyHandler, create_type_handler_registry
 
-from avjax.parameters import nested, quiet_orbax
-from converters.plan import Parameter
+from avjax.checkpoint.matching import Parameter
+from avjax.checkpoint.orbax import quiet_orbax
+from avjax.models.parameters import nested
 
 
 class _ParameterHandler(NumpyHandler):

@@ -10,17 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from avjax.api import run
-from avjax.engine.encoding import encode_audio, encode_vision
-from avjax.loading import load
-from avjax.media.clips import num_positions
+from avjax.checkpoint.huggingface import open_source
+from avjax.checkpoint.loading import load
+from avjax.families.token_runs import MediaShapes
 from avjax.model import Model
 from avjax.models.audio import AudioTower, chunk_lengths
+from avjax.models.clip_features import num_positions
+from avjax.models.encoding import encode_audio, encode_vision
 from avjax.models.sites import Site
 from avjax.models.vision import window_layout
-from avjax.prompts.layout import MediaShapes, expand_placeholders
+from avjax.prompts.layout import expand_placeholders
 from avjax.prompts.prompt import AudioFeatures, Prompt, VisionFeatures
 from avjax.prompts.selectors import KINDS
-from converters.source import open_source
 
 TOWER_TOLERANCE = 1e-5
 LOGIT_TOLERANCE = 1e-4

@@ -9,11 +9,11 @@ import torch
 import transformers
 
 import avjax
-from avjax.assets.builtin import BUILT_IN, builtin_directory
-from avjax.loading import load_processor
+from avjax.checkpoint.builtin import BUILT_IN, builtin_directory
+from avjax.checkpoint.huggingface import CheckpointError, open_source
+from avjax.checkpoint.loading import load_processor
 from avjax.media.decode import MediaError
 from avjax.organism import evidence, world
-from converters.source import CheckpointError, open_source
 from tests.engine.knockout_oracle import Oracle, Rule
 
 ALL = tuple(range(8))

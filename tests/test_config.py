@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import transformers
 
-from avjax.config import ModelConfig, read_config
+from avjax.families.registry import read_config
+from avjax.models.config import ModelConfig
 from tests.hub_configs import HUB_OMNI, HUB_VL, LEGACY, Config
 
 

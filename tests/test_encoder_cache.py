@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import avjax
-from avjax import encoder_cache, numerics
 from avjax import model as models
+from avjax.models import encoder_cache, numerics
 from avjax.organism import world
 
 SCRIPT = """

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import avjax
-from avjax.config import DecoderConfig
 from avjax.edits.edits import Knockout
 from avjax.edits.rules import as_edits, parse_rules
+from avjax.models.config import DecoderConfig
 from avjax.prompts.selectors import NAMES
 
 LAYERS, HEADS = 36, 16

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from avjax.topk import top_k
+from avjax.models.top_k import top_k
 
 
 @pytest.mark.parametrize(("size", "k"), [(50, 3), (5120, 5), (5121, 5), (32_000, 5), (9000, 8)])

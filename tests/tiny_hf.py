@@ -8,7 +8,6 @@ from typing import Any
 import torch
 import transformers
 
-from avjax.config import Family
 from sweeps.train_tiny.files import write_preprocessor, write_tokenizer
 
 CLASSES = {
@@ -17,7 +16,7 @@ CLASSES = {
 }
 
 
-def hf_config(ids: dict[str, int], family: Family = "qwen2_5_omni") -> dict[str, Any]:
+def hf_config(ids: dict[str, int], family: str = "qwen2_5_omni") -> dict[str, Any]:
     """The `config.json` of a tiny checkpoint: 8 decoder layers of 4 heads, 2 blocks in each tower."""
     text = {
         "vocab_size": ids["vocab_size"],
@@ -80,7 +79,7 @@ class TinyCheckpoint:
 
 
 def write_checkpoint(
-    directory: Path, family: Family, *, seed: int = 0, dtype: torch.dtype = torch.float32, **sections: dict[str, Any]
+    directory: Path, family: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, **sections: dict[str, Any]
 ) -> TinyCheckpoint:
     """Saves a random model with its tokenizer and preprocessor files.
 

@@ -17,11 +17,11 @@ from jax.scipy.stats import rankdata
 from avjax.analysis.gradients import Rows, Target, prepared, watched_objective
 from avjax.analysis.objective import Case, Metrics, arithmetic, cases, exact, of_one_kind, refuse_missing
 from avjax.analysis.sampled import with_prompts
-from avjax.config import DecoderConfig
 from avjax.edits.edits import Edit, Knockout, Scale
 from avjax.engine.overflow import refuse_overflow
 from avjax.metrics import Metric
 from avjax.model import Model
+from avjax.models.config import DecoderConfig
 from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention
 from avjax.models.sites import FLOW, Site, SiteEdit, SiteSources, num_site_heads, site_shape

@@ -186,9 +186,10 @@ def _events(named: Mapping[Any, Prompt], given: EventsBySample, what: str) -> di
     for name in named:
         if name not in given:
             raise ValueError(f"{what}: there are none for sample {name!r}; leave the sample out, or give its events")
-        words = (given[name],) if isinstance(given[name], str) else tuple(given[name])
+        value = given[name]
+        words = (value,) if isinstance(value, str) else tuple(value)
         if not words or any(not isinstance(w, str) or len(w.split()) != 1 for w in words):
-            raise ValueError(f"{what}: expected events of one word each for sample {name!r}, got {given[name]!r}")
+            raise ValueError(f"{what}: expected events of one word each for sample {name!r}, got {value!r}")
         found[name] = tuple(dict.fromkeys(word.strip() for word in words))
     return found
 

@@ -17,8 +17,8 @@ from avjax.engine.reference import reduced_prefill
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot, rounded
 from avjax.models.sites import Site
+from avjax.models.top_k import top_k
 from avjax.prompts.prompt import Inputs
-from avjax.topk import top_k
 
 CHUNK_BYTES = 32 * 2**20  # float32 logits of one chunk; three such arrays are alive at a time
 NO_FORM = -1  # fills an answer with fewer surface forms than another

@@ -21,12 +21,12 @@ from avjax.model import Model
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
 from avjax.models.sites import Site
+from avjax.models.top_k import top_k
 from avjax.progress import Progress
 from avjax.prompts.compat import Compat, checked_compat, compatible_prompt
 from avjax.prompts.prompt import Inputs, Prompt, named_prompts
 from avjax.prompts.selectors import KINDS, MODALITIES, BySample, as_indices, select
 from avjax.provenance import provenance
-from avjax.topk import top_k
 
 PUBLISHED_THRESHOLD, PUBLISHED_WIDTH = 25.0, 3584
 LEAST_THRESHOLD = 5.0

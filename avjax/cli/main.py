@@ -163,9 +163,9 @@ def inspect(
 ) -> None:
     """Show the tokens that a model sees of a clip: spans, counts, seconds and positions."""
     with friendly():
+        from avjax.checkpoint.loading import load_processor
         from avjax.cli.tables import print_layout, span_rows
-        from avjax.loading import load_processor
-        from avjax.prompts.layout import TOKENS_PER_SECOND
+        from avjax.families.token_runs import TOKENS_PER_SECOND
         from avjax.prompts.processor import FROM_VIDEO
 
         processor = load_processor(model)

@@ -14,12 +14,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from avjax.checkpoint.loading import load
 from avjax.demo.claims import Claim, claims_of
 from avjax.demo.experiments import on_a_clip, on_the_tiny_world
 from avjax.demo.figures import write_figures
 from avjax.demo.findings import Findings
 from avjax.demo.page import caption_table, write_page
-from avjax.loading import load
 
 LEFT = ("index.html", "captions.parquet", "findings.json", "figures", "clips")
 VERDICTS = {True: ("seen      ", "green"), False: ("not seen  ", "red"), None: ("          ", "")}

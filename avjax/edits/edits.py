@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
-from avjax.config import DecoderConfig
 from avjax.edits.indices import as_layers_or_heads
+from avjax.models.config import DecoderConfig
 from avjax.models.sites import HEADED, READ_ONLY, Site, num_site_heads, parse_site
 from avjax.nearest import did_you_mean
 from avjax.prompts.selectors import ALIASES, BySample, Selector, as_indices

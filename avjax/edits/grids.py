@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from avjax.config import DecoderConfig
 from avjax.edits.edits import Axis, Edit, name_of, numbered
 from avjax.edits.rules import as_edits
+from avjax.models.config import DecoderConfig
 from avjax.models.sites import Site, num_site_heads
 from avjax.nearest import did_you_mean
 from avjax.prompts.selectors import Selector

@@ -19,9 +19,9 @@ TYPE, ARRAY = "type", "array"
 
 @functools.cache
 def _types() -> dict[str, type]:
-    from avjax import config
     from avjax.edits import edits, grids
     from avjax.media import corruption
+    from avjax.models import config
     from avjax.prompts import prompt, selectors
 
     by_module = {

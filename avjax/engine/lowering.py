@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.config import DecoderConfig
 from avjax.edits.edits import Edit, name_of
 from avjax.engine.activations import CleanRuns
 from avjax.engine.operations import EdgeOp, Op, SiteOp, operations
+from avjax.models.config import DecoderConfig
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site, SiteEdit, SiteSources, num_site_heads, site_shape
 from avjax.prompts.prompt import Prompt

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from avjax.config import DecoderConfig
 from avjax.edits.edits import Ablate, EdgeEdit, Edit, Patch, PositionEdit, Scale, Steer
 from avjax.engine.activations import CleanRuns
 from avjax.engine.sources import Source, ablation_source, patch_source, steer_source
+from avjax.models.config import DecoderConfig
 from avjax.models.sites import FLOW, Site, num_site_heads
 from avjax.prompts.prompt import Prompt
 from avjax.prompts.selectors import BySample, Selector, select

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from avjax.config import DecoderConfig
 from avjax.engine.lowering import Lowered
 from avjax.engine.operations import SiteOp, first_row
 from avjax.engine.reference import bucket
 from avjax.models.attention import BLOCK_BOUNDS
+from avjax.models.config import DecoderConfig
 from avjax.models.sites import Site
 
 ROW_BUCKETS = (1, 8, 32)

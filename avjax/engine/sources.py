@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from avjax.config import DecoderConfig
 from avjax.devices.mesh import mesh_of
 from avjax.edits.edits import Ablate, Patch, Steer
 from avjax.engine.activations import CleanRuns
+from avjax.models.config import DecoderConfig
 from avjax.models.sites import Site, site_shape
 from avjax.prompts.prompt import Prompt
 from avjax.prompts.selectors import select

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from avjax.config import VisionConfig
-from avjax.media.clips import AudioFeatures, VisionFeatures, num_audio_tokens
 from avjax.media.corruption import Corruption
 from avjax.media.decode import SAMPLE_RATE, MediaError
 from avjax.media.options import MediaOptions
 from avjax.media.resize import resize_bicubic
 from avjax.media.sources import ImageSource, SoundSource, VideoSource, picture, sampled_video, sound
+from avjax.models.clip_features import AudioFeatures, VisionFeatures, num_audio_tokens
+from avjax.models.config import VisionConfig
 
 
 def smart_resize(

@@ -13,14 +13,14 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import avjax
-from avjax.config import VisionConfig
-from avjax.media.clips import AudioFeatures, VisionFeatures
 from avjax.media.corruption import Corruption
 from avjax.media.decode import MediaError
 from avjax.media.features import audio_features, video_features, waveform_features
 from avjax.media.options import MediaOptions
 from avjax.media.sources import ImageSource, SoundSource, VideoSource
 from avjax.media.worker_messages import receive, send
+from avjax.models.clip_features import AudioFeatures, VisionFeatures
+from avjax.models.config import VisionConfig
 
 DECODE_SECONDS = 300.0  # a file's limit
 START_SECONDS = 120.0  # a new process's, which imports from a disk that may be far away

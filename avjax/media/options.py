@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from avjax.config import ModelConfig, read_json
+from avjax.models.config import ModelConfig, read_json
 from avjax.nearest import did_you_mean
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

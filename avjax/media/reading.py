@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
-from avjax.config import VisionConfig
-from avjax.media.clips import AudioFeatures, VisionFeatures
 from avjax.media.corruption import Corruption
 from avjax.media.decode import has_sound
 from avjax.media.features import audio_features, image_features, video_features
 from avjax.media.options import MediaOptions
 from avjax.media.sources import ImageSource, SoundSource, VideoSource
+from avjax.models.clip_features import AudioFeatures, VisionFeatures
+from avjax.models.config import VisionConfig
 
 
 class Reader(Protocol):

@@ -1,1 +1,1 @@
-"""The networks, one file per family, from shared parts."""
+"""Networks, and what their parts share across families."""

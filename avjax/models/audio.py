@@ -13,8 +13,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from avjax.config import AudioConfig
-from avjax.media.clips import num_audio_tokens as num_audio_tokens
+from avjax.models.clip_features import num_audio_tokens as num_audio_tokens
+from avjax.models.config import AudioConfig
 from avjax.models.layers import Embedding, LayerNorm, Linear, add, dot, gelu, masked_softmax, rounded, scaled
 
 

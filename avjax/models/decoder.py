@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from avjax.config import DecoderConfig
+from avjax.models.config import DecoderConfig
 from avjax.models.layers import Embedding, GatedMLP, Linear, RMSNorm, add, inverse_frequencies, rotate
 from avjax.models.sites import Site
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from avjax.config import DecoderConfig
+from avjax.models.config import DecoderConfig
 from avjax.models.sites import Site, SiteEdit, SiteSources, apply_edit, apply_to_token
 
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from avjax.config import DecoderConfig
+from avjax.models.config import DecoderConfig
 from avjax.models.layers import rounded
 from avjax.nearest import did_you_mean
 

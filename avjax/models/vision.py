@@ -15,7 +15,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from avjax.config import VisionConfig
+from avjax.models.config import VisionConfig
 from avjax.models.layers import (
     GatedMLP,
     Linear,

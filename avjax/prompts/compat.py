@@ -6,8 +6,8 @@ from typing import Literal
 
 import numpy as np
 
-from avjax.config import TokenIds
 from avjax.models.attention import Compat as AttentionCompat
+from avjax.models.config import TokenIds
 from avjax.nearest import did_you_mean
 from avjax.prompts.prompt import Prompt
 

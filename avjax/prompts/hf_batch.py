@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from avjax.config import ModelConfig
+from avjax.families.registry import family_of
 from avjax.models.audio import num_audio_tokens
+from avjax.models.config import ModelConfig
 from avjax.prompts.prompt import AudioFeatures, VisionFeatures
 
 HF_KEYS = frozenset(
@@ -43,7 +44,7 @@ def read_batch(batch: Mapping[str, Any], config: ModelConfig) -> tuple[np.ndarra
         _check_audio_in_video(known["use_audio_in_video"], token_ids, config)
     seconds = known.get("video_second_per_grid", known.get("second_per_grid_ts"))
     if seconds is None and "video_grid_thw" in known:
-        if config.family == "qwen2_5_omni":  # HF cannot run without it either
+        if family_of(config).requires_step_seconds:
             raise ValueError("batch: expected video_second_per_grid beside video_grid_thw, got none; pass it on")
         seconds = np.ones(len(known["video_grid_thw"]))
     patch_dim = int(np.prod(config.vision.patch_shape))

@@ -11,15 +11,17 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from avjax.config import ModelConfig
+from avjax.families.registry import family_of
+from avjax.families.token_runs import MediaShapes, PositionRule
 from avjax.media.corruption import Corruption, corruptions_of
 from avjax.media.decode import MediaError
 from avjax.media.options import MediaOptions
 from avjax.media.reading import HERE, Reader
 from avjax.media.sources import ImageSource, SoundSource, VideoSource
+from avjax.models.config import ModelConfig
 from avjax.nearest import did_you_mean
 from avjax.prompts.hf_batch import as_numpy, read_batch, require_finite, require_integers
-from avjax.prompts.layout import MediaShapes, PositionRule, expand_placeholders, token_layout
+from avjax.prompts.layout import expand_placeholders, token_layout
 from avjax.prompts.prompt import AudioFeatures, Prompt, VisionFeatures
 from avjax.prompts.selectors import MODALITIES
 
@@ -89,7 +91,7 @@ class Processor:
         video_clips: tuple[VisionFeatures, ...] = ()
         if video is not None:
             clip, sampled_fps = self.reader.video(video, vision, options, of_video)
-            if self.config.family == "qwen2_5_vl":  # which places frames by the rate that they were really sampled at
+            if family_of(self.config).sampled_frame_times:
                 clip = dataclasses.replace(clip, seconds_per_grid=vision.temporal_patch_size / sampled_fps)
             video_clips = (clip,)
         inside = _is_word(audio, FROM_VIDEO)

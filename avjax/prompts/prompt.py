@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from avjax.config import ModelConfig
-from avjax.media.clips import AudioFeatures as AudioFeatures
-from avjax.media.clips import VisionFeatures as VisionFeatures
+from avjax.families.registry import family_of
+from avjax.models.clip_features import AudioFeatures as AudioFeatures
+from avjax.models.clip_features import VisionFeatures as VisionFeatures
+from avjax.models.config import ModelConfig
 from avjax.prompts.selectors import KINDS, MODALITIES, as_indices
 
 
@@ -74,10 +75,9 @@ class Prompt:
     def next_position(self) -> int:
         """The rotary position of the first generated token, on all three axes.
 
-        One past the largest position; a prompt of tokens goes on from its last one, which is the largest but where
-        Qwen2.5-VL is numbered as transformers 5.3 does, whose `generate` counts so.
+        One past the largest position; in some families a prompt of tokens goes on from its last one.
         """
-        if self.embeddings is None and self.made_for.family == "qwen2_5_vl":
+        if self.embeddings is None and family_of(self.made_for).continues_from_last:
             return int(self.positions[:, -1].max()) + 1
         return int(self.positions.max()) + 1
 

@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax import numerics
-from avjax.config import read_json
 from avjax.devices.mesh import whole
 from avjax.edits.edits import Edit
 from avjax.edits.json_forms import to_json
 from avjax.metrics import Metric
 from avjax.model import Model
+from avjax.models import numerics
+from avjax.models.config import read_json
 from avjax.prompts.prompt import Prompt
 
 READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # of a Hugging Face directory

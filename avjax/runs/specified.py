@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from avjax.assets.builtin import builtin_directory
+from avjax.checkpoint.builtin import builtin_directory
+from avjax.checkpoint.loading import load
 from avjax.devices.mesh import mesh_of_sizes
 from avjax.devices.processes import everyone
 from avjax.edits.edits import Edit
 from avjax.edits.grids import as_cells
 from avjax.edits.identities import refuse_identities
-from avjax.loading import load
 from avjax.media.decode import MediaError
 from avjax.media.isolated import IsolatedReader
 from avjax.metrics import Metric

@@ -9,15 +9,15 @@ import jax
 import numpy as np
 from jax.sharding import AxisType
 
-from avjax.config import ModelConfig
 from avjax.devices.memory import MEMORY_SHARE
 from avjax.devices.mesh import AXES, slices
 from avjax.edits.edits import Edit
 from avjax.edits.grids import Grid, as_cells
 from avjax.engine.planning import NoRoom
+from avjax.families.registry import abstract_network
 from avjax.metrics import Metric
 from avjax.model import CACHED_CLIPS
-from avjax.parameters import abstract_network
+from avjax.models.config import ModelConfig
 from avjax.prompts.compat import Compat
 from avjax.prompts.selectors import KINDS
 from avjax.sweeping.plan import prepare

@@ -16,7 +16,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from avjax.engine.decoding import decode
-from avjax.engine.encoding import audio_chunks, audio_program, vision_calls, vision_program
 from avjax.engine.reference import OwnPrompt, bucket, logits_at
 from avjax.engine.replay import replay
 from avjax.engine.scoring import block_size, read_block
@@ -25,6 +24,7 @@ from avjax.engine.shared import SharedPrompt, clean_pass, shared_keys
 from avjax.generation import num_slots
 from avjax.metrics import Caption
 from avjax.model import Model
+from avjax.models.encoding import audio_chunks, audio_program, vision_calls, vision_program
 from avjax.models.sites import Site
 from avjax.prompts.prompt import Inputs, Prompt
 from avjax.sweeping.plan import Pass, Sweep

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from avjax.config import ModelConfig, read_config, read_json
 from avjax.devices.mesh import parameter_sharding
 from avjax.engine.activations import CleanRuns
+from avjax.families.registry import abstract_network, read_config
 from avjax.model import GenerationDefaults, Host, Model
+from avjax.models.config import ModelConfig, read_json
+from avjax.models.parameters import path_name
 from avjax.models.sites import Site, site_shape
-from avjax.parameters import abstract_network, path_name
 from avjax.prompts.prompt import Prompt
 from avjax.prompts.selectors import KINDS
 

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from avjax.config import read_config
-from avjax.parameters import abstract_network, parameter_paths
-from converters.tables import table_for
+from avjax.families.registry import abstract_network, family_of, read_config
+from avjax.models.parameters import parameter_paths
 
 SEED = 0
 ROPE_THETA = 1e6
@@ -140,7 +139,7 @@ def _tensors(raw: dict[str, Any]) -> dict[str, np.ndarray]:
     shapes = {path: leaf.shape for path, leaf in parameter_paths(abstract_network(config)).items()}
     rng = np.random.default_rng(SEED)
     tensors = {}
-    for rule in table_for(config).rules:
+    for rule in family_of(config).key_table(config).rules:
         shape = shapes[rule.target]
         for places, name in rule.entries(shape[0]):
             # Drawn in the target's shape, of which the table knows the source's.

@@ -16,13 +16,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.config import DecoderConfig
 from avjax.engine.reference import prefill
+from avjax.families.qwen2_5 import DECODER
+from avjax.models.config import DecoderConfig
 from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention
-from avjax.parameters import fill, parameter_paths
+from avjax.models.parameters import fill, parameter_paths
 from avjax.prompts.prompt import Inputs
-from converters.shared import DECODER
 from sweeps.bench.timing import hardware, interleave
 
 CONFIG = DecoderConfig(

@@ -16,8 +16,8 @@ import numpy as np
 import xarray as xr
 
 import avjax
+from avjax.checkpoint.loading import load
 from avjax.edits.grids import as_cells
-from avjax.loading import load
 from avjax.prompts.prompt import Prompt
 from avjax.runs.blocks import Run, Sample
 from avjax.runs.rows import encoded

@@ -22,10 +22,10 @@ from pathlib import Path
 import jax
 
 import avjax
-from avjax.assets.builtin import BUILT_IN
+from avjax.checkpoint.builtin import BUILT_IN
+from avjax.families.qwen2_5_omni import Qwen2_5Omni
 from avjax.model import Model
-from avjax.models.qwen2_5_omni import Qwen2_5Omni
-from avjax.parameters import Network
+from avjax.models.network import Network
 from converters.convert import appearing, copy_side_files
 from converters.export import write_weights
 from sweeps.train_tiny import table

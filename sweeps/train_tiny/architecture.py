@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.config import read_config
-from avjax.loading import assemble_model
+from avjax.checkpoint.loading import assemble_model
+from avjax.families.registry import abstract_network, read_config
 from avjax.model import Model
+from avjax.models.parameters import fill, parameter_paths
 from avjax.organism.pictures import SIDE
 from avjax.organism.world import KINDS, QUESTIONS, ask, caption
-from avjax.parameters import abstract_network, fill, parameter_paths
 from sweeps.train_tiny.files import CORPUS, write_preprocessor, write_tokenizer
 
 NUM_LAYERS, EMBED, HEADS, KV_HEADS, MLP = 8, 128, 8, 2, 256

@@ -268,7 +268,7 @@ print(avjax.generate(model, prompt).text)
 `avjax demo` runs the paper's experiments on it. PyTorch reads the same directory, in float32 as well:
 
 ```python
-from avjax.assets.builtin import builtin_directory
+from avjax.checkpoint.builtin import builtin_directory
 from transformers import Qwen2_5OmniThinkerForConditionalGeneration
 
 Thinker = Qwen2_5OmniThinkerForConditionalGeneration

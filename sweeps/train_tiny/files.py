@@ -4,8 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from avjax.config import Family
-
 # The corpus that the tokenizer learns its merges from; only the words matter.
 CORPUS = """
 Describe what you see and hear in this video. A man is speaking while music plays in the background. A dog barks and a
@@ -53,7 +51,7 @@ You are a helpful assistant.<|im_end|>
 {% endif %}"""
 
 
-def write_tokenizer(directory: Path, family: Family = "qwen2_5_omni", corpus: str = CORPUS) -> dict[str, int]:
+def write_tokenizer(directory: Path, family: str = "qwen2_5_omni", corpus: str = CORPUS) -> dict[str, int]:
     """Writes a byte-level tokenizer with the family's control tokens and chat template.
 
     Returns:

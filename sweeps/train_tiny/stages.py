@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.families.qwen2_5_omni import Qwen2_5Omni
 from avjax.model import Model
-from avjax.models.qwen2_5_omni import Qwen2_5Omni
 from avjax.organism import world
 from avjax.progress import Progress
 from sweeps.train_tiny.data import Features, draw

@@ -6,7 +6,7 @@ from typing import Any, Self, TypeVar
 
 import jax
 
-from avjax.parameters import quiet_orbax
+from avjax.checkpoint.orbax import quiet_orbax
 
 Tree = TypeVar("Tree")
 

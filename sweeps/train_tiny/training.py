@@ -13,18 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from avjax.families.qwen2_5_omni import Qwen2_5Omni
 from avjax.media.features import frame_features, waveform_features
 from avjax.media.frames import evenly_spaced
 from avjax.model import Model
 from avjax.models.audio import AudioTower
 from avjax.models.decoder import Block, Decoder
-from avjax.models.qwen2_5_omni import Qwen2_5Omni
+from avjax.models.parameters import path_name
 from avjax.models.vision import VisionTower, window_layout
 from avjax.organism import world
 from avjax.organism.evidence import SOUND_WORD
 from avjax.organism.pictures import SIDE
 from avjax.organism.world import QUESTIONS, Question, ask
-from avjax.parameters import path_name
 from avjax.prompts.prompt import AudioFeatures, Prompt, VisionFeatures
 
 SAMPLED_FRAMES = 4  # of a clip of 2 s, at 2 a second
@@ -153,6 +153,7 @@ def caption_logits(network: Qwen2_5Omni, batch: Batch, place: Layout) -> jax.Arr
     if batch.patches is not None:
         x = x.at[:, place.video].set(_video(network.vision, batch.patches))
     if batch.mel is not None:
+        assert network.audio is not None
         x = x.at[:, place.audio].set(_audio(network.audio, batch.mel))
     x = jnp.concatenate([x, decoder.embed(jnp.maximum(fed, 0))], axis=1)
     after = place.prompt.next_position() + np.arange(fed.shape[1])

@@ -9,10 +9,9 @@ import pytest
 
 from avjax.analysis.projection import CHUNK_BYTES, chunk_rows, lens_pass, project
 from avjax.analysis.tuned_lens import Data, Translators, slope_of
-from avjax.config import read_config
 from avjax.engine.reference import prefill
+from avjax.families.registry import abstract_network, read_config
 from avjax.models.sites import Site
-from avjax.parameters import abstract_network
 from avjax.prompts.prompt import Inputs
 from tests.hub_configs import HUB_OMNI
 

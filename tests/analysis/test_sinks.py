@@ -9,11 +9,10 @@ import pytest
 import avjax
 from avjax.analysis import find_sinks, select_sinks, sinks
 from avjax.analysis.sinks import default_threshold, dominance
-from avjax.config import read_config
 from avjax.edits.json_forms import from_json, to_json
+from avjax.families.registry import abstract_network, read_config
 from avjax.metrics import LogProb
 from avjax.organism import evidence, world
-from avjax.parameters import abstract_network
 from avjax.prompts.prompt import Inputs
 from avjax.prompts.selectors import MODALITIES, BySample, select
 from tests.analysis.torch_readings import Readings, media, readings

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 import avjax
+from avjax.checkpoint.huggingface import CheckpointError
 from converters.convert import convert
-from converters.source import CheckpointError
 
 
 def assert_nothing_was_written(target: Path) -> None:

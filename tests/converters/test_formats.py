@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from avjax.config import read_config
-from avjax.loading import load_processor
+from avjax.checkpoint.huggingface import CheckpointError
+from avjax.checkpoint.loading import load_processor
+from avjax.families.registry import read_config
 from converters.convert import convert
-from converters.source import CheckpointError
 from tests.converters.raw import ITEM_BYTES, RawTensor, edit_config, read_raw, rewritten
 from tests.converters.targets import refusal
 from tests.hub_configs import HUB_OMNI, HUB_VL
@@ -199,7 +199,7 @@ def test_weights_in_bin_keep_their_advice(omni: TinyCheckpoint, tmp_path: Path, 
 
 def test_every_tensor_of_a_plain_checkpoint_is_plain(omni: TinyCheckpoint, vl: TinyCheckpoint):
     """The patterns above match no name that a checkpoint in full precision has."""
-    from converters.formats import refuse_quantized
+    from avjax.checkpoint.refused_formats import refuse_quantized
 
     for tiny in (omni, vl):
         refuse_quantized(tiny.directory, {}, {name: t.dtype for name, t in read_raw(tiny.directory).items()})

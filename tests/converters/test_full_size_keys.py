@@ -6,11 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avjax.config import read_config
-from avjax.parameters import abstract_network, parameter_paths
-from converters.plan import Plan, make_plan
-from converters.source import CheckpointError, Source, TensorInfo
-from converters.tables import table_for
+from avjax.checkpoint.huggingface import CheckpointError, Source, TensorInfo
+from avjax.checkpoint.matching import Plan, make_plan
+from avjax.families.registry import abstract_network, family_of, read_config
+from avjax.models.parameters import parameter_paths
 from tests.converters import published
 from tests.tiny_hf import TinyCheckpoint
 
@@ -100,5 +99,6 @@ def test_the_prefix_of_a_whole_checkpoint_is_taken_off():
     plan = planned("omni-3b", whole)
     assert plan.prefix == "thinker."
     assert plan.skipped == 2
-    table = table_for(read_config(published.hf_config("omni-3b").to_dict()))
+    config = read_config(published.hf_config("omni-3b").to_dict())
+    table = family_of(config).key_table(config)
     assert len(plan.parameters) == len(table.rules)

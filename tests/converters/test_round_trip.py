@@ -99,7 +99,7 @@ def test_every_bit_pattern_survives(
     family: str, dtype: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """NaN payloads, signalling NaNs, negative zeros and subnormals, in all tensors, through small blocks of rows."""
-    monkeypatch.setattr("converters.plan.ROW_BYTES", 1000)  # the embedding is then moved in many blocks
+    monkeypatch.setattr("avjax.checkpoint.matching.ROW_BYTES", 1000)  # the embedding is then moved in many blocks
     kind, special = PATTERNS[dtype]
     rng = np.random.default_rng(0)
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from avjax.config import ModelConfig, read_config
-from avjax.parameters import abstract_network, parameter_paths
-from converters.rules import Rule
-from converters.tables import table_for
+from avjax.families.key_rules import Rule
+from avjax.families.registry import abstract_network, family_of, read_config
+from avjax.models.config import ModelConfig
+from avjax.models.parameters import parameter_paths
 from tests.tiny_hf import hf_config
 
 IDS = {"vocab_size": 40} | dict.fromkeys(
@@ -27,7 +27,7 @@ CONFIGS = {
     for family in ("qwen2_5_omni", "qwen2_5_vl")
     for tied in (False, True)
 }
-RULES = sorted({rule for config in CONFIGS.values() for rule in table_for(config).rules}, key=str)
+RULES = sorted({rule for config in CONFIGS.values() for rule in family_of(config).key_table(config).rules}, key=str)
 
 configs = pytest.mark.parametrize("name", CONFIGS)
 
@@ -73,7 +73,7 @@ def test_layouts_element_by_element(axes: str, source: tuple[int, ...], place: t
 
 @given(num_layers=st.integers(1, 12), name=st.sampled_from(list(CONFIGS)))
 def test_no_source_name_occurs_twice_in_a_table(num_layers: int, name: str):
-    table = table_for(CONFIGS[name])
+    table = family_of(CONFIGS[name]).key_table(CONFIGS[name])
     names = collections.Counter(entry for rule in table.rules for _, entry in rule.entries(num_layers))
     assert max(names.values()) == 1
     assert not names.keys() & table.aliases.keys(), "a repeated tensor is no rule's own"
@@ -97,7 +97,7 @@ def test_places_count_layers_then_alternatives(num_layers: int, rule: Rule):
 @configs
 def test_every_parameter_is_filled_by_one_rule(name: str):
     config = CONFIGS[name]
-    filled = collections.Counter(rule.target for rule in table_for(config).rules)
+    filled = collections.Counter(rule.target for rule in family_of(config).key_table(config).rules)
     assert filled == collections.Counter(list(parameter_paths(abstract_network(config))))
 
 
@@ -106,7 +106,7 @@ def test_patterns_fit_the_parameters(name: str):
     """Axes on the right of a rule, after those that stack, are the axes of its parameter."""
     config = CONFIGS[name]
     shapes = {path: leaf.shape for path, leaf in parameter_paths(abstract_network(config)).items()}
-    for rule in table_for(config).rules:
+    for rule in family_of(config).key_table(config).rules:
         stacked = rule.source.count("{")
         assert len(shapes[rule.target]) == stacked + len(rule.axes.split("->")[1].split()), rule
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import avjax
-from avjax.parameters import PARAMS
+from avjax.checkpoint.orbax import PARAMS
 from converters.convert import convert
 from converters.export import export
 from tests.tiny_hf import TinyCheckpoint

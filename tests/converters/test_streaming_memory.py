@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from avjax.config import read_config
-from avjax.parameters import abstract_network, parameter_paths
-from converters.plan import make_plan
-from converters.source import open_source
+from avjax.checkpoint.huggingface import open_source
+from avjax.checkpoint.matching import make_plan
+from avjax.families.registry import abstract_network, read_config
+from avjax.models.parameters import parameter_paths
 from sweeps.train_tiny.files import write_preprocessor, write_tokenizer
 from tests.converters import published
 from tests.converters.raw import INDEX, write_header

@@ -8,10 +8,10 @@ import pytest
 from safetensors import SafetensorError
 
 import avjax
+from avjax.checkpoint.huggingface import CheckpointError
+from avjax.checkpoint.matching import Parameter
 from converters.convert import convert
 from converters.export import export
-from converters.plan import Parameter
-from converters.source import CheckpointError
 from tests.converters.targets import assert_nothing_was_written
 from tests.tiny_hf import TinyCheckpoint
 

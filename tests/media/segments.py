@@ -13,8 +13,9 @@ import torch
 from hypothesis import strategies as st
 from transformers.models.qwen2_5_omni import processing_qwen2_5_omni as hf
 
-from avjax.config import ModelConfig, read_config
-from avjax.prompts.layout import Grid, MediaShapes
+from avjax.families.registry import read_config
+from avjax.families.token_runs import Grid, MediaShapes
+from avjax.models.config import ModelConfig
 from tests.tiny_hf import TinyCheckpoint
 
 MERGE = 2

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers.models.qwen2_5_omni.processing_qwen2_5_omni import Qwen2_5OmniProcessor
 
-from avjax.config import ModelConfig
+from avjax.families.token_runs import MediaShapes
 from avjax.models.audio import num_audio_tokens
-from avjax.prompts.layout import MediaShapes, expand_placeholders, token_layout
+from avjax.models.config import ModelConfig
+from avjax.prompts.layout import expand_placeholders, token_layout
 from avjax.prompts.selectors import MODALITIES
 from tests.media import segments as seg
 from tests.media.segments import Segment

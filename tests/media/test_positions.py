@@ -11,9 +11,10 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from avjax.config import ModelConfig
+from avjax.families.token_runs import MediaShapes, PositionRule
 from avjax.media.options import MediaOptions
-from avjax.prompts.layout import MediaShapes, PositionRule, token_layout
+from avjax.models.config import ModelConfig
+from avjax.prompts.layout import token_layout
 from avjax.prompts.processor import Processor
 from avjax.prompts.prompt import AudioFeatures, Prompt, VisionFeatures
 from tests.media import segments as seg

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import avjax
-from avjax.engine import encoding
-from avjax.engine.encoding import encode_audio, encode_vision
+from avjax.models import encoding
+from avjax.models.encoding import encode_audio, encode_vision
 from tests.tiny_hf import TinyCheckpoint, write_checkpoint
 
 TOLERANCE = 1e-5

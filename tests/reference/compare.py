@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from avjax.config import VisionConfig, read_config
+from avjax.families.registry import read_config
 from avjax.media.features import audio_features, image_features, video_features
 from avjax.media.options import CLIP_STD, MediaOptions
+from avjax.models.config import VisionConfig
 from tests.reference import layout_cases
 from tests.reference.layout_cases import CASES, Image, LayoutCase, Sound, Text, Video
 

@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from avjax.config import ModelConfig, read_config
+from avjax.families.registry import read_config
+from avjax.families.token_runs import MediaShapes, PositionRule
 from avjax.media.features import smart_resize
 from avjax.media.frames import sample_frames
 from avjax.media.options import MediaOptions
+from avjax.models.config import ModelConfig
 from avjax.prompts.compat import compatible_prompt
-from avjax.prompts.layout import MediaShapes, PositionRule, expand_placeholders, token_layout
+from avjax.prompts.layout import expand_placeholders, token_layout
 from avjax.prompts.prompt import Prompt
 from tests.reference import layout_cases, tiny_omni
 from tests.reference.layout_cases import CASES, Image, LayoutCase, Sound, Video

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 import avjax
-from avjax.assets.builtin import builtin_directory
+from avjax.checkpoint.builtin import builtin_directory
 from avjax.cli import app
 from avjax.cli.runs import DIFFERENT, FAILED
 from avjax.provenance import git_state, licence

@@ -14,9 +14,9 @@ import xarray as xr
 import yaml
 
 import avjax
-from avjax.config import read_config
 from avjax.edits.edits import Edit
 from avjax.edits.grids import Grid, as_cells
+from avjax.families.registry import read_config
 from avjax.metrics import LogitDiff, LogProb
 from avjax.runs.spec import Spec
 from avjax.runs.specified import prepare_run

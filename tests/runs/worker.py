@@ -15,8 +15,8 @@ import numpy as np
 import xarray as xr
 
 import avjax
-from avjax.config import DecoderConfig
 from avjax.edits.grids import as_cells
+from avjax.models.config import DecoderConfig
 from avjax.runs import blocks
 from avjax.runs.blocks import Block, Run, Sample, execute
 from avjax.runs.store import Store

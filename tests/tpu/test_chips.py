@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner
 
 from avjax.cli import app
-from avjax.config import read_config
-from avjax.parameters import abstract_network, parameter_paths
+from avjax.families.registry import abstract_network, read_config
+from avjax.models.parameters import parameter_paths
 from avjax.tpu.chips import CHIPS, GIB, Topology
 from avjax.tpu.counting import work
 from avjax.tpu.synthetic import Layout, named_config

@@ -7,10 +7,10 @@ import pytest
 from typer.testing import CliRunner
 
 import avjax
-from avjax.assets.builtin import builtin_directory
+from avjax.checkpoint.builtin import builtin_directory
 from avjax.cli import app
+from avjax.families.registry import abstract_network
 from avjax.metrics import Caption, LogProb
-from avjax.parameters import abstract_network
 from avjax.planning import Counts
 from avjax.tpu.chips import GIB
 from avjax.tpu.planning import DoesNotFit, TopologyPlan, plan_topology

@@ -20,7 +20,7 @@ from tests.versions.save import CLASSES, class_of, compute, has_omni, is_tied, l
 
 Config = dict[str, Any]
 
-KEYS = runpy.run_path(str(Path(__file__).parents[2] / "avjax" / "config_keys.py"))
+KEYS = runpy.run_path(str(Path(__file__).parents[2] / "avjax" / "families" / "inert_keys.py"))
 ABOVE_VL = KEYS["VL"] | KEYS["DECODER_SIZES"] | KEYS["DECODER_LENGTHS"]
 SECTIONS: dict[str, dict[tuple[str, ...], frozenset[str]]] = {
     "omni": {

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from avjax import config_keys as keys
-from avjax.config import ModelConfig, read_config
+from avjax.families import inert_keys as keys
+from avjax.families.registry import read_config
+from avjax.models.config import ModelConfig
 from tests.versions.probe import LEFT_ALONE, SECTIONS
 from tests.versions.published import DECODERS, PUBLISHED
 from tests.versions.saved import VERSIONS, configs, probes, references

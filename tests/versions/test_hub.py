@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from avjax.config import read_config
-from avjax.loading import assemble_model
+from avjax.checkpoint.loading import assemble_model
+from avjax.families.registry import abstract_network, family_of, read_config
 from avjax.media.options import read_options
-from avjax.parameters import abstract_network, parameter_paths
-from converters.tables import table_for
+from avjax.models.parameters import parameter_paths
 from tests.hub_configs import HUB_OMNI
 from tests.versions.published import PUBLISHED
 
@@ -44,7 +43,7 @@ def test_the_key_table_counts_the_tensors_and_bytes_of_the_public_index(name: st
     facts = HUB[name]
     config = read_config(facts["config"])
     shapes = {path: leaf.shape for path, leaf in parameter_paths(abstract_network(config)).items()}
-    table, counts, size = table_for(config), collections.Counter[str](), 0
+    table, counts, size = family_of(config).key_table(config), collections.Counter[str](), 0
     for rule in table.rules:
         entries = [published for _, published in rule.entries(shapes[rule.target][0])]
         counts.update((table.prefix + published).rsplit(".", published.count("."))[0] for published in entries)

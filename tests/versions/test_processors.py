@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from avjax.config import read_config
+from avjax.families.registry import read_config
 from avjax.media.options import CLIP_MEAN, CLIP_STD, MediaOptions, read_options
 from tests.versions.published import PUBLISHED
 

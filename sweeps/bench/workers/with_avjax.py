@@ -18,7 +18,7 @@ import numpy as np
 from protocol import Task, Worker, serve
 
 import avjax
-from avjax.topk import top_k
+from avjax.models.top_k import top_k
 
 
 class Replay:

@@ -9,12 +9,11 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from avjax.assets.builtin import BUILT_IN, builtin_directory
-from avjax.config import read_json
+from avjax.checkpoint.builtin import BUILT_IN, builtin_directory
+from avjax.checkpoint.refused_formats import CheckpointError, refuse_gguf, refuse_other_formats, refuse_quantized
+from avjax.families.registry import FAMILIES
+from avjax.models.config import read_json
 from avjax.nearest import did_you_mean
-from converters.formats import CheckpointError, refuse_gguf, refuse_other_formats, refuse_quantized
-from converters.qwen2_5_omni import OTHER_PARTS
-from converters.shared import BUFFERS
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -22,7 +21,9 @@ DTYPES = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-UNREAD = re.compile("|".join((*OTHER_PARTS, *BUFFERS)))  # tensors that no table reads, whatever their dtype
+UNREAD = re.compile(
+    "|".join(dict.fromkeys(p for family in FAMILIES.values() for p in family.unread))
+)  # tensors that no table reads, whatever their dtype
 WEIGHTS = "*.safetensors"
 SIDE_FILES = ("*.json", "*.txt", "*.jinja", "LICENSE*", "NOTICE*", "README.md")
 

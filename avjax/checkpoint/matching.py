@@ -2,15 +2,20 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from avjax.config import ModelConfig
-from avjax.parameters import abstract_network, parameter_paths
-from converters.naming import Naming, read_naming
-from converters.rules import Rule
-from converters.source import CheckpointError, Source
-from converters.tables import table_for
+from avjax.checkpoint.huggingface import CheckpointError, Source
+from avjax.checkpoint.naming import Naming, read_naming
+from avjax.devices.mesh import parameter_sharding
+from avjax.families.key_rules import Rule
+from avjax.families.registry import abstract_network, family_of
+from avjax.models.config import ModelConfig
+from avjax.models.parameters import fill, parameter_paths
 
 ROW_BYTES = 16 * 2**20  # a parameter that does not stack is moved in rows of about this size
 
@@ -108,7 +113,7 @@ def make_plan(source: Source, config: ModelConfig) -> Plan:
       CheckpointError: tensors that no rule reads, parameters that nothing fills, and tensors of the wrong shape or
         dtype, all in one message.
     """
-    table = table_for(config)
+    table = family_of(config).key_table(config)
     unread = {name for name in source.tensors if not table.skips(name)}
     naming = read_naming(table, unread)
     skipped = len(source.tensors) - len(unread)
@@ -170,3 +175,18 @@ def _alias_problems(source: Source, alias: str, original: str) -> list[str]:
         if all(source.read_rows(alias, *s).tobytes() == source.read_rows(original, *s).tobytes() for s in spans):
             return []
     return [f"{alias}: the config ties it to {original}, but their values differ; set tie_word_embeddings to false"]
+
+
+def to_network(source: Source, config: ModelConfig, dtype: str, mesh: Mesh | None = None) -> Any:
+    """The network with the source's parameters, cast to `dtype`, on their places on the mesh or the default device."""
+    plan = make_plan(source, config)
+    arrays = {path: _placed(path, p.assemble(), dtype, mesh) for path, p in plan.parameters.items()}
+    source.close()
+    return fill(abstract_network(config, dtype), arrays)
+
+
+def _placed(path: str, values: np.ndarray, dtype: str, mesh: Mesh | None) -> jax.Array:
+    if mesh is None:
+        return jnp.asarray(values, jnp.dtype(dtype))
+    sharding = parameter_sharding(path, values.shape, mesh)
+    return jax.make_array_from_callback(values.shape, sharding, lambda part: values[part].astype(jnp.dtype(dtype)))

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from avjax.config import AudioConfig, VisionConfig
 from avjax.models.audio import AudioTower, chunk_lengths, num_audio_tokens
+from avjax.models.config import AudioConfig, VisionConfig
 from avjax.models.vision import VisionTower, WindowLayout, window_layout
 
 SCORE_BYTES = 256 * 2**20  # attention scores of one call of the vision tower, at most

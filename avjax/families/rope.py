@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from avjax.config_keys import Version
-from avjax.config_section import Section
+from avjax.families.inert_keys import Version
+from avjax.families.section import Section
 
 KEYS = ("rope_parameters", "rope_scaling", "rope_theta")
 DEFAULT_THETA = 1_000_000.0  # of every version's classes

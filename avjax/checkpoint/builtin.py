@@ -3,7 +3,7 @@
 from pathlib import Path
 
 BUILT_IN = ("tiny-av", "tiny-vl")
-CHECKPOINTS = Path(__file__).parent / "checkpoints"
+CHECKPOINTS = Path(__file__).parents[1] / "assets" / "checkpoints"
 
 
 def builtin_directory(name: str | Path) -> Path | None:

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax import numerics
+from avjax.models import numerics
 
 log = logging.getLogger(__name__)
 MAX_BYTES = 20 * 10**9

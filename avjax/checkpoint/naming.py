@@ -4,7 +4,7 @@ import collections
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from converters.rules import Table
+from avjax.families.key_rules import Table
 
 
 @dataclasses.dataclass(frozen=True)
