@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from avjax import metrics, statistics
-    from avjax.api import Run, forward, lower_edits, run
     from avjax.checkpoint.loading import load
     from avjax.devices.compilation import cache_compilations
     from avjax.edits.edits import Ablate, Knockout, Patch, Scale, ScaleAttention, Steer
     from avjax.edits.grids import Grid, axis, each_group, each_head, each_layer, grid, windows
     from avjax.edits.json_forms import from_json, to_json
     from avjax.edits.rules import parse_rules
+    from avjax.engine.generate import Generation, generate, generate_variants
     from avjax.engine.overflow import ActivationOverflow, refuse_overflow
-    from avjax.generation import Generation, generate, generate_variants
+    from avjax.engine.run import Run, forward, lower_edits, run
     from avjax.media.corruption import BlankVideo, MuteAudio, NoiseAudio, ShiftAudio, SwapAudio, SwapVideo
     from avjax.media.decode import MediaError
     from avjax.model import Model
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 # Names load when first used: `avjax --help` and `import avjax` stay instant.
 _HOMES = {
-    "avjax.api": ("Run", "forward", "lower_edits", "run"),
+    "avjax.engine.run": ("Run", "forward", "lower_edits", "run"),
     "avjax.devices.compilation": ("cache_compilations",),
     "avjax.models.encoder_cache": ("cache_encodings",),
     "avjax.engine.overflow": ("ActivationOverflow", "refuse_overflow"),
-    "avjax.generation": ("Generation", "generate", "generate_variants"),
+    "avjax.engine.generate": ("Generation", "generate", "generate_variants"),
     "avjax.edits.grids": ("Grid", "axis", "each_group", "each_head", "each_layer", "grid", "windows"),
     "avjax.edits.edits": ("Ablate", "Knockout", "Patch", "Scale", "ScaleAttention", "Steer"),
     "avjax.edits.rules": ("parse_rules",),

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from avjax.edits.edits import Edit
 from avjax.edits.grids import Grid
 from avjax.edits.identities import refuse_identities
-from avjax.engine.planning import Batch
+from avjax.engine.batches import Batch
 from avjax.metrics import Caption, Metric
 from avjax.model import Model, refuse_no_model
 from avjax.models.config import DecoderConfig

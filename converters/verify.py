@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.api import run
 from avjax.checkpoint.huggingface import open_source
 from avjax.checkpoint.loading import load
+from avjax.engine.run import run
 from avjax.families.token_runs import MediaShapes
 from avjax.model import Model
 from avjax.models.audio import AudioTower, chunk_lengths

@@ -17,7 +17,7 @@ from avjax.devices.memory import agreed_memory_bytes
 from avjax.edits.edits import Edit, for_sample
 from avjax.edits.identities import refuse_identities
 from avjax.edits.rules import as_edits
-from avjax.engine.activations import CleanRuns
+from avjax.engine.clean_runs import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.reads import AttentionRead, Reads
 from avjax.engine.reference import largest_read, prefill

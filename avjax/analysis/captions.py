@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from avjax.engine.generate import generate_variants
 from avjax.engine.reads import with_fed
-from avjax.generation import generate_variants
 from avjax.metrics import in_vocabulary
 from avjax.model import Model
 from avjax.prompts.prompt import Prompt, of_each_sample

@@ -15,7 +15,7 @@ import xarray as xr
 
 from avjax.analysis.captions import Captioned, Captions, captioned
 from avjax.analysis.sampled import Prompts, with_prompts
-from avjax.api import run
+from avjax.engine.run import run
 from avjax.model import Model
 from avjax.progress import Progress
 from avjax.prompts.prompt import Prompt, named_prompts

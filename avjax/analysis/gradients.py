@@ -16,14 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from avjax.analysis.objective import Case, metric_value
-from avjax.engine.activations import CleanRuns
+from avjax.engine.clean_runs import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.overflow import NORMED, refuse_overflow, row_sizes
-from avjax.engine.reference import bucket, largest_read, pad_inputs, prefill
+from avjax.engine.reference import largest_read, pad_inputs, prefill
 from avjax.engine.scoring import read_block
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.models.attention import attend_prompt
+from avjax.models.buckets import bucket
 from avjax.models.decoder import Block, Decoder
 from avjax.models.intervention import Intervention, edited
 from avjax.models.sites import Site

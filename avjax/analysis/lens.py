@@ -20,9 +20,10 @@ from avjax.analysis.projection import CHUNK_BYTES, NO_FORM, Projected, chunk_row
 from avjax.analysis.sampled import with_prompts
 from avjax.analysis.tuned_lens import TunedLens
 from avjax.engine.overflow import refuse_overflow
-from avjax.engine.reference import bucket, pad_inputs
+from avjax.engine.reference import pad_inputs
 from avjax.metrics import Answer, answer_tokens
 from avjax.model import Model
+from avjax.models.buckets import bucket
 from avjax.models.sites import Site
 from avjax.progress import Progress
 from avjax.prompts.prompt import Prompt, named_prompts

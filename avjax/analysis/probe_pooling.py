@@ -15,9 +15,10 @@ import xarray as xr
 from avjax.analysis.clip_groups import MEDIA, media_of
 from avjax.edits.edits import READ_ONLY
 from avjax.engine.overflow import NORMED, refuse_overflow, row_sizes
-from avjax.engine.reference import bucket, pad_inputs
+from avjax.engine.reference import pad_inputs
 from avjax.model import Model
 from avjax.models.attention import attend_prompt
+from avjax.models.buckets import bucket
 from avjax.models.decoder import Decoder
 from avjax.models.sites import Site, parse_site, site_shape
 from avjax.progress import Progress

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from avjax.edits.edits import Patch
-from avjax.engine.reference import bucket, logits_at, pad_inputs
+from avjax.engine.reference import logits_at, pad_inputs
 from avjax.metrics import Logits
 from avjax.model import Model
+from avjax.models.buckets import bucket
 from avjax.prompts.compat import Compat, attention_compat, compatible_prompt
 from avjax.prompts.prompt import Prompt
 from avjax.sweeping import sweep

@@ -13,11 +13,12 @@ import numpy as np
 import xarray as xr
 
 from avjax.analysis.sampled import with_prompts
-from avjax.engine.activations import CleanRuns
+from avjax.engine.clean_runs import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.overflow import refuse_overflow
-from avjax.engine.reference import bucket, pad_inputs, reduced_prefill
+from avjax.engine.reference import pad_inputs, reduced_prefill
 from avjax.model import Model
+from avjax.models.buckets import bucket
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
 from avjax.models.sites import Site

@@ -24,8 +24,9 @@ from avjax.analysis.clip_groups import BySample, described, refuse_shared_clips
 from avjax.analysis.places import Places, checked_site, places_of, refuse_unreadable
 from avjax.analysis.projection import CHUNK_BYTES, Translators, chunk_rows, padded_rows, rows_pass
 from avjax.engine.overflow import refuse_overflow, row_sizes
-from avjax.engine.reference import bucket, pad_inputs
+from avjax.engine.reference import pad_inputs
 from avjax.model import Model
+from avjax.models.buckets import bucket
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
 from avjax.models.sites import Site

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from avjax.generation import Generation
+from avjax.engine.generate import Generation
 from avjax.prompts.prompt import Prompt
 
 if TYPE_CHECKING:

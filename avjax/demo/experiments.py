@@ -9,7 +9,7 @@ import numpy as np
 
 from avjax import metrics
 from avjax.demo.findings import Captioned, Findings
-from avjax.generation import Generation
+from avjax.engine.generate import Generation
 from avjax.media.decode import MediaError
 from avjax.model import Model
 from avjax.organism import evidence, world

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from avjax.devices.mesh import by_variant, whole
+from avjax.engine.clean_pass import SharedPrompt, class_factors, first_of_last, layer_keys
 from avjax.engine.overflow import NORMED, row_sizes
 from avjax.engine.reference import OwnPrompt
-from avjax.engine.shared import SharedPrompt, class_factors, first_of_last, layer_keys
 from avjax.models.attention import Compat, OwnKeys, attend_rows
 from avjax.models.decoder import Decoder
 from avjax.models.intervention import VARIANTS, Intervention, edited_token, layer_of, split_last

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from avjax.edits.edits import Edit, name_of
-from avjax.engine.activations import CleanRuns
+from avjax.engine.clean_runs import CleanRuns
 from avjax.engine.operations import EdgeOp, Op, SiteOp, operations
+from avjax.models.buckets import source_bucket
 from avjax.models.config import DecoderConfig
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site, SiteEdit, SiteSources, num_site_heads, site_shape
@@ -88,8 +89,8 @@ class Lowered:
             *(() if heads is None else (heads,)),
         )
         scale = np.ones(shape, np.float32)
-        dense = np.zeros((*shape, _bucket(len(bank.dense))), np.float32)
-        vector = np.zeros((*shape, _bucket(len(bank.vectors))), np.float32)
+        dense = np.zeros((*shape, source_bucket(len(bank.dense))), np.float32)
+        vector = np.zeros((*shape, source_bucket(len(bank.vectors))), np.float32)
         for row, variant in enumerate(variants):
             for op in self.ops[variant]:
                 if not isinstance(op, SiteOp) or op.site is not site:
@@ -151,7 +152,7 @@ class Bank:
         return sum(
             self.num_layers(site)
             * (num_site_heads(site, self.config) or 1)
-            * (1 + _bucket(len(entries.dense)) + _bucket(len(entries.vectors)))
+            * (1 + source_bucket(len(entries.dense)) + source_bucket(len(entries.vectors)))
             for site, entries in self.entries.items()
         )
 
@@ -208,14 +209,10 @@ def _placed(values: Any, rows: np.ndarray, size: int) -> jax.Array:
 
 def _stacked(arrays: list[jax.Array], shape: tuple[int, ...]) -> jax.Array:
     """[L, S, ...], S padded to a bucket."""
-    missing = _bucket(len(arrays)) - len(arrays)
+    missing = source_bucket(len(arrays)) - len(arrays)
     dtype = arrays[0].dtype if arrays else jnp.float32
     arrays = [*arrays, *[jnp.zeros(shape, dtype)] * missing]
     return jnp.stack(arrays, axis=1) if arrays else jnp.zeros((shape[0], 0, *shape[1:]), dtype)
-
-
-def _bucket(count: int) -> int:
-    return 0 if count == 0 else 1 << (count - 1).bit_length()
 
 
 def lower(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from avjax.edits.edits import Ablate, EdgeEdit, Edit, Patch, PositionEdit, Scale, Steer
-from avjax.engine.activations import CleanRuns
+from avjax.engine.clean_runs import CleanRuns
 from avjax.engine.sources import Source, ablation_source, patch_source, steer_source
 from avjax.models.config import DecoderConfig
 from avjax.models.sites import FLOW, Site, num_site_heads

@@ -247,9 +247,3 @@ def pad_inputs(inputs: Inputs, size: int) -> Inputs:
         num_groups=inputs.num_groups,
         branches=None if inputs.branches is None else jnp.pad(inputs.branches, (0, extra)),
     )
-
-
-def bucket(size: int) -> int:
-    """The padded length that serves `size` positions: multiples of an eighth of the power of two below, 64 at least."""
-    step = max(64, (1 << max(size - 1, 1).bit_length() - 1) // 8)
-    return -(-size // step) * step

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from avjax.engine.shared import SharedPrompt, by_class, class_factors, layer_keys
+from avjax.engine.clean_pass import SharedPrompt, by_class, class_factors, layer_keys
 from avjax.models.attention import Compat, OwnKeys, attend_prompt, attend_rows, same_branch
 from avjax.models.intervention import VARIANTS, Intervention, edited
 from avjax.models.layers import dot

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from avjax.devices.mesh import by_variant, whole
+from avjax.engine.clean_pass import SharedPrompt, clean_mass, first_of_last
 from avjax.engine.overflow import NORMED, row_sizes
 from avjax.engine.region import RegionAttention, Rows
-from avjax.engine.shared import SharedPrompt, clean_mass, first_of_last
 from avjax.models.attention import Compat
 from avjax.models.decoder import Decoder
 from avjax.models.intervention import Intervention, layer_of, split_last

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from avjax.devices.mesh import by_vocabulary, whole
-from avjax.engine.planning import count_bucket
 from avjax.engine.session import Reading, Session
 from avjax.metrics import Metric, View
+from avjax.models.buckets import count_bucket
 from avjax.models.decoder import Decoder
 from avjax.models.layers import dot
 

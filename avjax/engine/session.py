@@ -15,15 +15,9 @@ from jax.typing import DTypeLike
 
 from avjax.devices.mesh import MODEL, VARIANT
 from avjax.edits.edits import Edit, name_of
-from avjax.engine.activations import CleanRuns, as_dtype
-from avjax.engine.lowering import folded, lower
-from avjax.engine.operations import EdgeOp
-from avjax.engine.overflow import refuse_overflow
-from avjax.engine.planning import Batch, Budget, Region, batches, longest, region
-from avjax.engine.reads import Reads
-from avjax.engine.reference import bucket, pad_inputs, reference_batch
-from avjax.engine.replay import replay
-from avjax.engine.shared import (
+from avjax.engine.batches import Batch, Region, batches, longest, region
+from avjax.engine.budget import Budget
+from avjax.engine.clean_pass import (
     CleanPass,
     KeyLayout,
     SharedPrompt,
@@ -32,8 +26,16 @@ from avjax.engine.shared import (
     key_layout,
     shared_keys,
 )
+from avjax.engine.clean_runs import CleanRuns, as_dtype
+from avjax.engine.lowering import folded, lower
+from avjax.engine.operations import EdgeOp
+from avjax.engine.overflow import refuse_overflow
+from avjax.engine.reads import Reads
+from avjax.engine.reference import pad_inputs, reference_batch
+from avjax.engine.replay import replay
 from avjax.model import Model
 from avjax.models.attention import SharedKeys
+from avjax.models.buckets import bucket
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site
 from avjax.prompts.compat import Compat, attention_compat, compatible_prompt

@@ -13,7 +13,7 @@ import numpy as np
 
 from avjax.devices.mesh import mesh_of
 from avjax.edits.edits import Ablate, Patch, Steer
-from avjax.engine.activations import CleanRuns
+from avjax.engine.clean_runs import CleanRuns
 from avjax.models.config import DecoderConfig
 from avjax.models.sites import Site, site_shape
 from avjax.prompts.prompt import Prompt

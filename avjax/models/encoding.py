@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from avjax.models.audio import AudioTower, chunk_lengths, num_audio_tokens
+from avjax.models.buckets import call_bucket
 from avjax.models.config import AudioConfig, VisionConfig
 from avjax.models.vision import VisionTower, WindowLayout, window_layout
 
@@ -46,7 +47,7 @@ def encode_vision(tower: VisionTower, patches: np.ndarray, grid: tuple[int, int,
 def audio_chunks(cfg: AudioConfig, mel_frames: int) -> tuple[int, int]:
     """Chunks of one clip with the padding, and the frames of each."""
     frames = 2 * cfg.n_window
-    return _bucket(-(-mel_frames // frames)), frames
+    return call_bucket(-(-mel_frames // frames)), frames
 
 
 def vision_calls(cfg: VisionConfig, grid: tuple[int, int, int]) -> tuple[WindowLayout, list[int]]:
@@ -56,7 +57,7 @@ def vision_calls(cfg: VisionConfig, grid: tuple[int, int, int]) -> tuple[WindowL
     """
     steps, height, width = grid
     exact = window_layout(cfg, height, width)
-    layout = window_layout(cfg, height, width, num_windows=_bucket(len(exact.patch_index)))
+    layout = window_layout(cfg, height, width, num_windows=call_bucket(len(exact.patch_index)))
     slots = layout.patch_index.size
     per_call = int(np.clip(SCORE_BYTES // (4 * cfg.num_heads * slots**2), 1, MAX_STEPS))
     per_call = 1 << (per_call.bit_length() - 1)
@@ -74,9 +75,3 @@ def audio_program(tower: AudioTower, mel: jax.Array, lengths: jax.Array, capture
 @jax.jit
 def vision_program(tower: VisionTower, patches: jax.Array, rows_columns: jax.Array, valid: jax.Array) -> jax.Array:
     return tower(patches, rows_columns, valid)[0]
-
-
-def _bucket(count: int) -> int:
-    """1, 2, 3, 4, 6, 8, 12, 16, 24, ...: at most a third of the slots are padding."""
-    power = 1 << (count - 1).bit_length()
-    return power * 3 // 4 if power >= 4 and count <= power * 3 // 4 else power

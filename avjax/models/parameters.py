@@ -8,8 +8,8 @@ import jax
 Tree = TypeVar("Tree")
 
 
-def parameter_paths(network: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Every parameter by its dotted path, such as `decoder.layers.attn.q.kernel`."""
+def parameter_paths(network: Any) -> dict[str, Any]:
+    """Every parameter, or its shape, by its dotted path, such as `decoder.layers.attn.q.kernel`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(network)
     return {path_name(path): leaf for path, leaf in leaves}
 

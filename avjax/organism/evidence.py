@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from avjax.analysis.probes import train_probe
-from avjax.api import run
 from avjax.edits.edits import Edit
-from avjax.generation import Generation, generate_variants
+from avjax.engine.generate import Generation, generate_variants
+from avjax.engine.run import run
 from avjax.model import Model
 from avjax.models.sites import Site
 from avjax.organism.world import KINDS, PROMPT, Clip, ask

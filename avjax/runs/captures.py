@@ -13,8 +13,8 @@ import numpy as np
 import xarray as xr
 from etils import epath
 
-from avjax.api import run_cell
 from avjax.edits.edits import Edit
+from avjax.engine.run import run_cell
 from avjax.model import Model
 from avjax.models.sites import Site
 from avjax.prompts.prompt import Prompt

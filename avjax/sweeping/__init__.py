@@ -9,7 +9,7 @@ import xarray as xr
 from avjax.edits.edits import Edit
 from avjax.edits.grids import Grid
 from avjax.edits.identities import refuse_identities
-from avjax.generation import Executor, checked_executor
+from avjax.engine.generate import Executor, checked_executor
 from avjax.metrics import Metric
 from avjax.model import Model, refuse_no_model
 from avjax.prompts.compat import Compat

@@ -12,8 +12,9 @@ import xarray as xr
 from avjax.devices.processes import Team
 from avjax.edits.edits import Edit
 from avjax.edits.grids import Grid
-from avjax.engine.activations import CleanRuns
-from avjax.engine.planning import NoRoom
+from avjax.engine.budget import NoRoom
+from avjax.engine.clean_runs import CleanRuns
+from avjax.engine.generate import Executor, decoded, generation_penalty
 from avjax.engine.scoring import (
     Attended,
     block_size,
@@ -24,7 +25,6 @@ from avjax.engine.scoring import (
     score,
 )
 from avjax.engine.session import Session
-from avjax.generation import Executor, decoded, generation_penalty
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
 from avjax.progress import Progress

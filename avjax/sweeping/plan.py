@@ -11,14 +11,15 @@ from jax.typing import DTypeLike
 from avjax.devices.memory import agreed_memory_bytes
 from avjax.edits.edits import Edit, for_sample
 from avjax.edits.grids import Cells, Grid, as_cells
-from avjax.engine.activations import CleanRuns
+from avjax.engine.clean_runs import CleanRuns
+from avjax.engine.generate import generation_penalty
 from avjax.engine.reads import AttentionRead, Reads, placed, with_fed
 from avjax.engine.scoring import check_values, unembedded
 from avjax.engine.session import Session
-from avjax.generation import generation_penalty, num_slots
 from avjax.metric_checks import as_metrics
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
+from avjax.models.buckets import slot_bucket
 from avjax.prompts.compat import Compat, checked_compat, max_new_tokens_for
 from avjax.prompts.prompt import Prompt, named_prompts
 from avjax.prompts.selectors import select
@@ -137,7 +138,7 @@ class Sweep:
         Raises:
           ValueError: an edit does not fit the prompt, or the memory does not suffice.
         """
-        slots = num_slots(one.limit) if isinstance(one, Caption) else 0
+        slots = slot_bucket(one.limit) if isinstance(one, Caption) else 0
         return Session(
             self.model,
             prompt,

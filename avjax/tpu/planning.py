@@ -13,7 +13,7 @@ from avjax.devices.memory import MEMORY_SHARE
 from avjax.devices.mesh import AXES, slices
 from avjax.edits.edits import Edit
 from avjax.edits.grids import Grid, as_cells
-from avjax.engine.planning import NoRoom
+from avjax.engine.budget import NoRoom
 from avjax.families.registry import abstract_network
 from avjax.metrics import Metric
 from avjax.model import CACHED_CLIPS

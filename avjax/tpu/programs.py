@@ -15,15 +15,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from avjax.engine.clean_pass import SharedPrompt, clean_pass, shared_keys
 from avjax.engine.decoding import decode
-from avjax.engine.reference import OwnPrompt, bucket, logits_at
+from avjax.engine.reference import OwnPrompt, logits_at
 from avjax.engine.replay import replay
 from avjax.engine.scoring import block_size, read_block
 from avjax.engine.session import Session
-from avjax.engine.shared import SharedPrompt, clean_pass, shared_keys
-from avjax.generation import num_slots
 from avjax.metrics import Caption
 from avjax.model import Model
+from avjax.models.buckets import bucket, slot_bucket
 from avjax.models.encoding import audio_chunks, audio_program, vision_calls, vision_program
 from avjax.models.sites import Site
 from avjax.prompts.prompt import Inputs, Prompt
@@ -314,7 +314,7 @@ def _decoding(
         calls=calls,
         resident=sources,
         trips=one.limit - 1,
-        num_slots=num_slots(one.limit),
+        num_slots=slot_bucket(one.limit),
         keep_logits=session.budget.kept_logits > 0,
         compat=session.compat,
     )

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from avjax.devices.mesh import parameter_sharding
-from avjax.engine.activations import CleanRuns
+from avjax.engine.clean_runs import CleanRuns
 from avjax.families.registry import abstract_network, read_config
 from avjax.model import GenerationDefaults, Host, Model
 from avjax.models.config import ModelConfig, read_json

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import avjax
-from avjax.engine.activations import CleanRuns
+from avjax.engine.clean_runs import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.reference import logits_at
 from avjax.models.sites import Site

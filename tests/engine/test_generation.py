@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import avjax
-from avjax import generation
 from avjax import model as model_module
+from avjax.engine import generate
 from tests.tiny_hf import TinyCheckpoint
 
 
@@ -75,8 +75,8 @@ def test_decoding_ends_with_the_last_variant(omni: TinyCheckpoint, token_ids, tm
         buffers.append(np.asarray(out[2]))
         return out
 
-    decode = generation.decode
-    monkeypatch.setattr(generation, "decode", recorded)
+    decode = generate.decode
+    monkeypatch.setattr(generate, "decode", recorded)
     got = avjax.generate(model, prompt, max_new_tokens=24)
     assert got.tokens.tolist() == free[:length]
     assert got.logits.shape[0] == length

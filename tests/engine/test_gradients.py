@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import avjax
-from avjax.engine.activations import CleanRuns
+from avjax.engine.clean_runs import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.models.sites import Site
 

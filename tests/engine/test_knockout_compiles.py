@@ -9,7 +9,7 @@ import jax.monitoring
 import numpy as np
 
 import avjax
-from avjax.engine.activations import CleanRuns
+from avjax.engine.clean_runs import CleanRuns
 from avjax.engine.lowering import lower
 
 MODALITIES = ("text", "audio", "video")

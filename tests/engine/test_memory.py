@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import avjax
-from avjax import generation
 from avjax.edits.edits import Edit
+from avjax.engine import generate
 from avjax.engine import session as sessions
 from avjax.engine.reference import pad_inputs, prefill
 from avjax.metrics import AttentionMass, Caption, Logits, Metric
@@ -38,7 +38,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
 
     for module, name in ((sessions, "clean_pass"), (sessions, "shared_keys"), (sessions, "replay")):
         monkeypatch.setattr(module, name, functools.partial(recorded, name, getattr(module, name)))
-    monkeypatch.setattr(generation, "decode", functools.partial(recorded, "decode", generation.decode))
+    monkeypatch.setattr(generate, "decode", functools.partial(recorded, "decode", generate.decode))
     return found
 
 

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import avjax
-from avjax.engine import activations
+from avjax.engine import clean_runs
 from avjax.engine import session as sessions
 from avjax.metrics import AttentionMass, Logits, LogLikelihood
 from avjax.sweeping.plan import prepare
@@ -271,8 +271,8 @@ def test_grids_of_one_shape_share_executables(omni_model: avjax.Model, pool):
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list:
     """The prompts and sites of clean passes that sources ask for."""
-    seen, clean_sites = [], activations.clean_sites
-    monkeypatch.setattr(activations, "clean_sites", lambda m, p, s, d: seen.append((p, s)) or clean_sites(m, p, s, d))
+    seen, clean_sites = [], clean_runs.clean_sites
+    monkeypatch.setattr(clean_runs, "clean_sites", lambda m, p, s, d: seen.append((p, s)) or clean_sites(m, p, s, d))
     return seen
 
 
@@ -304,7 +304,7 @@ def test_every_sample_has_its_own_source_and_few_are_held(omni_model: avjax.Mode
     assert asked == []
     for session in planned.sessions.values():
         jax.block_until_ready(session.sources)
-        assert len(planned.clean_runs.held) <= activations.KEPT
+        assert len(planned.clean_runs.held) <= clean_runs.KEPT
     together = avjax.sweep(omni_model, prompts, edits, metric, progress=False)
     for name, prompt in prompts.items():
         alone = [avjax.Patch("audio", sources[name], site="resid_post", layers=[2]), edits[1]]

@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 import avjax
 from avjax.devices.mesh import AXES, RULES, checked_mesh, mesh_of_sizes, parameter_spec
 from avjax.devices.processes import picklable_errors
-from avjax.engine.planning import Budget
+from avjax.engine.budget import Budget
 from avjax.families.registry import abstract_network, read_config
 from avjax.models.parameters import parameter_paths
 from tests.hub_configs import HUB_OMNI, HUB_VL

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import avjax
-from avjax.generation import Generation
+from avjax.engine.generate import Generation
 from avjax.organism import evidence, world
 from avjax.organism.world import PROMPT
 

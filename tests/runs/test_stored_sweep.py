@@ -18,10 +18,10 @@ import avjax
 from avjax.devices.processes import Team
 from avjax.edits.edits import Edit
 from avjax.edits.grids import as_cells
-from avjax.engine.reference import bucket
+from avjax.engine.clean_pass import clean_pass, shared_keys
 from avjax.engine.replay import replay
-from avjax.engine.shared import clean_pass, shared_keys
 from avjax.metrics import KL, AttentionMass, Caption, LogProb, Metric, TopK, View
+from avjax.models.buckets import bucket
 from avjax.prompts.prompt import Prompt
 from avjax.prompts.selectors import KINDS
 from avjax.runs import blocks, stored

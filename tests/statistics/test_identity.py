@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import avjax
 from avjax.edits.edits import Edit
-from avjax.engine.activations import CleanRuns
+from avjax.engine.clean_runs import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.touched import count_touched
 from avjax.metrics import Prob

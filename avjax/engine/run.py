@@ -10,12 +10,13 @@ import numpy as np
 from avjax.edits.edits import Edit, for_sample, name_of
 from avjax.edits.identities import refuse_identities
 from avjax.edits.rules import as_edits
-from avjax.engine.activations import CleanRuns
+from avjax.engine.clean_runs import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.overflow import refuse_overflow
-from avjax.engine.reference import bucket, largest_read, logits_at, pad_inputs, prefill
+from avjax.engine.reference import largest_read, logits_at, pad_inputs, prefill
 from avjax.engine.touched import Touched, count_touched
 from avjax.model import Model, refuse_no_model
+from avjax.models.buckets import bucket
 from avjax.models.intervention import Intervention
 from avjax.models.sites import Site, parse_site
 from avjax.nearest import did_you_mean

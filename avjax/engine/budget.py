@@ -1,92 +1,17 @@
-"""How the variants of one prompt are cut into batches: by region of effect, first layer and memory."""
+"""What a batch of variants may take of a device's memory."""
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from avjax.engine.lowering import Lowered
-from avjax.engine.operations import SiteOp, first_row
-from avjax.engine.reference import bucket
 from avjax.models.attention import BLOCK_BOUNDS
+from avjax.models.buckets import ROW_BUCKETS, count_bucket, largest_batch
 from avjax.models.config import DecoderConfig
-from avjax.models.sites import Site
 
-ROW_BUCKETS = (1, 8, 32)
-FIRST_ROWS = 16  # an edit of nearly all of a prompt leaves what is before its first position, in such steps
 CPU_ROWS = 128  # rows of a batch beyond which a CPU gains nothing
 ACCELERATOR_ROWS = 4096
 REFERENCE_BATCH = 8  # whole passes
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Region:
-    """Where a variant differs from the clean run: the last `num_rows` positions, from `start_layer` on."""
-
-    num_rows: int
-    start_layer: int
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Variants that are computed together; `size` of them with the padding."""
-
-    variants: tuple[int, ...]
-    size: int
-    num_rows: int
-    start_layer: int
-
-    def padded(self) -> list[int]:
-        """The last variant again where the batch is not full."""
-        return [*self.variants, *[self.variants[-1]] * (self.size - len(self.variants))]
-
-
-def region(lowered: Lowered, variant: int, *, num_positions: int, first_read: int) -> Region:
-    """The region of effect of one folded variant.
-
-    Args:
-      num_positions: real positions of the pass, teacher-forced ones included.
-      first_read: the first position that is read out; rows from it on are always computed.
-    """
-    size, num_layers = len(lowered.prompt), lowered.config.num_layers
-    first, start = first_read, num_layers
-    for op in lowered.ops[variant]:
-        row = first_row(op, size)
-        if row >= num_positions:
-            continue  # it changes generated tokens alone, and none is fed here
-        first = min(first, row)
-        last_only = isinstance(op, SiteOp) and op.site is Site.RESID_POST
-        start = min(start, num_layers if last_only else min(op.layers))
-    most = bucket(num_positions) - first // FIRST_ROWS * FIRST_ROWS  # the same for all prompts of a bucket
-    return Region(num_rows=row_bucket(num_positions - first, most), start_layer=start)
-
-
-def row_bucket(rows: int, most: int) -> int:
-    """The number of rows that serves `rows`: 1, 8, 32, then as for prompt lengths; at most `most`."""
-    small = next((b for b in ROW_BUCKETS if b >= rows), None)
-    return min(bucket(rows) if small is None else small, most)
-
-
-def batches(regions: Sequence[Region], budget: "Budget") -> list[Batch]:
-    """Variants of one region size together, by first layer, as many as the budget and the device can use."""
-    num_layers = budget.cfg.num_layers
-
-    def kind(r: Region) -> tuple[int, bool]:
-        # Variants that change nothing in the prompt stay apart and are the clean run to the bit; but what is decoded
-        # later is decoded together.
-        return r.num_rows, r.start_layer < num_layers or budget.num_slots > 0
-
-    planned: list[Batch] = []
-    for num_rows, changed in sorted({kind(r) for r in regions}):
-        members = [i for i, r in enumerate(regions) if kind(r) == (num_rows, changed)]
-        members.sort(key=lambda i: regions[i].start_layer)
-        size = budget.variants(num_rows, len(members))
-        for begin in range(0, len(members), size):
-            chosen = tuple(members[begin : begin + size])
-            start = min(regions[i].start_layer for i in chosen)
-            planned.append(Batch(variants=chosen, size=size, num_rows=num_rows, start_layer=start))
-    return planned
 
 
 class NoRoom(ValueError):
@@ -190,25 +115,10 @@ class Budget:
 
     def _on_each(self, most: int, wanted: int) -> int:
         """A batch for all devices of which each computes as many variants, at most `most`."""
-        return _floor(min(most, -(-wanted // self.variant_devices))) * self.variant_devices
+        return largest_batch(min(most, -(-wanted // self.variant_devices))) * self.variant_devices
 
     def references(self) -> int:
         """How many whole passes run together: on a CPU one after the other, else as many as fit."""
         if self.on_cpu:
             return REFERENCE_BATCH
         return int(np.clip(self.memory_bytes // self.variant_bytes(self.num_keys), 1, REFERENCE_BATCH))
-
-
-def count_bucket(count: int) -> int:
-    """The batch size that serves `count` variants: multiples of an eighth of the power of two below."""
-    step = max(1, (1 << (count.bit_length() - 1)) // 8)
-    return -(-count // step) * step
-
-
-def _floor(count: int) -> int:
-    step = max(1, (1 << (int(count).bit_length() - 1)) // 8)
-    return int(count) // step * step
-
-
-def longest(regions: Sequence[Region]) -> int:
-    return int(np.max([r.num_rows for r in regions]))

@@ -12,13 +12,14 @@ from avjax.devices.memory import agreed_memory_bytes
 from avjax.edits.edits import Edit, for_sample
 from avjax.edits.identities import refuse_identities
 from avjax.edits.rules import as_edits
+from avjax.engine.batches import Batch
+from avjax.engine.clean_pass import SharedPrompt
 from avjax.engine.decoding import decode
-from avjax.engine.planning import Batch
 from avjax.engine.reference import OwnPrompt, reference_prompt
 from avjax.engine.session import Session
-from avjax.engine.shared import SharedPrompt
 from avjax.engine.touched import Touched, count_touched
 from avjax.model import Model, refuse_no_model
+from avjax.models.buckets import slot_bucket
 from avjax.models.intervention import Intervention
 from avjax.nearest import did_you_mean
 from avjax.prompts.compat import Compat, checked_compat, max_new_tokens_for
@@ -119,8 +120,8 @@ def generate_variants(
         allow_noop=allow_noop,
         compat=compat,
         memory_bytes=agreed_memory_bytes(model.mesh, memory_bytes),
-        num_slots=num_slots(max_new_tokens),
-        kept_logits=num_slots(max_new_tokens) if keep_logits else 0,
+        num_slots=slot_bucket(max_new_tokens),
+        kept_logits=slot_bucket(max_new_tokens) if keep_logits else 0,
     )
     return decoded(session, max_new_tokens, generation_penalty(session, repetition_penalty), executor)
 
@@ -130,11 +131,6 @@ def checked_executor(executor: str) -> Executor:
         hint = did_you_mean(executor, ("replay", "reference"))
         raise ValueError(f"executor: expected 'replay' or 'reference', got {executor!r}{hint}")
     return executor  # pyright: ignore[reportReturnType]
-
-
-def num_slots(max_new_tokens: int) -> int:
-    """Decoded tokens that the cache has room for: a bucket, so that few executables serve all limits."""
-    return -(-max_new_tokens // 16) * 16
 
 
 def decoded(session: Session, max_new_tokens: int, penalty: float, executor: Executor) -> list[Generation]:
@@ -153,7 +149,7 @@ def decoded(session: Session, max_new_tokens: int, penalty: float, executor: Exe
             jnp.int32(max_new_tokens),
             jnp.asarray(model.generation.stop_tokens or (-1,), jnp.int32),
             jnp.float32(penalty),
-            num_slots=num_slots(max_new_tokens),
+            num_slots=slot_bucket(max_new_tokens),
             keep_logits=session.budget.kept_logits > 0,
             compat=session.compat,
         )

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from avjax.engine.overflow import refuse_overflow
-from avjax.engine.reference import bucket, logits_at, pad_inputs
+from avjax.engine.reference import logits_at, pad_inputs
 from avjax.model import Model
+from avjax.models.buckets import bucket
 from avjax.models.sites import Site
 from avjax.prompts.compat import Compat, compatible_prompt
 from avjax.prompts.prompt import Inputs, Prompt
