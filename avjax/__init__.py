@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from avjax.models.encoder_cache import cache_encodings
     from avjax.models.intervention import VARIANTS, Intervention
     from avjax.models.sites import Site
-    from avjax.planning import Plan, plan
     from avjax.prompts.prompt import Inputs, Prompt
+    from avjax.runs.sweep import sweep
     from avjax.statistics import bootstrap
-    from avjax.sweeping import sweep
+    from avjax.sweeping.cost import Plan, plan
 
 # Names load when first used: `avjax --help` and `import avjax` stay instant.
 _HOMES = {
@@ -41,11 +41,11 @@ _HOMES = {
     "avjax.model": ("Model",),
     "avjax.models.intervention": ("VARIANTS", "Intervention"),
     "avjax.models.sites": ("Site",),
-    "avjax.planning": ("Plan", "plan"),
+    "avjax.sweeping.cost": ("Plan", "plan"),
     "avjax.prompts.prompt": ("Inputs", "Prompt"),
     "avjax.edits.json_forms": ("from_json", "to_json"),
     "avjax.statistics": ("bootstrap",),
-    "avjax.sweeping": ("sweep",),
+    "avjax.runs.sweep": ("sweep",),
 }
 _MODULES = ("metrics", "statistics")
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -13,14 +13,13 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 from jaxtyping import install_import_hook
 
+from tests.checked_rooms import CHECKED
+
 # Plans for TPUs put shapes where arrays are declared; workers learn of it from the environment.
 if "tpu" in sys.argv:
     os.environ["AVJAX_UNCHECKED"] = "1"
-CHECKED = ("avjax.models", "avjax.engine", "avjax.sweeping", "avjax.metrics")
 if "AVJAX_UNCHECKED" not in os.environ:
     install_import_hook(list(CHECKED), "beartype.beartype")
-for checked in CHECKED:
-    importlib.import_module(checked)  # a renamed room would go unchecked in silence
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +49,11 @@ hypothesis.settings.register_profile(
     "avjax", deadline=None, max_examples=30, suppress_health_check=[hypothesis.HealthCheck.too_slow], derandomize=True
 )
 hypothesis.settings.load_profile("avjax")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for checked in CHECKED:
+        importlib.import_module(checked)  # a renamed room would go unchecked in silence
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

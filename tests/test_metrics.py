@@ -10,7 +10,7 @@ import pytest
 
 import avjax
 from avjax import metrics
-from avjax.sweeping import computing
+from avjax.sweeping import compute
 from tests.engine.test_knockout_compiles import count_compilations
 from tests.tiny_hf import TinyCheckpoint
 
@@ -124,14 +124,14 @@ def test_next_token_metrics(swept, logits):
 
 
 def test_only_the_tokens_that_metrics_name_are_unembedded(omni_model, prompt, swept, monkeypatch):
-    widths, read_block = [], computing.read_block
+    widths, read_block = [], compute.read_block
 
     def recorded(*arguments):
         found = read_block(*arguments)
         widths.append(found[0].shape[-1])
         return found
 
-    monkeypatch.setattr(computing, "read_block", recorded)
+    monkeypatch.setattr(compute, "read_block", recorded)
     mass = metrics.AttentionMass("[2:9]", query="[5:20]")
     asked = [metrics.Logits([460, 5, 1, 5], name="four"), metrics.LogitDiff(A, B), mass]
     got = avjax.sweep(omni_model, prompt, list(VARIANTS), asked, progress=False)

@@ -7,7 +7,7 @@ import pytest
 
 import avjax
 from avjax.metrics import Caption, Logits, LogProb
-from avjax.planning import with_passes
+from avjax.sweeping.cost import with_passes
 from tests.engine.test_knockout_compiles import prompt_of
 
 L, N, K, D, F, V = 8, 4, 2, 64, 128, 467

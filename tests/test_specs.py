@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from avjax.cli import app
-from avjax.runs.spec import Spec
+from avjax.runs.spec.spec import Spec
 from sweeps import clips as script
 
 SPECS = sorted((Path(script.__file__).parent / "specs").glob("*.yaml"))

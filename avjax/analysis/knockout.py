@@ -18,7 +18,7 @@ from avjax.model import Model
 from avjax.progress import Progress
 from avjax.prompts.prompt import Prompt, named_prompts
 from avjax.prompts.selectors import Selector, select
-from avjax.sweeping import sweep
+from avjax.runs.sweep import sweep
 from avjax.sweeping.floor import measured_samples, pooled_floors, without_floors
 from avjax.sweeping.joining import join_samples
 

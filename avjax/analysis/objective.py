@@ -12,7 +12,6 @@ import numpy as np
 from avjax.edits.edits import Edit
 from avjax.engine.reads import Reads, with_fed
 from avjax.engine.scoring import check_values
-from avjax.metric_checks import refuse_no_metric
 from avjax.metrics import (
     Caption,
     LogitDiff,
@@ -26,7 +25,8 @@ from avjax.metrics import (
 from avjax.model import Model
 from avjax.prompts.prompt import Prompt, named_prompts, of_each_sample
 from avjax.prompts.selectors import Selector, select
-from avjax.sweeping import sweep
+from avjax.runs.sweep import sweep
+from avjax.sweeping.metric_checks import refuse_no_metric
 
 Metrics = Metric | Mapping[Any, Metric]
 

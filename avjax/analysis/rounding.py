@@ -16,7 +16,7 @@ from avjax.model import Model
 from avjax.models.buckets import bucket
 from avjax.prompts.compat import Compat, attention_compat, compatible_prompt
 from avjax.prompts.prompt import Prompt
-from avjax.sweeping import sweep
+from avjax.runs.sweep import sweep
 
 # A recovery r = (patched - corrupt) / (clean - corrupt) between 0 and 1 of values whose changes are off by at most F
 # is off by at most (F + r F) / gap, and so by at most 2 F / gap: by 0.25 where the gap is 8 F.

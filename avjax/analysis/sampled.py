@@ -11,10 +11,10 @@ from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.progress import Progress
 from avjax.prompts.prompt import Prompt, common_order, named_prompts, of_each_sample, token_counts
-from avjax.sweeping import sweep
+from avjax.runs.sweep import sweep
 from avjax.sweeping.floor import measured_samples
 from avjax.sweeping.joining import join_samples
-from avjax.sweeping.plan import prepare
+from avjax.sweeping.prepare import prepare
 
 Prompts = Prompt | Sequence[Prompt] | Mapping[Any, Prompt]
 Metrics = Metric | Sequence[Metric]

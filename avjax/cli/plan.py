@@ -187,8 +187,8 @@ def _asked(
 
 
 def _specified(file: Path, metrics: list[Any], labelled: bool) -> _Asked:
-    from avjax.runs.spec import Spec
-    from avjax.runs.spec_metrics import filled
+    from avjax.runs.spec.metrics import filled
+    from avjax.runs.spec.spec import Spec
 
     spec = Spec.read(file)
     if spec.executor != "replay":
@@ -226,7 +226,7 @@ def _on_topology(
     from avjax.cli.topology_table import print_topology_plan
     from avjax.devices.mesh import sizes_of
     from avjax.tpu.chips import Topology
-    from avjax.tpu.planning import plan_topology
+    from avjax.tpu.topology_plan import plan_topology
 
     sizes = None if mesh is None else _sizes(mesh)
     if sizes is None and asked.mesh is not None:

@@ -77,7 +77,7 @@ def run_spec(
         import avjax
         from avjax.cli.tables import print_plan
         from avjax.devices.processes import everyone
-        from avjax.runs.specified import prepare_run
+        from avjax.runs.prepare import prepare_run
         from avjax.runs.store import Store
 
         words = overrides or []
@@ -120,7 +120,7 @@ def run_spec(
 
 def _read(file: Path, overrides: list[str], store: str | None) -> tuple[Any, str | None]:
     """A specification and its store; one on the command line is relative to here, one in a file to the file."""
-    from avjax.runs.spec import Spec
+    from avjax.runs.spec.spec import Spec
 
     read = Spec.read(file, overrides)
     beside = read.store
@@ -140,7 +140,7 @@ def _repeated(repeat: str, overrides: list[str], store: str | None) -> tuple[Any
       ValueError: it was made without one, is to be changed, is to be compared with itself, or has no cells as they
         were written.
     """
-    from avjax.runs.spec import Spec
+    from avjax.runs.spec.spec import Spec
     from avjax.runs.store import Store
 
     if strange := [text for text in overrides if not text.startswith(ELSEWHERE)]:
@@ -163,7 +163,7 @@ def _repeated(repeat: str, overrides: list[str], store: str | None) -> tuple[Any
 
 def _check_comparable(run: Any, directory: str) -> None:
     """Refuses before anything is computed what could only be compared in vain."""
-    from avjax.runs.stored import unusable
+    from avjax.runs.reading import unusable
 
     if not Path(directory).is_dir():
         raise ValueError(
@@ -182,7 +182,7 @@ def _check_comparable(run: Any, directory: str) -> None:
 
 def _check_parts(store: Any, repair: bool) -> None:
     """Refuses parts that cannot be used, or puts them aside."""
-    from avjax.runs.stored import unusable
+    from avjax.runs.reading import unusable
 
     found = unusable(store)
     if repair:
@@ -254,7 +254,7 @@ def _report_differences(before: Any, after: Any, among: Any, tolerance: float) -
 
 def schema() -> None:
     """Print the JSON schema of a run's specification, for editors."""
-    from avjax.runs.spec import Spec
+    from avjax.runs.spec.spec import Spec
 
     typer.echo(json.dumps(Spec.model_json_schema(), indent=2))
 
@@ -267,7 +267,7 @@ def list_runs(
     """List the runs under a directory."""
     with friendly():
         from avjax.cli.tables import print_rows
-        from avjax.runs.stored import summary
+        from avjax.runs.reading import summary
 
         found = []
         for file in sorted(directory.rglob("run.json")):
@@ -288,8 +288,8 @@ def show(
     """Say what a run holds, what is missing and what failed."""
     with friendly():
         from avjax.cli.tables import print_rows
+        from avjax.runs.reading import summary
         from avjax.runs.store import Store
-        from avjax.runs.stored import summary
 
         held, failures = summary(store), list(Store(store).failures().values())
         if as_json:

@@ -11,7 +11,7 @@ from avjax.engine.generate import Generation
 from avjax.prompts.prompt import Prompt
 
 if TYPE_CHECKING:
-    from avjax.planning import Plan
+    from avjax.sweeping.cost import Plan
     from converters.verify import Difference
 
 COLUMN = 36  # characters that a caption's column wants

@@ -5,7 +5,7 @@ from rich.table import Table
 from rich.text import Text
 
 from avjax.tpu.chips import GIB
-from avjax.tpu.planning import TopologyPlan
+from avjax.tpu.topology_plan import TopologyPlan
 
 
 def print_topology_plan(plan: TopologyPlan, console: Console | None = None) -> None:

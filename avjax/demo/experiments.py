@@ -15,7 +15,7 @@ from avjax.model import Model
 from avjax.organism import evidence, world
 from avjax.organism.world import KINDS, PROMPT, Clip
 from avjax.prompts.prompt import Prompt
-from avjax.sweeping import sweep
+from avjax.runs.sweep import sweep
 
 Say = Callable[[str, int, int], None]  # a task, steps done, steps in all
 CLIPS = len(KINDS)  # per condition: each kind once

@@ -9,9 +9,9 @@ import pandas as pd
 import pyarrow as pa
 
 from avjax.runs.differences import changed_samples, identity_differences, plain_differences
+from avjax.runs.reading import tables as tables_of
 from avjax.runs.rows import is_metric
 from avjax.runs.store import Store
-from avjax.runs.stored import tables as tables_of
 
 PLACE = ["sample", "cell_index"]  # of a cell in both runs, whatever has become of its key
 

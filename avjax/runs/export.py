@@ -12,9 +12,9 @@ import xarray as xr
 
 from avjax.runs import captures
 from avjax.runs.differences import changed_samples, identity_differences
+from avjax.runs.reading import contents, tables
 from avjax.runs.rows import Layout, dataset, flattened
 from avjax.runs.store import Store
-from avjax.runs.stored import contents, tables
 
 ENDINGS = (".csv", ".parquet", ".nc", ".zarr")
 

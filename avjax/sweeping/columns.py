@@ -13,7 +13,7 @@ from avjax.metrics import Caption, Metric
 from avjax.prompts.prompt import token_counts
 from avjax.sweeping.floor import HOW, Noise, floor, noise_of
 from avjax.sweeping.names import CELL, COUNTS, dimensions
-from avjax.sweeping.plan import Pass, Sweep
+from avjax.sweeping.prepare import Pass, Sweep
 
 UNREACHED = "where every edit of a cell comes after all that the metric reads, so that none can reach it"
 COUNTED = {"units": "count", "averages": 0}

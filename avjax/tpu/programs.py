@@ -27,7 +27,7 @@ from avjax.models.buckets import bucket, slot_bucket
 from avjax.models.encoding import audio_chunks, audio_program, vision_calls, vision_program
 from avjax.models.sites import Site
 from avjax.prompts.prompt import Inputs, Prompt
-from avjax.sweeping.plan import Pass, Sweep
+from avjax.sweeping.prepare import Pass, Sweep
 from avjax.tpu.counting import work
 from avjax.tpu.synthetic import Layout
 

@@ -34,9 +34,9 @@ def main() -> None:
 def _measure(directory: Path, count: int, rounds: int) -> None:
     import avjax
     from avjax.organism import world
-    from avjax.runs.blocks import _computed
-    from avjax.runs.spec import Spec
-    from avjax.runs.specified import prepare_run
+    from avjax.runs.execute import _computed
+    from avjax.runs.prepare import prepare_run
+    from avjax.runs.spec.spec import Spec
     from avjax.runs.store import Store
 
     clips = []

@@ -19,8 +19,8 @@ import avjax
 from avjax.checkpoint.loading import load
 from avjax.edits.grids import as_cells
 from avjax.prompts.prompt import Prompt
-from avjax.runs.blocks import Run, Sample
 from avjax.runs.rows import encoded
+from avjax.runs.run import Run, Sample
 from avjax.runs.store import Claim, Store
 
 NUM_SAMPLES, FACTORS, EVERY = 2000, 25, 10

@@ -13,7 +13,7 @@ from avjax.engine import generate
 from avjax.engine import session as sessions
 from avjax.engine.reference import pad_inputs, prefill
 from avjax.metrics import AttentionMass, Caption, Logits, Metric
-from avjax.sweeping.plan import prepare
+from avjax.sweeping.prepare import prepare
 from tests.engine.test_knockout_compiles import prompt_of
 
 SIZE = 2048

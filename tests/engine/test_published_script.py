@@ -15,7 +15,7 @@ import avjax
 from avjax.analysis import find_sinks
 from avjax.edits.edits import Knockout
 from avjax.prompts.compat import checked_compat, compatible_prompt, max_new_tokens_for
-from avjax.sweeping.plan import prepare
+from avjax.sweeping.prepare import prepare
 from tests.engine.knockout_oracle import Oracle, Rule
 from tests.engine.knockout_rules import edits
 from tests.tiny_hf import TinyCheckpoint

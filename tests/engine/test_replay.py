@@ -16,7 +16,7 @@ import avjax
 from avjax.engine import clean_runs
 from avjax.engine import session as sessions
 from avjax.metrics import AttentionMass, Logits, LogLikelihood
-from avjax.sweeping.plan import prepare
+from avjax.sweeping.prepare import prepare
 from tests.engine.test_knockout_compiles import count_compilations
 
 RELATIVE = 1e-5

@@ -270,7 +270,7 @@ def test_what_cannot_be_is_refused_before_any_clip(tmp_path: Path, omni: TinyChe
 def test_null_in_a_table_is_silence(tmp_path: Path):
     import json
 
-    from avjax.runs.spec import Spec
+    from avjax.runs.spec.spec import Spec
 
     rows = [{"name": "silent", "video": "a.mp4", "audio": None}, {"name": "heard", "video": "a.mp4"}]
     (tmp_path / "clips.jsonl").write_text("\n".join(map(json.dumps, rows)))

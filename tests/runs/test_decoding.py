@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from avjax.cli import app
 from avjax.media.isolated import IsolatedReader
-from avjax.runs import specified
+from avjax.runs import prepare
 from avjax.runs.store import Store
 
 FAULTY = "tests.media.faulty_worker"
@@ -27,7 +27,7 @@ import functools
 from avjax.cli import app
 from avjax.media.isolated import IsolatedReader
 from avjax.runs import specified
-specified.IsolatedReader = functools.partial(IsolatedReader, module={FAULTY!r})
+prepare.IsolatedReader = functools.partial(IsolatedReader, module={FAULTY!r})
 app()
 """
 
@@ -57,7 +57,7 @@ def run(*arguments: object):
 
 
 def test_clips_that_decoders_die_of_are_named_and_the_others_done(faulty: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(specified, "IsolatedReader", functools.partial(IsolatedReader, module=FAULTY))
+    monkeypatch.setattr(prepare, "IsolatedReader", functools.partial(IsolatedReader, module=FAULTY))
     files = ("crash.mp4", "clip-0.mp4", "hang.mp4", "out_of_memory.mp4", "clip-1.mp4")
     done = run("run", with_clips(faulty, *files, decode_seconds=8))
     assert done.exit_code == 3 and "34 cells computed, 3 clips failed" in done.output
@@ -73,7 +73,7 @@ def test_clips_that_decoders_die_of_are_named_and_the_others_done(faulty: Path, 
 
 
 def test_a_plan_names_a_clip_that_its_decoder_dies_of(faulty: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(specified, "IsolatedReader", functools.partial(IsolatedReader, module=FAULTY))
+    monkeypatch.setattr(prepare, "IsolatedReader", functools.partial(IsolatedReader, module=FAULTY))
     planned = run("run", with_clips(faulty, "clip-0.mp4", "crash.mp4"), "--dry-run")
     assert planned.exit_code == 2 and "crash.mp4" in planned.output and "SIGSEGV" in planned.output
 

@@ -17,8 +17,8 @@ from avjax.cli import app
 from avjax.cli.runs import FAILED, UNWRITTEN
 from avjax.progress import _memory
 from avjax.runs import store as stores
-from avjax.runs.spec import Spec
-from avjax.runs.specified import prepare_run
+from avjax.runs.prepare import prepare_run
+from avjax.runs.spec.spec import Spec
 from avjax.runs.store import Store
 
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 import avjax
 from avjax.cli import app
-from avjax.tpu import planning
+from avjax.tpu import topology_plan
 
 SPEC = {
     "model": "tiny-av",
@@ -49,7 +49,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     monkeypatch.setattr(avjax, "load", load)
     monkeypatch.setattr(avjax, "plan", lambda model, *_, **settings: seen(dtype=model.dtype, **settings))
-    monkeypatch.setattr(planning, "plan_topology", seen)
+    monkeypatch.setattr(topology_plan, "plan_topology", seen)
     return ask
 
 

@@ -12,8 +12,8 @@ import xarray as xr
 from typer.testing import CliRunner
 
 from avjax.cli import app
+from avjax.runs.reading import read
 from avjax.runs.store import Store
-from avjax.runs.stored import read
 
 README = Path(__file__).parents[2] / "README.md"
 CAPTION = "{metric: caption, max_new_tokens: 3}"

@@ -19,8 +19,8 @@ from typer.testing import CliRunner
 
 from avjax.cli import app, runs
 from avjax.cli.runs import RESUME
-from avjax.runs import specified
-from avjax.runs.spec import Spec
+from avjax.runs import prepare
+from avjax.runs.spec.spec import Spec
 from avjax.runs.store import Store
 
 COMMAND = [sys.executable, "-c", "from avjax.cli import app; app()"]
@@ -143,7 +143,7 @@ def test_sigterm_while_a_model_is_loaded_says_resume(spec: Path, monkeypatch: py
 
     before = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patched:
-        patched.setattr(specified, "load", load)
+        patched.setattr(prepare, "load", load)
         stopped = run("run", spec)
     assert stopped.exit_code == RESUME and "before anything was computed; run it again" in stopped.output
     assert signal.getsignal(signal.SIGTERM) is before and not (spec.parent / "run").exists()

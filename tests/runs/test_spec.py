@@ -18,10 +18,10 @@ from avjax.edits.edits import Edit
 from avjax.edits.grids import Grid, as_cells
 from avjax.families.registry import read_config
 from avjax.metrics import LogitDiff, LogProb
-from avjax.runs.spec import Spec
-from avjax.runs.specified import prepare_run
+from avjax.runs.prepare import prepare_run
+from avjax.runs.reading import read
+from avjax.runs.spec.spec import Spec
 from avjax.runs.store import Store
-from avjax.runs.stored import read
 from tests.hub_configs import HUB_OMNI
 
 

@@ -24,12 +24,15 @@ from avjax.metrics import KL, AttentionMass, Caption, LogProb, Metric, TopK, Vie
 from avjax.models.buckets import bucket
 from avjax.prompts.prompt import Prompt
 from avjax.prompts.selectors import KINDS
-from avjax.runs import blocks, stored
-from avjax.runs.blocks import Run, Sample, execute
+from avjax.runs import execute as executing
+from avjax.runs import sweep as sweeping
+from avjax.runs.begin import begin
+from avjax.runs.execute import execute
 from avjax.runs.export import export, merge
 from avjax.runs.identity import edits_digest, metric_json, model_identity
+from avjax.runs.reading import read, summary, unusable
+from avjax.runs.run import Run, Sample
 from avjax.runs.store import Store
-from avjax.runs.stored import begin, read, summary, unusable
 from tests.engine.test_knockout_compiles import prompt_of
 
 GRID = avjax.grid(
@@ -51,7 +54,7 @@ def plain(omni_model: avjax.Model, prompts: dict[str, Prompt]) -> xr.Dataset:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three cells."""
-    monkeypatch.setattr(stored, "CELLS_PER_BLOCK", 3)
+    monkeypatch.setattr(sweeping, "CELLS_PER_BLOCK", 3)
 
 
 def contents(path: Path) -> dict[str, bytes]:
@@ -84,8 +87,8 @@ def test_only_what_is_missing_is_computed(
     first = avjax.sweep(omni_model, prompts, GRID, METRICS, store=store)
     before = contents(store)
     calls: list[Any] = []
-    compute = blocks._computed
-    monkeypatch.setattr(blocks, "_computed", lambda *given: calls.append(given) or compute(*given))
+    compute = executing._computed
+    monkeypatch.setattr(executing, "_computed", lambda *given: calls.append(given) or compute(*given))
     xr.testing.assert_identical(avjax.sweep(omni_model, prompts, GRID, METRICS, store=store), first)
     assert calls == [] and contents(store) == before
 
@@ -332,7 +335,7 @@ def test_equal_edits_under_other_labels_are_cells_of_their_own(
     block_cells: int,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(stored, "CELLS_PER_BLOCK", block_cells)
+    monkeypatch.setattr(sweeping, "CELLS_PER_BLOCK", block_cells)
     key = avjax.axis("key", ["text"] * 5, list("vwxyz"))
     found = avjax.sweep(
         omni_model, prompts["a"], avjax.Knockout(query="answer", key=key), KL(), store=tmp_path / "run", progress=False
@@ -379,7 +382,7 @@ def test_ctrl_c_ends_a_sweep_at_once(
 ):
     """It comes where the work is done, and not to a thread that waits for it."""
     begun: list[str] = []
-    before = blocks._computed  # pyright: ignore[reportPrivateUsage]
+    before = executing._computed  # pyright: ignore[reportPrivateUsage]
 
     def computed(model: Any, run: Run, block: Any, prompt: Prompt) -> xr.Dataset:
         begun.append(block.name)
@@ -387,8 +390,8 @@ def test_ctrl_c_ends_a_sweep_at_once(
             signal.raise_signal(signal.SIGINT)
         return before(model, run, block, prompt)
 
-    monkeypatch.setattr(blocks, "_computed", computed)
-    monkeypatch.setattr(stored, "CELLS_PER_BLOCK", 3)
+    monkeypatch.setattr(executing, "_computed", computed)
+    monkeypatch.setattr(sweeping, "CELLS_PER_BLOCK", 3)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
         with pytest.raises(KeyboardInterrupt):
@@ -401,15 +404,15 @@ def test_ctrl_c_ends_a_sweep_at_once(
 class OneStops(Team):
     """A team in whose other process SIGTERM has come."""
 
-    def said(self, value: int) -> list[int]:
-        return [value, blocks.STOP]
+    def all_gather(self, value: int) -> list[int]:
+        return [value, executing.STOP]
 
 
 def test_a_process_that_follows_can_stop_the_run(
     omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(blocks, "Team", OneStops)
-    monkeypatch.setattr(OneStops, "least", lambda self, value: value)
+    monkeypatch.setattr(executing, "Team", OneStops)
+    monkeypatch.setattr(OneStops, "minimum", lambda self, value: value)
     cells = as_cells(GRID, omni_model.config.decoder)
     samples = (Sample(name="a", digest="a", prompt=lambda: prompts["a"], metrics=(KL(),)),)
     run = Run(digest="run", cells=cells, samples=samples, settings={}, block_cells=3)

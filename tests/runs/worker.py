@@ -17,8 +17,9 @@ import xarray as xr
 import avjax
 from avjax.edits.grids import as_cells
 from avjax.models.config import DecoderConfig
-from avjax.runs import blocks
-from avjax.runs.blocks import Block, Run, Sample, execute
+from avjax.runs import execute as executing
+from avjax.runs.execute import execute
+from avjax.runs.run import Block, Run, Sample
 from avjax.runs.store import Store
 
 NUM_SAMPLES, BLOCK_CELLS = 5, 10
@@ -75,7 +76,7 @@ def computed(model: Any, run: Run, block: Block, prompt: Any) -> xr.Dataset:
 
 
 def main() -> None:
-    blocks._computed = computed  # pyright: ignore[reportPrivateUsage]
+    executing._computed = computed  # pyright: ignore[reportPrivateUsage]
     store, made = Store(sys.argv[1]), run()
     store.begin({"layout": vars(made.layout)})
     sys.stdout.write(f"{os.getpid()}\n")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 import avjax
 from avjax import metrics
-from avjax.sweeping.plan import MOST_FED
+from avjax.sweeping.prepare import MOST_FED
 
 SIZE = 24
 GRID = ["answer->[2:9]@1", "[8:20]->[0:4]", "generated->[0:6]; last->[3:5]*2"]

@@ -12,7 +12,7 @@ import pytest
 import avjax
 from avjax import metrics
 from avjax.analysis import edge_sufficiency, sweep_samples
-from avjax.runs import stored
+from avjax.runs import sweep as sweeping
 from avjax.runs.captures import Captured
 from avjax.runs.export import export
 from avjax.runs.store import Store
@@ -69,7 +69,7 @@ def test_blocks_keep_counts_reasons_and_floors(model, prompts, tmp_path: Path, m
     """Also where only one block has cells that cannot be reached."""
     asked = [metrics.Prob(5), metrics.LogLikelihood((4, 9, 7)), Pair()]
     whole = avjax.sweep(model, prompts, RULES, asked, **SETTINGS)
-    monkeypatch.setattr(stored, "CELLS_PER_BLOCK", 1)
+    monkeypatch.setattr(sweeping, "CELLS_PER_BLOCK", 1)
     cut = avjax.sweep(model, prompts, RULES, asked, store=tmp_path / "run", **SETTINGS)
     assert cut.prob.attrs["missing"] == whole.prob.attrs["missing"] and cut.pair.dims == whole.pair.dims
     np.testing.assert_array_equal(np.isnan(cut.prob), np.isnan(whole.prob))

@@ -11,10 +11,10 @@ from avjax.checkpoint.builtin import builtin_directory
 from avjax.cli import app
 from avjax.families.registry import abstract_network
 from avjax.metrics import Caption, LogProb
-from avjax.planning import Counts
+from avjax.sweeping.cost import Counts
 from avjax.tpu.chips import GIB
-from avjax.tpu.planning import DoesNotFit, TopologyPlan, plan_topology
 from avjax.tpu.synthetic import named_config
+from avjax.tpu.topology_plan import DoesNotFit, TopologyPlan, plan_topology
 
 pytestmark = pytest.mark.tpu
 

@@ -34,7 +34,7 @@ from avjax.provenance import provenance
 from avjax.sweeping.columns import Columns
 from avjax.sweeping.floor import drawn_cells, drawn_samples
 from avjax.sweeping.joining import join_samples
-from avjax.sweeping.plan import Pass, Sweep, prepare
+from avjax.sweeping.prepare import Pass, Sweep, prepare
 from avjax.sweeping.slices import Slice, run_slices, slices_here
 
 

@@ -16,19 +16,20 @@ from avjax.media.decode import MediaError
 from avjax.media.isolated import IsolatedReader
 from avjax.metrics import Metric
 from avjax.model import Model
-from avjax.planning import Plan, cost, together, with_passes
 from avjax.prompts.layout import check_rule
 from avjax.prompts.prompt import Prompt
 from avjax.prompts.wording import as_keys
-from avjax.runs.blocks import Outcome, Run, Sample, execute
+from avjax.runs.begin import begin
 from avjax.runs.captures import Captured
 from avjax.runs.events import Tell, silent
+from avjax.runs.execute import Outcome, execute
 from avjax.runs.identity import digest, file_digest, metric_json, model_identity
-from avjax.runs.spec import Clip, Spec
-from avjax.runs.spec_metrics import filled
+from avjax.runs.run import Run, Sample
+from avjax.runs.spec.metrics import filled
+from avjax.runs.spec.spec import Clip, Spec
 from avjax.runs.store import Store
-from avjax.runs.stored import begin
-from avjax.sweeping.plan import prepare
+from avjax.sweeping.cost import Plan, cost, together, with_passes
+from avjax.sweeping.prepare import prepare
 
 WORDS = (None, "auto", "from_video", "none")  # in place of a sound file
 NEXT = "put them there, or mend their names in the specification or its table"

@@ -22,7 +22,7 @@ from avjax.model import Model, refuse_no_model
 from avjax.models.config import DecoderConfig
 from avjax.prompts.compat import Compat
 from avjax.prompts.prompt import Prompt
-from avjax.sweeping.plan import Sweep, prepare
+from avjax.sweeping.prepare import Sweep, prepare
 
 CALIBRATION_SECONDS = 0.2
 DISPATCH_SECONDS = 2e-3  # of the host, per batch

@@ -21,10 +21,10 @@ from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, fi
 
 from avjax.edits import grids
 from avjax.nearest import did_you_mean, nearest
-from avjax.runs.blocks import CELLS_PER_BLOCK
 from avjax.runs.captures import SITES
-from avjax.runs.spec_grid import EDITS, GridOrEdits, Strict, Text, Tokens, Values, Windows, build_grid
-from avjax.runs.spec_metrics import METRICS, AnyMetric
+from avjax.runs.run import CELLS_PER_BLOCK
+from avjax.runs.spec.edits import EDITS, GridOrEdits, Strict, Text, Tokens, Values, Windows, build_grid
+from avjax.runs.spec.metrics import METRICS, AnyMetric
 
 MEDIA = ("video", "audio", "image")
 

@@ -20,7 +20,7 @@ from avjax.model import CACHED_CLIPS
 from avjax.models.config import ModelConfig
 from avjax.prompts.compat import Compat
 from avjax.prompts.selectors import KINDS
-from avjax.sweeping.plan import prepare
+from avjax.sweeping.prepare import prepare
 from avjax.tpu.chips import GIB, PASSES, Chip, Topology
 from avjax.tpu.programs import Program, TooLarge, held_bytes, programs
 from avjax.tpu.synthetic import Layout, NoRuns, abstract_model, named_config

@@ -16,13 +16,13 @@ from avjax.engine.generate import generation_penalty
 from avjax.engine.reads import AttentionRead, Reads, placed, with_fed
 from avjax.engine.scoring import check_values, unembedded
 from avjax.engine.session import Session
-from avjax.metric_checks import as_metrics
 from avjax.metrics import Caption, Metric
 from avjax.model import Model
 from avjax.models.buckets import slot_bucket
 from avjax.prompts.compat import Compat, checked_compat, max_new_tokens_for
 from avjax.prompts.prompt import Prompt, named_prompts
 from avjax.prompts.selectors import select
+from avjax.sweeping.metric_checks import as_metrics
 from avjax.sweeping.names import refuse_collisions
 from avjax.sweeping.reach import unreached
 

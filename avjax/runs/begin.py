@@ -1,0 +1,66 @@
+"""A run begun in a store, or gone on with."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from avjax.model import Model
+from avjax.provenance import of_run
+from avjax.runs.differences import changed_samples, identity_differences, listed
+from avjax.runs.run import Run
+from avjax.runs.store import Store
+
+
+def begin(
+    store: Store,
+    model: Model,
+    run: Run,
+    fixed: Mapping[str, Any],
+    spec: Mapping[str, Any] | None = None,
+    directory: Path | None = None,
+) -> None:
+    """Begins a run in a store, or goes on with it.
+
+    Args:
+      fixed: what decides the values of all samples.
+      spec: of the run, as plain values.
+      directory: that the specification's files are relative to.
+
+    Raises:
+      ValueError: the store holds another one.
+    """
+    samples = {str(sample.name): sample.digest for sample in run.samples}
+    identity = json.loads(json.dumps({**fixed, "grid": run.grid_digest, "block_cells": run.block_cells}))
+    about = {"identity": identity, "samples": samples, "layout": vars(run.layout)}
+    about["provenance"] = of_run(model, directory or Path(), seed=None if spec is None else spec["seed"])
+    if spec is not None and directory is not None:
+        about |= {"spec": spec, "directory": str(directory.absolute())}
+    stored = store.begin(about)
+    different = identity_differences(about, stored)
+    if different and not store.parts() and not store.claims.exists():  # nothing was kept, and nobody works on it
+        store.amend(about)
+        return
+    if [*stored["samples"]] != [*samples]:
+        different.append(f"the names of its samples (now {listed(samples)}; then {listed(stored['samples'])})")
+    if not different and stored["samples"] != samples:
+        different = changed_samples(_changed(store, run, stored["samples"]), about, stored)
+        if not different:
+            store.amend({"samples": samples})
+    if different:
+        raise ValueError(
+            f"{store.path}: it holds another run, which differs in {'; '.join(different)}; choose another store, or go "
+            "back to what this one was begun with"
+        )
+
+
+def _changed(store: Store, run: Run, before: Mapping[str, str]) -> list[str]:
+    """Names of samples whose clip or words changed after cells of them were kept."""
+    old = dataclasses.replace(
+        run, samples=tuple(dataclasses.replace(s, digest=before[str(s.name)]) for s in run.samples)
+    )
+    done = store.parts()
+    kept = {old.samples[block.sample] for block in old.blocks() if block.name in done}
+    now = {str(sample.name): sample.digest for sample in run.samples}
+    return [repr(s.name) for s in old.samples if s in kept and now[str(s.name)] != s.digest]
