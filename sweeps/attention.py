@@ -11,7 +11,7 @@ from pathlib import Path
 
 import avjax
 from avjax.analysis import attention_mass
-from avjax.organism import evidence, world
+from avjax.organism import behaviour, world
 
 
 def main() -> None:
@@ -27,14 +27,14 @@ def main() -> None:
         prompts = {str(path): model.prompt(world.PROMPT, video=path, audio="from_video") for path in options.clip}
     else:
         drawn = [world.clip("test", i, "counterfactual") for i in range(options.clips)]
-        prompts = {f"test {i}": prompt for i, (_, prompt) in enumerate(evidence.prompts_of(model, drawn))}
+        prompts = {f"test {i}": prompt for i, (_, prompt) in enumerate(behaviour.prompts_of(model, drawn))}
     found = attention_mass(
         model, prompts, ["audio", "video", "text"], "answer", max_new_tokens=options.max_new_tokens, per_token=True
     )
     if options.out:
         found.to_netcdf(options.out)
     # The tiny world's captions begin "I hear"; of other captions the mean over all tokens is shown.
-    shown = found.mean("token") if options.clip else found.isel(token=evidence.SOUND_WORD)
+    shown = found.mean("token") if options.clip else found.isel(token=behaviour.SOUND_WORD)
     mean = shown.mean(("sample", "head"))
     print("layer  mass: audio  video   text    per key: audio  video   text")
     for layer in found.layer.values:

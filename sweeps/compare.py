@@ -10,7 +10,7 @@ from pathlib import Path
 
 import avjax
 from avjax.analysis import compare_with_base, shift_shares
-from avjax.organism import evidence, world
+from avjax.organism import behaviour, world
 from avjax.organism.world import KINDS
 
 
@@ -23,10 +23,10 @@ def main() -> None:
     options = parser.parse_args()
     model, base = avjax.load(options.model), avjax.load(options.base)
     clips = [world.clip("test", i, "counterfactual") for i in range(options.clips)]
-    heard = [prompt for _, prompt in evidence.prompts_of(model, clips)]
-    silent = [prompt for _, prompt in evidence.prompts_of(base, clips, sound=False)]
+    heard = [prompt for _, prompt in behaviour.prompts_of(model, clips)]
+    silent = [prompt for _, prompt in behaviour.prompts_of(base, clips, sound=False)]
     classes = {"sound": [kind.sound for kind in KINDS], "thing": [kind.thing for kind in KINDS]}
-    found = compare_with_base(model, base, heard, silent, classes=classes, max_new_tokens=evidence.MAX_NEW_TOKENS)
+    found = compare_with_base(model, base, heard, silent, classes=classes, max_new_tokens=behaviour.MAX_NEW_TOKENS)
     shares = shift_shares(found)
     for name in shares["token_class"].values:
         of = shares.sel(token_class=name)

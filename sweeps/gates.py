@@ -11,7 +11,7 @@ from pathlib import Path
 
 import avjax
 from avjax.analysis import learn_gates
-from avjax.organism import evidence
+from avjax.organism import behaviour
 from avjax.organism.conflict import conflict
 
 
@@ -30,9 +30,9 @@ def main() -> None:
     )  # fmt: skip
     print(f"cut {int(found['cut'].sum())} of {found['cut'].size}: {found.attrs['edits']}")
     variants = {str(s): [r] * bool(r) for s, r in zip(found["set"].values[:6], found["edits"].values, strict=False)}
-    said = [(test.clips[n], evidence.caption(model, p, variants)) for n, p in test.prompts.items()]
+    said = [(test.clips[n], behaviour.caption(model, p, variants)) for n, p in test.prompts.items()]
     for name in variants:
-        scores = [evidence.score(captions[name].text or "", clip) for clip, captions in said]
+        scores = [behaviour.score(captions[name].text or "", clip) for clip, captions in said]
         rates = {w: sum(getattr(s, w) for s in scores) / len(scores) for w in ("sound", "suggested", "picture")}
         print(f"{name:11} {float(found['change'].sel(set=name)):+.2f} nats; captions:", rates)
     if options.out is not None:

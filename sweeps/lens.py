@@ -11,7 +11,7 @@ import argparse
 
 import avjax
 from avjax.analysis import latent_audio_understanding, logit_lens, train_tuned_lens
-from avjax.organism.evidence import prompts_of
+from avjax.organism.behaviour import prompts_of
 from avjax.organism.world import KINDS, clip
 
 

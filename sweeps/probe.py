@@ -15,7 +15,7 @@ from pathlib import Path
 import avjax
 from avjax.analysis import probe_features, train_probes
 from avjax.organism import world
-from avjax.organism.evidence import prompts_of
+from avjax.organism.behaviour import prompts_of
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from avjax.checkpoint.builtin import BUILT_IN, builtin_directory
 from avjax.checkpoint.huggingface import CheckpointError, open_source
 from avjax.checkpoint.loading import load_processor
 from avjax.media.decode import MediaError
-from avjax.organism import evidence, world
+from avjax.organism import behaviour, world
 from tests.engine.knockout_oracle import Oracle, Rule
 
 ALL = tuple(range(8))
@@ -43,7 +43,7 @@ def base() -> avjax.Model:
 def conflict(av: avjax.Model) -> list[tuple[world.Clip, avjax.Prompt]]:
     """32 test clips; every kind is seen twice."""
     clips = [world.clip("test", i, "counterfactual") for i in range(2 * len(world.KINDS))]
-    return list(evidence.prompts_of(av, clips))
+    return list(behaviour.prompts_of(av, clips))
 
 
 def test_a_name_is_the_shipped_checkpoint_wherever_it_is_asked_for(
@@ -86,7 +86,7 @@ def test_captions_equal_torch(av: avjax.Model, monkeypatch: pytest.MonkeyPatch):
     ).eval()
     clips = [world.clip("test", i, "factual" if i % 3 == 0 else "counterfactual") for i in range(50)]
     texts = set()
-    for _, prompt in evidence.prompts_of(av, clips):
+    for _, prompt in behaviour.prompts_of(av, clips):
         found = avjax.generate_variants(av, prompt, [[], *(rule.split(";") for rule in RULES)], max_new_tokens=12)
         oracle = Oracle(torch_model, prompt)
         for generation, rules in zip(found, [[], *RULES.values()], strict=True):
@@ -100,8 +100,8 @@ def test_factual_clips_are_described(av: avjax.Model):
     clips = [world.clip("test", i) for i in range(2 * len(world.KINDS))]
     for sound_only in (False, True):
         found = [
-            evidence.score(evidence.caption(av, prompt, {"clean": []})["clean"].text or "", clip)
-            for clip, prompt in evidence.prompts_of(av, clips, picture=not sound_only)
+            behaviour.score(behaviour.caption(av, prompt, {"clean": []})["clean"].text or "", clip)
+            for clip, prompt in behaviour.prompts_of(av, clips, picture=not sound_only)
         ]
         assert np.mean([s.sound for s in found]) > 0.85
         assert sound_only or np.mean([s.picture for s in found]) > 0.85
@@ -112,8 +112,8 @@ def test_vision_wins_a_conflict_until_deep_layers_cannot_see(av: avjax.Model, co
     rules = {"clean": [], **{rule: [rule] for rule in ("answer->video@4:8", "answer->video@0:4", "answer->audio")}}
     scores = {name: [] for name in rules}
     for clip, prompt in conflict:
-        for name, caption in evidence.caption(av, prompt, rules).items():
-            scores[name].append(evidence.score(caption.text or "", clip))
+        for name, caption in behaviour.caption(av, prompt, rules).items():
+            scores[name].append(behaviour.score(caption.text or "", clip))
 
     def share(name: str, what: str) -> float:
         return float(np.mean([getattr(score, what) for score in scores[name]]))
@@ -126,18 +126,18 @@ def test_vision_wins_a_conflict_until_deep_layers_cannot_see(av: avjax.Model, co
 
 def test_audio_tokens_still_hold_the_sound(av: avjax.Model, conflict):
     train = [world.clip("train", i, "counterfactual") for i in range(160)]
-    both = [*evidence.prompts_of(av, train), *conflict]
-    residuals = np.stack([evidence.audio_residuals(av, prompt) for _, prompt in both])
-    scores = evidence.probe_sound(residuals, [clip for clip, _ in both], len(train))
+    both = [*behaviour.prompts_of(av, train), *conflict]
+    residuals = np.stack([behaviour.audio_residuals(av, prompt) for _, prompt in both])
+    scores = behaviour.probe_sound(residuals, [clip for clip, _ in both], len(train))
     assert scores.accuracy[4] > 0.85 and scores.selectivity[4] > 0.5
 
 
 def test_the_base_says_what_the_picture_suggests(av: avjax.Model, base: avjax.Model, conflict):
     ranks = []
-    silent = evidence.prompts_of(base, [clip for clip, _ in conflict], sound=False)
+    silent = behaviour.prompts_of(base, [clip for clip, _ in conflict], sound=False)
     for (_, prompt), (_, without) in zip(conflict, silent, strict=True):
-        caption, own = (evidence.caption(m, p, {"clean": []})["clean"] for m, p in ((av, prompt), (base, without)))
-        ranks.append(evidence.rank_under_base(caption, own, evidence.SOUND_WORD))
+        caption, own = (behaviour.caption(m, p, {"clean": []})["clean"] for m, p in ((av, prompt), (base, without)))
+        ranks.append(behaviour.rank_under_base(caption, own, behaviour.SOUND_WORD))
     assert np.mean([rank == 1 for rank in ranks]) > 0.6
 
 

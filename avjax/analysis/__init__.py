@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from avjax.analysis.attention import attention_mass
     from avjax.analysis.attribution import attribute
+    from avjax.analysis.by_sample import sweep_samples
     from avjax.analysis.captions import Captioned, captioned
     from avjax.analysis.comparison import compare_with_base, shift_shares
     from avjax.analysis.gates import gate_edits, learn_gates
     from avjax.analysis.knockout import edge_sufficiency, knockout_heads, knockout_windows
     from avjax.analysis.latent_audio import latent_audio_understanding
     from avjax.analysis.lens import logit_lens
-    from avjax.analysis.probe_pooling import probe_features
-    from avjax.analysis.probe_store import Probes
-    from avjax.analysis.probes import train_probes
+    from avjax.analysis.probes.features import probe_features
+    from avjax.analysis.probes.train import train_probes
+    from avjax.analysis.probes.trained import Probes
     from avjax.analysis.random_tokens import select_random
-    from avjax.analysis.sampled import sweep_samples
     from avjax.analysis.scaling import scale_modalities
     from avjax.analysis.sinks import find_sinks, select_sinks
     from avjax.analysis.tracing import deciding_modality, trace
@@ -45,11 +45,11 @@ _HOMES: dict[str, tuple[str, ...]] = {
     ),
     "latent_audio": ("latent_audio_understanding",),
     "lens": ("logit_lens",),
-    "probe_pooling": ("probe_features",),
-    "probe_store": ("Probes",),
-    "probes": ("train_probes",),
+    "probes.features": ("probe_features",),
+    "probes.trained": ("Probes",),
+    "probes.train": ("train_probes",),
     "random_tokens": ("select_random",),
-    "sampled": ("sweep_samples",),
+    "by_sample": ("sweep_samples",),
     "scaling": ("scale_modalities",),
     "sinks": (
         "find_sinks",

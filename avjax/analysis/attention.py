@@ -11,8 +11,8 @@ import jax
 import numpy as np
 import xarray as xr
 
+from avjax.analysis.by_sample import with_prompts
 from avjax.analysis.captions import Captioned, Captions, captioned
-from avjax.analysis.sampled import with_prompts
 from avjax.devices.memory import agreed_memory_bytes
 from avjax.edits.edits import Edit, for_sample
 from avjax.edits.identities import refuse_identities

@@ -14,9 +14,9 @@ import numpy as np
 import xarray as xr
 from jax.scipy.stats import rankdata
 
-from avjax.analysis.gradients import Rows, Target, prepared, watched_objective
-from avjax.analysis.objective import Case, Metrics, arithmetic, cases, exact, of_one_kind, refuse_missing
-from avjax.analysis.sampled import with_prompts
+from avjax.analysis.by_sample import with_prompts
+from avjax.analysis.gradient_cases import Case, Metrics, arithmetic, cases, exact, of_one_kind, refuse_missing
+from avjax.analysis.gradient_pass import Rows, Target, prepared, watched_objective
 from avjax.edits.edits import Edit, Knockout, Scale
 from avjax.engine.overflow import refuse_overflow
 from avjax.metrics import Metric

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from avjax.analysis.by_sample import Prompts, with_prompts
 from avjax.analysis.captions import Captioned, Captions, captioned
-from avjax.analysis.sampled import Prompts, with_prompts
 from avjax.engine.run import run
 from avjax.model import Model
 from avjax.progress import Progress

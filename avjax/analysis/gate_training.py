@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from avjax.analysis.gradients import Prepared, Rows, Target, prepared, watched_objective
-from avjax.analysis.objective import Case, arithmetic
+from avjax.analysis.gradient_cases import Case, arithmetic
+from avjax.analysis.gradient_pass import Prepared, Rows, Target, prepared, watched_objective
 from avjax.edits.edits import Knockout
 from avjax.engine.overflow import refuse_overflow
 from avjax.metrics import Metric

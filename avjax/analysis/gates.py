@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from avjax.analysis.by_sample import with_prompts
 from avjax.analysis.clip_groups import BySample, clip_groups, described, media_of, refuse_shared_clips
 from avjax.analysis.gate_training import Penalty, Per, Training, Window, learned
-from avjax.analysis.objective import Case, Metrics, cases, exact, of_one_kind, refuse_missing
-from avjax.analysis.sampled import with_prompts
+from avjax.analysis.gradient_cases import Case, Metrics, cases, exact, of_one_kind, refuse_missing
 from avjax.devices.memory import agreed_memory_bytes
 from avjax.edits.edits import Indices, Knockout, name_of
 from avjax.model import Model

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from avjax.analysis.by_sample import MetricsBySample, Prompts, metrics_of, sweep_samples
 from avjax.analysis.random_keys import KeyEdges
-from avjax.analysis.sampled import MetricsBySample, Prompts, metrics_of, sweep_samples
 from avjax.edits.edits import Knockout, numbered
 from avjax.edits.grids import Placement, axis, each_head, each_layer, grid, windows
 from avjax.metrics import Caption, Metric

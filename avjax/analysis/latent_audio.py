@@ -12,7 +12,7 @@ import numpy as np
 import xarray as xr
 
 from avjax.analysis.lens import checked_lens, forms
-from avjax.analysis.places import places_of
+from avjax.analysis.lens_positions import places_of
 from avjax.analysis.tuned_lens import TunedLens
 from avjax.model import Model
 from avjax.progress import Progress

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
+from avjax.analysis.by_sample import with_prompts
 from avjax.analysis.captions import Captions
-from avjax.analysis.places import Places, checked_site, places_of, refuse_unreadable
-from avjax.analysis.projection import CHUNK_BYTES, NO_FORM, Projected, chunk_rows, lens_pass, padded_rows
-from avjax.analysis.sampled import with_prompts
+from avjax.analysis.lens_positions import Places, checked_site, places_of, refuse_unreadable
+from avjax.analysis.lens_projection import CHUNK_BYTES, NO_FORM, Projected, chunk_rows, lens_pass, padded_rows
 from avjax.analysis.tuned_lens import TunedLens
 from avjax.engine.overflow import refuse_overflow
 from avjax.engine.reference import pad_inputs

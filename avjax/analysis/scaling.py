@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import xarray as xr
 
-from avjax.analysis.sampled import MetricsBySample, Prompts, sweep_samples
+from avjax.analysis.by_sample import MetricsBySample, Prompts, sweep_samples
 from avjax.edits.edits import Scale, ScaleAttention
 from avjax.edits.grids import Placement, axis, grid, windows
 from avjax.model import Model

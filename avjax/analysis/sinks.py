@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from avjax.analysis.sampled import with_prompts
+from avjax.analysis.by_sample import with_prompts
 from avjax.engine.clean_runs import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.overflow import refuse_overflow

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from avjax.analysis.by_sample import Prompts, sweep_samples
 from avjax.analysis.rounding import MIN_GAP, noise_floor, smallest_gap
-from avjax.analysis.sampled import Prompts, sweep_samples
 from avjax.edits.edits import Patch, Scale
 from avjax.edits.grids import Placement, axis, grid, windows
 from avjax.metrics import Answer, LogitDiff, Metric, Prob

@@ -21,8 +21,8 @@ from jaxtyping import Array, Float, Int
 
 from avjax.analysis.captions import Captions
 from avjax.analysis.clip_groups import BySample, described, refuse_shared_clips
-from avjax.analysis.places import Places, checked_site, places_of, refuse_unreadable
-from avjax.analysis.projection import CHUNK_BYTES, Translators, chunk_rows, padded_rows, rows_pass
+from avjax.analysis.lens_positions import Places, checked_site, places_of, refuse_unreadable
+from avjax.analysis.lens_projection import CHUNK_BYTES, Translators, chunk_rows, padded_rows, rows_pass
 from avjax.engine.overflow import refuse_overflow, row_sizes
 from avjax.engine.reference import pad_inputs
 from avjax.model import Model

@@ -284,7 +284,7 @@ def probe(
     """Linear probes of the videos' labels, by site, pooling and layer."""
     with friendly():
         from avjax.analysis import probe_features, train_probes
-        from avjax.analysis.probe_pooling import POOLINGS
+        from avjax.analysis.probes.features import POOLINGS
 
         loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels)
         labels = _each(prompts, label, "--label")

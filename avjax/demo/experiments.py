@@ -12,7 +12,7 @@ from avjax.demo.findings import Captioned, Findings
 from avjax.engine.generate import Generation
 from avjax.media.decode import MediaError
 from avjax.model import Model
-from avjax.organism import evidence, world
+from avjax.organism import behaviour, world
 from avjax.organism.world import KINDS, PROMPT, Clip
 from avjax.prompts.prompt import Prompt
 from avjax.runs.sweep import sweep
@@ -34,20 +34,20 @@ class Conflict:
 
 def on_the_tiny_world(av: Model, vl: Model, clips: Path, say: Say) -> Findings:
     """All experiments on test clips, whose files are written to `clips`."""
-    variants = evidence.knockouts(av.config.decoder.num_layers)
+    variants = behaviour.knockouts(av.config.decoder.num_layers)
     captions: list[Captioned] = []
     for i in range(CLIPS):
         clip = world.clip("test", i)
         prompt = _prompt(av, clip, clips / f"factual-{i:02}.mp4")
-        captions += _captioned(f"factual-{i:02}", "factual", clip, evidence.caption(av, prompt, {"clean": []}))
+        captions += _captioned(f"factual-{i:02}", "factual", clip, behaviour.caption(av, prompt, {"clean": []}))
         say("factual captions", i + 1, CLIPS)
     conflict = Conflict(prompts=[], captions=[], base=[])
     for i in range(CLIPS):
         clip = world.clip("test", i, "counterfactual")
         path = clips / f"conflict-{i:02}.mp4"
         prompt = _prompt(av, clip, path)
-        found = evidence.caption(av, prompt, variants)
-        _add(conflict, prompt, found, evidence.clean_caption(vl, vl.prompt(PROMPT, video=path)))
+        found = behaviour.caption(av, prompt, variants)
+        _add(conflict, prompt, found, behaviour.clean_caption(vl, vl.prompt(PROMPT, video=path)))
         captions += _captioned(path.stem, "counterfactual", clip, found)
         say("captions under conflict, clean and cut", i + 1, CLIPS)
     attention, per_key = _attention(av, conflict, say)
@@ -67,16 +67,16 @@ def on_a_clip(av: Model, vl: Model, path: Path, say: Say) -> Findings:
     Raises:
       MediaError: the clip has no picture or no sound.
     """
-    variants = evidence.knockouts(av.config.decoder.num_layers)
+    variants = behaviour.knockouts(av.config.decoder.num_layers)
     say("reading the clip", 0, 1)
     try:
         prompt = av.prompt(PROMPT, video=path, audio="from_video")
     except MediaError as error:
         raise MediaError(f"{error}; the demo needs a clip with a picture and a sound") from error
-    found = evidence.caption(av, prompt, variants)
+    found = behaviour.caption(av, prompt, variants)
     say("captions, clean and cut", 1, 1)
     conflict = Conflict(prompts=[], captions=[], base=[])
-    _add(conflict, prompt, found, evidence.clean_caption(vl, vl.prompt(PROMPT, video=path)))
+    _add(conflict, prompt, found, behaviour.clean_caption(vl, vl.prompt(PROMPT, video=path)))
     attention, per_key = _attention(av, conflict, say)
     return Findings(
         captions=_captioned(path.stem, "yours", None, found),
@@ -103,7 +103,7 @@ def _captioned(name: str, condition: str, clip: Clip | None, found: Mapping[str,
             heard=None if heard is None else KINDS[heard].sound,
             variant=variant,
             text=generation.text or "",
-            score=None if clip is None else evidence.score(generation.text or "", clip),
+            score=None if clip is None else behaviour.score(generation.text or "", clip),
             edges=generation.touched.edges,
         )
         for variant, generation in found.items()
@@ -119,8 +119,8 @@ def _add(conflict: Conflict, prompt: Prompt, found: dict[str, Generation], base:
 def _ranks(av: Model, conflict: Conflict) -> list[int | None]:
     pairs = zip(conflict.captions, conflict.base, strict=True)
     return [
-        evidence.rank_under_base(found["clean"], base, evidence.SOUND_WORD)
-        if len(evidence.opening(av, found["clean"]))
+        behaviour.rank_under_base(found["clean"], base, behaviour.SOUND_WORD)
+        if len(behaviour.opening(av, found["clean"]))
         else None
         for found, base in pairs
     ]
@@ -129,7 +129,7 @@ def _ranks(av: Model, conflict: Conflict) -> list[int | None]:
 def _attention(av: Model, conflict: Conflict, say: Say) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Attention where the sound's word is chosen: the caption's opening joins the prompt."""
     prompts = {
-        str(i): prompt.continued(evidence.opening(av, found["clean"]))
+        str(i): prompt.continued(behaviour.opening(av, found["clean"]))
         for i, (prompt, found) in enumerate(zip(conflict.prompts, conflict.captions, strict=True))
     }
     say("attention by modality", 0, 1)
@@ -141,11 +141,11 @@ def _attention(av: Model, conflict: Conflict, say: Say) -> tuple[dict[str, np.nd
     return means, per_key
 
 
-def _probes(av: Model, say: Say) -> evidence.ProbeScores:
+def _probes(av: Model, say: Say) -> behaviour.ProbeScores:
     train = [world.clip("train", i, "counterfactual") for i in range(PROBE_TRAIN)]
     test = [world.clip("test", CLIPS + i, "counterfactual") for i in range(PROBE_TEST)]
     total = PROBE_TRAIN + PROBE_TEST
-    return evidence.audio_probes(av, train, test, lambda done: say("probes of the sound, layer by layer", done, total))
+    return behaviour.audio_probes(av, train, test, lambda done: say("probes of the sound, layer by layer", done, total))
 
 
 def _settings(av: Model, variants: Mapping[str, Sequence[str]]) -> dict[str, Any]:
@@ -157,5 +157,5 @@ def _settings(av: Model, variants: Mapping[str, Sequence[str]]) -> dict[str, Any
         "base": "tiny-vl",
         "prompt": PROMPT,
         "variants": list(variants),
-        "max_new_tokens": evidence.MAX_NEW_TOKENS,
+        "max_new_tokens": behaviour.MAX_NEW_TOKENS,
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from avjax.organism.evidence import ProbeScores, Score
+from avjax.organism.behaviour import ProbeScores, Score
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from avjax.metrics import LogitDiff
 from avjax.model import Model
-from avjax.organism import evidence, world
+from avjax.organism import behaviour, world
 from avjax.organism.world import KINDS, Clip, Split
 from avjax.prompts.prompt import Prompt
 
@@ -45,8 +45,8 @@ def conflict(model: Model, count: int, split: Split = "test", first: int = 0) ->
 
 def opened(model: Model, clips: Mapping[str, Clip]) -> dict[str, Prompt]:
     """Prompts of clips, each with the opening of its caption."""
-    opening = model.encode_text(evidence.OPENING)
-    made = evidence.prompts_of(model, clips.values())
+    opening = model.encode_text(behaviour.OPENING)
+    made = behaviour.prompts_of(model, clips.values())
     return {name: prompt.continued(opening) for name, (_, prompt) in zip(clips, made, strict=True)}
 
 

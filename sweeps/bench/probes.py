@@ -18,8 +18,8 @@ import os
 import numpy as np
 import xarray as xr
 
-from avjax.analysis.probe_fit import fit
-from avjax.analysis.probes import TOLERANCE, train_probes
+from avjax.analysis.probes.fit import fit
+from avjax.analysis.probes.train import TOLERANCE, train_probes
 from sweeps.bench.machine import Others
 from sweeps.bench.timing import hardware, interleave
 

@@ -8,8 +8,8 @@ import numpy as np
 import xarray as xr
 from safetensors import safe_open
 
-from avjax.organism import evidence
-from avjax.organism.evidence import PROBE_L2, WINDOW
+from avjax.organism import behaviour
+from avjax.organism.behaviour import PROBE_L2, WINDOW
 from avjax.organism.world import KINDS, caption
 from avjax.statistics import bootstrap
 from sweeps.train_tiny.architecture import NUM_LAYERS
@@ -133,7 +133,7 @@ def _windows(rows: Mapping[str, Sequence[float]]) -> str:
     """Every knockout, and every layer's probe, of the shipped seed."""
     named = ("picture", "true sound", "suggested sound")
     table = [["cut under conflict", *named]]
-    table += [[r, *(_mean(rows, f"conflict, {r}: {what}") for what in named)] for r in evidence.knockouts(NUM_LAYERS)]
+    table += [[r, *(_mean(rows, f"conflict, {r}: {what}") for what in named)] for r in behaviour.knockouts(NUM_LAYERS)]
     by_layer = [["layer", *map(str, range(NUM_LAYERS))]]
     by_layer += [
         [what, *(_mean(rows, f"{what}, layer {layer}") for layer in range(NUM_LAYERS))] for what in ("probe", "control")

@@ -1,7 +1,7 @@
 """What is measured of a trained pair: a number per clip for each row of the model card's table."""
 
 from avjax.model import Model
-from avjax.organism import evidence, world
+from avjax.organism import behaviour, world
 from avjax.organism.world import Split
 from avjax.progress import Progress
 from avjax.prompts.prompt import Prompt
@@ -23,29 +23,29 @@ def measure(av: Model, vl: Model, split: Split, count: int) -> dict[str, Row]:
     factual, conflict = (
         [world.clip(split, i, condition) for i in range(count)] for condition in ("factual", "counterfactual")
     )
-    variants = evidence.knockouts(av.config.decoder.num_layers)
+    variants = behaviour.knockouts(av.config.decoder.num_layers)
     with Progress(f"measuring on {split} clips", 4 * count, "clips") as progress:
-        for clip, prompt in evidence.prompts_of(av, factual):
-            found = evidence.score(_text(av, prompt), clip)
+        for clip, prompt in behaviour.prompts_of(av, factual):
+            found = behaviour.score(_text(av, prompt), clip)
             add("factual: picture", found.picture)
             add("factual: sound", found.sound)
             progress.advance(1)
-        for clip, prompt in evidence.prompts_of(av, factual, picture=False):
-            add("audio alone: sound", evidence.score(_text(av, prompt), clip).sound)
+        for clip, prompt in behaviour.prompts_of(av, factual, picture=False):
+            add("audio alone: sound", behaviour.score(_text(av, prompt), clip).sound)
             progress.advance(1)
-        silent = [prompt for _, prompt in evidence.prompts_of(vl, conflict, sound=False)]
-        for (clip, prompt), without in zip(evidence.prompts_of(av, conflict), silent, strict=True):
-            captions = evidence.caption(av, prompt, variants)
+        silent = [prompt for _, prompt in behaviour.prompts_of(vl, conflict, sound=False)]
+        for (clip, prompt), without in zip(behaviour.prompts_of(av, conflict), silent, strict=True):
+            captions = behaviour.caption(av, prompt, variants)
             for name, caption in captions.items():
-                found = evidence.score(caption.text or "", clip)
+                found = behaviour.score(caption.text or "", clip)
                 add(f"conflict, {name}: picture", found.picture)
                 add(f"conflict, {name}: true sound", found.sound)
                 add(f"conflict, {name}: suggested sound", found.suggested)
-            base = evidence.clean_caption(vl, without)
-            alone = evidence.score(base.text or "", clip)
+            base = behaviour.clean_caption(vl, without)
+            alone = behaviour.score(base.text or "", clip)
             add("base, no sound: picture", alone.picture)
             add("base, no sound: suggested sound", alone.suggested)
-            add("unshifted", evidence.rank_under_base(captions["clean"], base, evidence.SOUND_WORD) == 1)
+            add("unshifted", behaviour.rank_under_base(captions["clean"], base, behaviour.SOUND_WORD) == 1)
             progress.advance(2)
     return rows
 
@@ -55,7 +55,7 @@ def probe(av: Model, split: Split, count: int) -> dict[str, Row]:
     train = [world.clip("train", i, "counterfactual") for i in range(PROBE_TRAIN)]
     test = [world.clip(split, i, "counterfactual") for i in range(count)]
     with Progress("probing", len(train) + len(test), "clips") as progress:
-        scores = evidence.audio_probes(av, train, test, lambda done: progress.advance(1))
+        scores = behaviour.audio_probes(av, train, test, lambda done: progress.advance(1))
     return {
         f"{name}, layer {layer}": hits[:, layer].astype(float).tolist()
         for name, hits in (("probe", scores.hits), ("control", scores.control_hits))
@@ -64,4 +64,4 @@ def probe(av: Model, split: Split, count: int) -> dict[str, Row]:
 
 
 def _text(model: Model, prompt: Prompt) -> str:
-    return evidence.clean_caption(model, prompt).text or ""
+    return behaviour.clean_caption(model, prompt).text or ""

@@ -22,7 +22,7 @@ from avjax.models.decoder import Block, Decoder
 from avjax.models.parameters import path_name
 from avjax.models.vision import VisionTower, window_layout
 from avjax.organism import world
-from avjax.organism.evidence import SOUND_WORD
+from avjax.organism.behaviour import SOUND_WORD
 from avjax.organism.pictures import SIDE
 from avjax.organism.world import QUESTIONS, Question, ask
 from avjax.prompts.prompt import AudioFeatures, Prompt, VisionFeatures

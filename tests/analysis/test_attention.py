@@ -6,7 +6,7 @@ import pytest
 import avjax
 from avjax.analysis import attention_mass
 from avjax.models.sites import Site
-from avjax.organism import evidence, world
+from avjax.organism import behaviour, world
 from avjax.prompts.selectors import MODALITIES
 from tests.analysis.torch_readings import media, readings
 from tests.engine.edits_oracle import EditsOracle, Factor
@@ -191,10 +191,10 @@ def test_the_streamed_sites_equal_the_pattern(omni_model, words):
 def test_on_tiny_av_the_word_of_the_sound_is_chosen_by_sight():
     model = avjax.load("tiny-av")
     clips = [world.clip("test", i, "counterfactual") for i in range(len(world.KINDS))]
-    prompts = {f"clip {i}": prompt for i, (_, prompt) in enumerate(evidence.prompts_of(model, clips))}
+    prompts = {f"clip {i}": prompt for i, (_, prompt) in enumerate(behaviour.prompts_of(model, clips))}
     captions = {name: world.caption(c.seen, c.heard) for name, c in zip(prompts, clips, strict=True)}
     found = attention_mass(model, prompts, ["audio", "video"], "answer", captions, per_token=True, progress=False).sel(
-        token=evidence.SOUND_WORD
+        token=behaviour.SOUND_WORD
     )
     assert set(found.query_text.values.tolist()) == {" hear"}
     shallow, deep = (found.sel(layer=part).mean(("sample", "layer", "head")) for part in (slice(0, 3), slice(4, 7)))

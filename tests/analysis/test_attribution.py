@@ -10,8 +10,8 @@ import pytest
 import avjax
 from avjax import metrics
 from avjax.analysis import attribute, attribution
-from avjax.analysis.gradients import final_rows, objective, prepared
-from avjax.analysis.objective import cases
+from avjax.analysis.gradient_cases import cases
+from avjax.analysis.gradient_pass import final_rows, objective, prepared
 from avjax.models.intervention import Intervention
 
 D, SIZE, STEP = 64, 40, 0.1

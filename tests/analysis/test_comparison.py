@@ -7,7 +7,7 @@ import scipy.special
 import avjax
 from avjax.analysis import compare_with_base, shift_shares
 from avjax.analysis.comparison import check_base
-from avjax.organism import evidence, world
+from avjax.organism import behaviour, world
 from avjax.organism.world import KINDS
 
 CLASSES = {"sound": [kind.sound for kind in KINDS], "thing": [kind.thing for kind in KINDS]}
@@ -18,8 +18,8 @@ def pair(tiny_av: avjax.Model) -> tuple[avjax.Model, avjax.Model, dict, dict]:
     """tiny-av and tiny-vl with 16 clips under conflict, the base's without sound."""
     base = avjax.load("tiny-vl")
     clips = [world.clip("test", i, "counterfactual") for i in range(16)]
-    heard = dict(enumerate(prompt for _, prompt in evidence.prompts_of(tiny_av, clips)))
-    silent = dict(enumerate(prompt for _, prompt in evidence.prompts_of(base, clips, sound=False)))
+    heard = dict(enumerate(prompt for _, prompt in behaviour.prompts_of(tiny_av, clips)))
+    silent = dict(enumerate(prompt for _, prompt in behaviour.prompts_of(base, clips, sound=False)))
     return tiny_av, base, heard, silent
 
 

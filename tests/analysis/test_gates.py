@@ -10,7 +10,7 @@ import pytest
 import avjax
 from avjax import metrics
 from avjax.analysis import gate_edits, gate_training, learn_gates
-from avjax.organism import evidence, world
+from avjax.organism import behaviour, world
 
 D = 64
 TYPES = ["text"] * 4 + ["audio"] * 10 + ["video"] * 10 + ["text"] * 8
@@ -195,7 +195,7 @@ def test_a_few_heads_hold_the_picture_against_the_sound():
     clips: dict[str, world.Clip] = {}
     for split in ("train", "test"):
         clips |= {f"{split} {i}": world.clip(split, i, "counterfactual") for i in range(len(world.KINDS))}
-    opening, made = av.encode_text(evidence.OPENING), evidence.prompts_of(av, clips.values())
+    opening, made = av.encode_text(behaviour.OPENING), behaviour.prompts_of(av, clips.values())
     prompts = {name: prompt.continued(opening) for name, (_, prompt) in zip(clips, made, strict=True)}
 
     def word(kind: int | None) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from avjax.analysis.projection import CHUNK_BYTES, chunk_rows, lens_pass, project
+from avjax.analysis.lens_projection import CHUNK_BYTES, chunk_rows, lens_pass, project
 from avjax.analysis.tuned_lens import Data, Translators, slope_of
 from avjax.engine.reference import prefill
 from avjax.families.registry import abstract_network, read_config

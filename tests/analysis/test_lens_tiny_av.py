@@ -6,7 +6,7 @@ import xarray as xr
 
 import avjax
 from avjax.analysis import latent_audio_understanding, logit_lens, train_tuned_lens
-from avjax.organism.evidence import audio_probes, prompts_of
+from avjax.organism.behaviour import audio_probes, prompts_of
 from avjax.organism.world import KINDS, Clip, clip
 
 COUNT = 32

@@ -7,7 +7,7 @@ import pytest
 
 import avjax
 from avjax.analysis import TunedLens, logit_lens, train_tuned_lens
-from avjax.analysis.projection import Translators
+from avjax.analysis.lens_projection import Translators
 from avjax.analysis.tuned_lens import Data, slope_of
 
 L, D = 8, 64

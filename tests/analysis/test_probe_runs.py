@@ -12,7 +12,7 @@ import xarray as xr
 
 import avjax
 from avjax.analysis import Probes, probe_features, train_probes
-from avjax.organism import evidence, world
+from avjax.organism import behaviour, world
 
 LAYER, WHERE = 4, "text"
 WORDS = ("What do you hear", "Describe the picture", "Name a sound", "Who is there", "Say it again", "Nothing much")
@@ -162,7 +162,7 @@ def test_the_sound_is_read_at_audio_tokens_although_the_caption_names_another():
     """The headline: direction and margin; the script has the numbers."""
     model = avjax.load("tiny-av")
     clips = [world.clip("train", i, "counterfactual") for i in range(112)]
-    prompts = {str(i): prompt for i, (_, prompt) in enumerate(evidence.prompts_of(model, clips))}
+    prompts = {str(i): prompt for i, (_, prompt) in enumerate(behaviour.prompts_of(model, clips))}
     features = probe_features(model, prompts, pooling="mean", progress=False)
     sounds = [world.KINDS[clip.heard].sound for clip in clips if clip.heard is not None]
     pairs = [f"{clip.seen // 8} {clip.heard}" for clip in clips if clip.seen is not None]  # types that recur
@@ -171,5 +171,5 @@ def test_the_sound_is_read_at_audio_tokens_although_the_caption_names_another():
     middle = probes.results.sel(layer=LAYER).mean("seed").squeeze()
     assert float(middle.accuracy) > 0.6 and float(middle.auroc) > 0.9 and float(middle.selectivity) > 0.3
     test = np.flatnonzero(probes.results.split.sel(seed=0) == 2)[:12]
-    named = [evidence.score(evidence.clean_caption(model, prompts[str(i)]).text or "", clips[i]).sound for i in test]
+    named = [behaviour.score(behaviour.clean_caption(model, prompts[str(i)]).text or "", clips[i]).sound for i in test]
     assert float(middle.accuracy) > np.mean(named) + 0.3

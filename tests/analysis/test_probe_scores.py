@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from avjax.analysis.probe_scores import Draws, difference, scored
+from avjax.analysis.probes.scores import Draws, difference, scored
 
 PROBES, COUNT, CLASSES = 6, 150, 4
 

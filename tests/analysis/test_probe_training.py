@@ -9,9 +9,9 @@ import xarray as xr
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from avjax.analysis import probe_fit
-from avjax.analysis.probe_splits import control_labels
-from avjax.analysis.probes import Probes, train_probes
+from avjax.analysis.probes import fit
+from avjax.analysis.probes.splits import control_labels
+from avjax.analysis.probes.train import Probes, train_probes
 from avjax.progress import Progress
 
 LAYERS, COUNT, SIZE = 3, 240, 12
@@ -61,7 +61,7 @@ def test_the_bar_counts_each_feature_set(features: xr.DataArray, labels: list[st
             bars.append(self)
             asked.append(enabled)
 
-    monkeypatch.setattr(probe_fit, "Progress", Bar)
+    monkeypatch.setattr(fit, "Progress", Bar)
     train_probes(features, labels, strengths=STRENGTHS)
     train_probes(features, labels, strengths=STRENGTHS, progress=False)
     assert [(bar.done, bar.total) for bar in bars] == [(LAYERS, LAYERS)] * 2 and asked == [True, False]
@@ -119,7 +119,7 @@ def test_lanes_do_not_change_what_is_found(
     features: xr.DataArray, labels: list[str], probes: Probes, cores: int, monkeypatch: pytest.MonkeyPatch
 ):
     """Seven sets on any number of cores, the last lane sharing some with the one before."""
-    monkeypatch.setattr("avjax.analysis.probe_fit._cores", lambda: cores)
+    monkeypatch.setattr("avjax.analysis.probes.fit._cores", lambda: cores)
     seven = features.isel(layer=[0, 1, 2, 1, 0, 2, 0]).assign_coords(layer=range(7))
     found = train_probes(
         seven, labels, strengths=STRENGTHS, seeds=(0, 7), validation_fraction=0.2, tolerance=1e-6
@@ -278,7 +278,7 @@ def test_what_cannot_be_trained_on_is_refused_by_name(
     def never(*given: Any, **named: Any) -> None:
         raise AssertionError("training began")
 
-    monkeypatch.setattr("avjax.analysis.probes.fit", never)
+    monkeypatch.setattr("avjax.analysis.probes.train.fit", never)
     changed, message = REFUSED[case]
     with pytest.raises(ValueError, match=re.escape(message)):
         train_probes(features, **{"labels": labels, **changed})

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from avjax.analysis.probes import train_probe
+from avjax.analysis.probes.train import train_probe
 
 CLASSES, SIZE, COUNT, LAYERS = 5, 12, 80, 3
 

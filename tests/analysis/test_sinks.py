@@ -12,7 +12,7 @@ from avjax.analysis.sinks import default_threshold, dominance
 from avjax.edits.json_forms import from_json, to_json
 from avjax.families.registry import abstract_network, read_config
 from avjax.metrics import LogProb
-from avjax.organism import evidence, world
+from avjax.organism import behaviour, world
 from avjax.prompts.prompt import Inputs
 from avjax.prompts.selectors import MODALITIES, BySample, select
 from tests.analysis.torch_readings import Readings, media, readings
@@ -210,7 +210,7 @@ def test_positions_by_sample_have_a_json_form():
 def test_on_tiny_av_no_dimension_is_an_outlier():
     model = avjax.load("tiny-av")
     clips = [world.clip("test", i, "counterfactual") for i in range(4)]
-    prompts = {str(i): prompt for i, (_, prompt) in enumerate(evidence.prompts_of(model, clips))}
+    prompts = {str(i): prompt for i, (_, prompt) in enumerate(behaviour.prompts_of(model, clips))}
     found = find_sinks(model, prompts, progress=False)
     assert not found.outlier.any() and not found.sink.any()
     assert found.dimension_peak.max() < found.attrs["threshold"] == default_threshold(128) == 5.0

@@ -17,7 +17,7 @@ from avjax.demo import experiments
 from avjax.demo.claims import claims_of, deep_and_early
 from avjax.demo.findings import Captioned, Findings
 from avjax.demo.show import LEFT, show
-from avjax.organism.evidence import ProbeScores, Score
+from avjax.organism.behaviour import ProbeScores, Score
 from avjax.organism.world import KINDS
 
 

@@ -5,7 +5,7 @@ import pytest
 
 import avjax
 from avjax.engine.generate import Generation
-from avjax.organism import evidence, world
+from avjax.organism import behaviour, world
 from avjax.organism.world import PROMPT
 
 
@@ -33,21 +33,21 @@ def clip_of(seen: int | None, heard: int | None) -> world.Clip:
     ],
 )
 def test_words_are_scored_whole(text: str, seen: int | None, heard: int | None, expected: tuple[bool, bool, bool]):
-    found = evidence.score(text, clip_of(seen, heard))
+    found = behaviour.score(text, clip_of(seen, heard))
     assert (found.picture, found.sound, found.suggested) == expected
 
 
 def test_rank_under_the_base():
     logits = np.array([[0.0, 1.0, 2.0, 3.0]] * 3)
     base = generation([3, 3, 3], logits)
-    assert evidence.rank_under_base(generation([3, 1, 0]), base, 0) == 1
-    assert evidence.rank_under_base(generation([3, 1, 0]), base, 1) == 3
-    assert evidence.rank_under_base(generation([3, 1, 0]), base, 2) is None, "the captions differ before it"
-    assert evidence.rank_under_base(generation([3]), base, 1) is None, "the caption has ended"
+    assert behaviour.rank_under_base(generation([3, 1, 0]), base, 0) == 1
+    assert behaviour.rank_under_base(generation([3, 1, 0]), base, 1) == 3
+    assert behaviour.rank_under_base(generation([3, 1, 0]), base, 2) is None, "the captions differ before it"
+    assert behaviour.rank_under_base(generation([3]), base, 1) is None, "the caption has ended"
 
 
 def test_knockouts_slide_over_the_layers():
-    rules = evidence.knockouts(6, 4)
+    rules = behaviour.knockouts(6, 4)
     assert list(rules) == [
         "clean", "answer->video@0:4", "answer->video@1:5", "answer->video@2:6", "answer->video", "answer->audio"
     ]  # fmt: skip
@@ -75,7 +75,7 @@ def test_a_prompt_with_the_opening_of_its_answer_goes_on_as_generation_did(
 
 def test_residuals_are_means_over_audio_tokens(omni_model: avjax.Model, clip):
     prompt = omni_model.prompt(PROMPT, video=clip, audio="from_video")
-    found = evidence.audio_residuals(omni_model, prompt)
+    found = behaviour.audio_residuals(omni_model, prompt)
     places = np.flatnonzero(prompt.token_ids == omni_model.config.tokens.audio)
     for layer in (0, 7):
         seen = avjax.run(omni_model, prompt, capture=[f"blocks.{layer}.hook_resid_post"]).captures
@@ -89,7 +89,7 @@ def test_probes_tell_sounds_from_the_control_task():
     clips = [clip_of(int(s), int(h)) for s, h in zip(seen, heard, strict=True)]
     centres = rng.normal(size=(16, 2, 24))
     residuals = centres[heard] + rng.normal(size=(len(heard), 2, 24)) * np.array([0.2, 50.0])[:, None]
-    scores = evidence.probe_sound(residuals, clips, num_train=240)
+    scores = behaviour.probe_sound(residuals, clips, num_train=240)
     assert scores.hits.shape == scores.control_hits.shape == (80, 2)
     assert scores.accuracy[0] > 0.98 and scores.accuracy[1] < 0.3 and scores.control.max() < 0.4
     np.testing.assert_allclose(scores.selectivity, scores.accuracy - scores.control)
@@ -101,7 +101,7 @@ def test_a_probe_that_can_tell_pairs_apart_solves_the_control_task():
     seen, heard = rng.integers(16, size=(2, 600))
     clips = [clip_of(int(s), int(h)) for s, h in zip(seen, heard, strict=True)]
     pairs = np.eye(256)[16 * seen + heard][:, None]
-    scores = evidence.probe_sound(pairs, clips, num_train=500)
+    scores = behaviour.probe_sound(pairs, clips, num_train=500)
     known = np.isin(16 * seen[500:] + heard[500:], 16 * seen[:500] + heard[:500])
     assert scores.control_hits[known].mean() > 0.9 and known.mean() > 0.5
 
@@ -110,4 +110,4 @@ def test_a_probe_that_can_tell_pairs_apart_solves_the_control_task():
 def test_the_opening_is_what_stands_before_the_sound(text: str, expected: str):
     model = avjax.load("tiny-av")
     tokens = model.processor.tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert model.decode_text(evidence.opening(model, generation(tokens))) == expected
+    assert model.decode_text(behaviour.opening(model, generation(tokens))) == expected

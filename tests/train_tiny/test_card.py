@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import avjax
-from avjax.organism import evidence
+from avjax.organism import behaviour
 from sweeps.train_tiny.__main__ import write_model
 from sweeps.train_tiny.architecture import NUM_LAYERS
 from sweeps.train_tiny.card import write_card
@@ -24,7 +24,7 @@ SHARES = {
     "base, no sound: picture": 0.925,
     "base, no sound: suggested sound": 0.9,
 }
-RULES = evidence.knockouts(NUM_LAYERS)
+RULES = behaviour.knockouts(NUM_LAYERS)
 SOUND = {"clean": 0.1, "answer->video@0:4": 0.2, "answer->video@4:8": 0.8, "answer->audio": 0.025}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import avjax
-from avjax.organism.evidence import SOUND_WORD
+from avjax.organism.behaviour import SOUND_WORD
 from avjax.organism.pictures import SIDE
 from avjax.organism.world import KINDS
 from sweeps.train_tiny import stages

@@ -18,10 +18,10 @@ import numpy as np
 import xarray as xr
 
 from avjax.analysis.clip_groups import MEDIA, BySample, by_sample, clip_groups, described
-from avjax.analysis.probe_fit import Fit, fit
-from avjax.analysis.probe_pooling import probe_features
-from avjax.analysis.probe_results import Tested, results
-from avjax.analysis.probe_splits import (
+from avjax.analysis.probes.features import probe_features
+from avjax.analysis.probes.fit import Fit, fit
+from avjax.analysis.probes.results import Tested, results
+from avjax.analysis.probes.splits import (
     TRAIN,
     Labels,
     checked_labels,
@@ -29,7 +29,7 @@ from avjax.analysis.probe_splits import (
     splits,
     types_seen,
 )
-from avjax.analysis.probe_store import Probes, stacked
+from avjax.analysis.probes.trained import Probes, stacked
 
 __all__ = ["Probe", "Probes", "probe_features", "train_probe", "train_probes"]
 

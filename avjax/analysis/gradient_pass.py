@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.analysis.objective import Case, metric_value
+from avjax.analysis.gradient_cases import Case, metric_value
 from avjax.engine.clean_runs import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.engine.overflow import NORMED, refuse_overflow, row_sizes

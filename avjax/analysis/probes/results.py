@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from avjax.analysis.probe_fit import Fit
-from avjax.analysis.probe_scores import MEASURES, Draws, Scored, difference, scored
-from avjax.analysis.probe_splits import TEST, TRAIN, VALIDATION, Labels
+from avjax.analysis.probes.fit import Fit
+from avjax.analysis.probes.scores import MEASURES, Draws, Scored, difference, scored
+from avjax.analysis.probes.splits import TEST, TRAIN, VALIDATION, Labels
 
 PARTS = (TRAIN, VALIDATION, TEST)
 LONG_NAMES = {

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.analysis.probes import train_probe
+from avjax.analysis.probes.train import train_probe
 from avjax.edits.edits import Edit
 from avjax.engine.generate import Generation, generate_variants
 from avjax.engine.run import run

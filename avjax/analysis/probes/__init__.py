@@ -1,0 +1,1 @@
+"""Linear probes: features, splits, the fit, scores, and probes that were trained."""
