@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from avjax.engine.overflow import ActivationOverflow, refuse_overflow
     from avjax.engine.run import Run, forward, lower_edits, run
     from avjax.media.corruption import BlankVideo, MuteAudio, NoiseAudio, ShiftAudio, SwapAudio, SwapVideo
-    from avjax.media.decode import MediaError
+    from avjax.media.errors import MediaError
     from avjax.model import Model
     from avjax.models.encoder_cache import cache_encodings
     from avjax.models.intervention import VARIANTS, Intervention
@@ -37,7 +37,7 @@ _HOMES = {
     "avjax.edits.rules": ("parse_rules",),
     "avjax.checkpoint.loading": ("load",),
     "avjax.media.corruption": ("BlankVideo", "MuteAudio", "NoiseAudio", "ShiftAudio", "SwapAudio", "SwapVideo"),
-    "avjax.media.decode": ("MediaError",),
+    "avjax.media.errors": ("MediaError",),
     "avjax.model": ("Model",),
     "avjax.models.intervention": ("VARIANTS", "Intervention"),
     "avjax.models.sites": ("Site",),

@@ -12,7 +12,7 @@ import avjax
 from avjax.checkpoint.builtin import BUILT_IN, builtin_directory
 from avjax.checkpoint.huggingface import CheckpointError, open_source
 from avjax.checkpoint.loading import load_processor
-from avjax.media.decode import MediaError
+from avjax.media.errors import MediaError
 from avjax.organism import behaviour, world
 from tests.engine.knockout_oracle import Oracle, Rule
 

@@ -10,7 +10,7 @@ import numpy as np
 from avjax import metrics
 from avjax.demo.findings import Captioned, Findings
 from avjax.engine.generate import Generation
-from avjax.media.decode import MediaError
+from avjax.media.errors import MediaError
 from avjax.model import Model
 from avjax.organism import behaviour, world
 from avjax.organism.world import KINDS, PROMPT, Clip

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from avjax.media.errors import MediaError
 from avjax.media.truncation import refuse_truncated, size_is_unknown
 
 SAMPLE_RATE = 16_000  # Hz; what the audio towers were trained on
@@ -31,19 +32,6 @@ MAX_CLOCK_SECONDS = 1e10  # three hundred years
 MAX_DAMAGED_SHARE = 0.1  # of the packets of a streamed format
 TS_DISCONT = 0x0200  # a format's flag: its clock may jump
 MAX_BACKWARD_SECONDS, MAX_FORWARD_SECONDS = 0.1, 10.0  # jumps beyond these restart the clock, as in ffmpeg
-
-
-class MediaError(ValueError):
-    """A media file cannot be used as asked; the message names the file and the next step."""
-
-    def __init__(self, *arguments: object):
-        # File names need not be UTF-8; as they are, no terminal and no report could show them.
-        super().__init__(*(printable(value) if isinstance(value, str) else value for value in arguments))
-
-
-def printable(text: str) -> str:
-    """The text with escapes for the bytes of a file name that are not UTF-8."""
-    return text.encode("utf-8", errors="backslashreplace").decode()
 
 
 def library_name(path: str | Path) -> str | bytes:

@@ -14,7 +14,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from avjax.media.decode import SAMPLE_RATE, MediaError, read_audio, read_video
+from avjax.media.decode import SAMPLE_RATE, read_audio, read_video
+from avjax.media.errors import MediaError
 from avjax.media.frames import spread_frames
 from avjax.nearest import did_you_mean
 

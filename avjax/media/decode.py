@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
-from avjax.media.container import SAMPLE_RATE, MediaError, audio_stream, opened, require_file, video_stream
+from avjax.media.container import SAMPLE_RATE, audio_stream, opened, require_file, video_stream
+from avjax.media.errors import MediaError
 from avjax.media.images import is_image, read_image, refuse_picture
 from avjax.media.sound import Sync, read_audio, sound_offset_seconds, to_mono_16k
 from avjax.media.video import VideoInfo, read_frames, read_video, video_info

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from avjax.media.corruption import Corruption
-from avjax.media.decode import SAMPLE_RATE, MediaError
+from avjax.media.decode import SAMPLE_RATE
+from avjax.media.errors import MediaError
 from avjax.media.options import MediaOptions
 from avjax.media.resize import resize_bicubic
 from avjax.media.sources import ImageSource, SoundSource, VideoSource, picture, sampled_video, sound

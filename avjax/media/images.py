@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from avjax.media.container import MediaError, require_file
+from avjax.media.container import require_file
+from avjax.media.errors import MediaError
 from avjax.media.stills import CONCATENATED, refuse_unreadable_still
 
 if TYPE_CHECKING:

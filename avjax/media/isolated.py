@@ -12,9 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
 
-import avjax
 from avjax.media.corruption import Corruption
-from avjax.media.decode import MediaError
+from avjax.media.errors import MediaError
 from avjax.media.features import audio_features, video_features, waveform_features
 from avjax.media.options import MediaOptions
 from avjax.media.sources import ImageSource, SoundSource, VideoSource
@@ -234,7 +233,7 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
 
 def _environment() -> dict[str, str]:
     """That of this process, with the modules that it finds."""
-    root = str(Path(avjax.__file__).parents[1])
+    root = str(Path(__file__).parents[2])
     return os.environ | {"PYTHONPATH": os.pathsep.join(dict.fromkeys([*filter(None, map(str, sys.path)), root]))}
 
 

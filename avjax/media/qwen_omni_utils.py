@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from avjax.media.container import MediaError, library_name, opened, require_file
+from avjax.media.container import library_name, opened, require_file
+from avjax.media.errors import MediaError
 from avjax.media.sound import to_mono_16k
 
 FULL_SCALE_16 = 2**15

@@ -9,7 +9,6 @@ import numpy as np
 
 from avjax.media.container import (
     SAMPLE_RATE,
-    MediaError,
     audio_stream,
     counts_frames,
     decoded_frames,
@@ -22,6 +21,7 @@ from avjax.media.container import (
     require_file,
     video_stream,
 )
+from avjax.media.errors import MediaError
 from avjax.media.songs import flac_songs, ogg_end_seconds, ogg_sound_changes
 from avjax.media.truncation import count_songs, page_is_cut, size_is_missed, size_is_unknown
 

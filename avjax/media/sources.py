@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from avjax.media import qwen_omni_utils
-from avjax.media.decode import MediaError, read_audio, read_video, to_mono_16k
+from avjax.media.decode import read_audio, read_video, to_mono_16k
+from avjax.media.errors import MediaError
 from avjax.media.frames import choose_frames, sample_frames
 from avjax.media.images import array_picture, picture_array, pillow_array, read_image, refuse_picture
 from avjax.media.options import MediaOptions

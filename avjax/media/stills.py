@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from avjax.media.container import MediaError, opened
+from avjax.media.container import opened
+from avjax.media.errors import MediaError
 
 DEMUXERS = frozenset({"image2", "image2pipe", "ico", "msp", "fits", "txd", "frm"})  # beside all that end in "_pipe"
 NAMES = {  # of formats whose demuxers have other names

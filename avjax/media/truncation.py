@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from avjax.media.errors import MediaError
+
 EARLY_END_SECONDS = 0.5  # a file may end this much before its header says
 SLACK_BYTES = 64  # some programs count the header as sound
 UNKNOWN_SIZE = 2**31 - 2**16  # programs that pipe their sound write this or more, or 0
@@ -24,8 +26,6 @@ def refuse_truncated(path: str | Path, container: Any, counts: Mapping[int, int]
     Raises:
       MediaError: something is missing.
     """
-    from avjax.media.container import MediaError
-
     name, missing = container.format.name, ""
     if "mp4" in name:
         fewer = [(s.frames, counts[s.index]) for s in container.streams if counts[s.index] < s.frames]

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from avjax.media.container import (
-    MediaError,
     counts_frames,
     decoded_frames,
     frame_seconds,
@@ -18,6 +17,7 @@ from avjax.media.container import (
     packets,
     video_stream,
 )
+from avjax.media.errors import MediaError
 
 MAX_RATE = 1000.0  # frames per second; more is a header's clock, no rate
 # Matrices that swscale knows, by the number of ISO/IEC 23091-2; the one with constant luminance is read as without it,

@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from avjax.media.decode import MediaError, has_sound, media_kind, sound_offset_seconds
+from avjax.media.decode import has_sound, media_kind, sound_offset_seconds
+from avjax.media.errors import MediaError
 from avjax.media.features import corrupted_sound, image_features, video_features
 from avjax.media.worker_messages import receive, send
 

@@ -14,7 +14,7 @@ import numpy as np
 from avjax.families.registry import family_of
 from avjax.families.token_runs import MediaShapes, PositionRule
 from avjax.media.corruption import Corruption, corruptions_of
-from avjax.media.decode import MediaError
+from avjax.media.errors import MediaError
 from avjax.media.options import MediaOptions
 from avjax.media.reading import HERE, Reader
 from avjax.media.sources import ImageSource, SoundSource, VideoSource

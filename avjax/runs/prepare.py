@@ -12,7 +12,7 @@ from avjax.devices.processes import everyone
 from avjax.edits.edits import Edit
 from avjax.edits.grids import as_cells
 from avjax.edits.identities import refuse_identities
-from avjax.media.decode import MediaError
+from avjax.media.errors import MediaError
 from avjax.media.isolated import IsolatedReader
 from avjax.metrics import Metric
 from avjax.model import Model

@@ -16,7 +16,8 @@ import soundfile
 import soxr
 from PIL import Image, ImageOps
 
-from avjax.media.decode import SAMPLE_RATE, MediaError, media_kind, read_audio, read_image, read_video
+from avjax.media.decode import SAMPLE_RATE, media_kind, read_audio, read_image, read_video
+from avjax.media.errors import MediaError
 from avjax.media.frames import FrameChoice, choose_frames
 from avjax.media.options import MediaOptions
 from avjax.media.video import VideoInfo

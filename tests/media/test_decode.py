@@ -16,16 +16,8 @@ from PIL import Image
 
 from avjax.media import sound as sound_module
 from avjax.media.container import frame_seconds, plain_reason
-from avjax.media.decode import (
-    MediaError,
-    has_sound,
-    media_kind,
-    read_audio,
-    read_frames,
-    read_image,
-    read_video,
-    video_info,
-)
+from avjax.media.decode import has_sound, media_kind, read_audio, read_frames, read_image, read_video, video_info
+from avjax.media.errors import MediaError
 
 RATE = 16_000
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from avjax.media.decode import MediaError, media_kind
+from avjax.media.decode import media_kind
+from avjax.media.errors import MediaError
 from avjax.media.images import array_picture, is_image, picture_array, read_image, refuse_picture
 
 RAMP = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)  # 0 to 65,520

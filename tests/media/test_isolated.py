@@ -19,7 +19,8 @@ import avjax
 from avjax.media import features
 from avjax.media import isolated as isolated_module
 from avjax.media.corruption import AudioCorruption, MuteAudio, ShiftAudio
-from avjax.media.decode import MediaError, sound_offset_seconds
+from avjax.media.decode import sound_offset_seconds
+from avjax.media.errors import MediaError
 from avjax.media.isolated import IsolatedReader
 from avjax.media.options import MediaOptions
 

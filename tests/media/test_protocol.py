@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import avjax
 from avjax.cli import app
-from avjax.media.decode import MediaError
+from avjax.media.errors import MediaError
 from avjax.prompts.wording import as_keys, as_options
 from tests.clip import write_clip
 from tests.media.test_prompt_from_hf import files, hf_batch  # noqa: F401 - a fixture

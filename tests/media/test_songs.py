@@ -10,7 +10,8 @@ import pytest
 import soundfile
 
 from avjax.media import qwen_omni_utils
-from avjax.media.decode import MediaError, media_kind, read_audio
+from avjax.media.decode import media_kind, read_audio
+from avjax.media.errors import MediaError
 from avjax.media.songs import ogg_end_seconds, ogg_sound_changes
 from avjax.media.sound import SoundBlock, _timed_by_end, keep_clock
 from tests.media.test_sound import tone, write_mp3

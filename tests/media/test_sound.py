@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 
 import avjax
 from avjax.cli import app
-from avjax.media.decode import MediaError, media_kind, read_audio, sound_offset_seconds
+from avjax.media.decode import media_kind, read_audio, sound_offset_seconds
+from avjax.media.errors import MediaError
 from avjax.media.options import MediaOptions
 from avjax.media.sound import SoundBlock, keep_clock
 from tests.tiny_hf import TinyCheckpoint

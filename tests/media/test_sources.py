@@ -9,7 +9,7 @@ import soundfile
 from PIL import Image
 
 import avjax
-from avjax.media.decode import MediaError
+from avjax.media.errors import MediaError
 from avjax.media.features import audio_features, frame_features, image_features, video_features
 from avjax.media.options import MediaOptions
 from avjax.media.sources import picture, sound

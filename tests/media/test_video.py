@@ -12,7 +12,8 @@ from av.stream import Disposition
 from PIL import Image
 
 import avjax
-from avjax.media.decode import MediaError, media_kind, read_frames, read_video, video_info
+from avjax.media.decode import media_kind, read_frames, read_video, video_info
+from avjax.media.errors import MediaError
 from avjax.media.features import video_features
 from avjax.media.frames import choose_frames, sample_frames, spread_frames
 from avjax.media.options import MediaOptions
