@@ -1,10 +1,11 @@
 """avjax: interventions on audio-visual language models in JAX."""
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from avjax import metrics, statistics
+    from avjax import analysis, metrics, statistics
     from avjax.checkpoint.loading import load
     from avjax.devices.compilation import cache_compilations
     from avjax.edits.edits import Ablate, Knockout, Patch, Scale, ScaleAttention, Steer
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from avjax.runs.sweep import sweep
     from avjax.statistics import bootstrap
     from avjax.sweeping.cost import Plan, plan
+
+    __version__: str
 
 # Names load when first used: `avjax --help` and `import avjax` stay instant.
 _HOMES = {
@@ -47,7 +50,7 @@ _HOMES = {
     "avjax.statistics": ("bootstrap",),
     "avjax.runs.sweep": ("sweep",),
 }
-_MODULES = ("metrics", "statistics")
+_MODULES = ("analysis", "metrics", "statistics")
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
@@ -75,6 +78,8 @@ __all__ = [
     "Steer",
     "SwapAudio",
     "SwapVideo",
+    "__version__",
+    "analysis",
     "axis",
     "bootstrap",
     "cache_compilations",
@@ -102,6 +107,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("avjax")
     if name in _MODULES:
         return importlib.import_module(f"avjax.{name}")
     if name not in _HOME:

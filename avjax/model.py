@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,27 @@ class Model:
     network: Network
     config: ModelConfig = dataclasses.field(metadata={"static": True})
     host: Host = dataclasses.field(metadata={"static": True})
+
+    def __repr__(self) -> str:
+        return f"Model({'; '.join(f'{value}' for value in self._facts().values())})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in self._facts().items()
+        )
+        return f"<table>{rows}</table>"
+
+    def _facts(self) -> dict[str, str]:
+        """What a glance should tell, by name."""
+        cfg = self.config.decoder
+        count = sum(leaf.size for leaf in jax.tree.leaves(self.network))
+        return {
+            "checkpoint": Path(self.host.source).name,
+            "family": self.config.family,
+            "parameters": f"{count / 1e6:,.2f} million parameters in {self.dtype}",
+            "decoder": f"{cfg.num_layers} layers, {cfg.num_heads} heads, width {cfg.embed_dim}",
+            "senses": "hears and sees" if self.hears else "sees",
+        }
 
     @property
     def processor(self) -> Processor:

@@ -387,7 +387,7 @@ def _each(prompts: Mapping[str, Any], words: Sequence[str], option: str) -> dict
 def _show(found: "xr.Dataset", names: Sequence[str], out: Path | None, as_json: bool, over: Sequence[str] = ()) -> None:
     """Prints means over samples of some variables, or the whole dataset as JSON; writes it where asked."""
     if out is not None:
-        found.to_netcdf(out)
+        found.to_netcdf(out, engine="h5netcdf")
     if as_json:
         typer.echo(json.dumps(_plain(found.to_dict()), default=str, allow_nan=False))
         return

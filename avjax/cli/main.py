@@ -44,6 +44,23 @@ app.command()(plan)
 analyses.command("spec", hidden=True)(run_spec)
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        typer.echo(f"avjax {version('avjax')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Interventions on audio-visual language models, in JAX."""
+
+
 # transformers remarks that torch is missing; avjax never needs it.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 

@@ -33,7 +33,7 @@ Fidelity = Annotated[
         help="How files are read: 'avjax', as players show them, or 'qwen-omni-utils', as that package does.",
     ),
 ]
-Video = Annotated[Path | None, typer.Option(help="A video file.")]
+Video = Annotated[Path | None, typer.Option("--video", "-v", help="A video file.")]
 Audio = Annotated[
     str | None,
     typer.Option(help="A sound file, 'from_video' or 'none'. By default the video's own, if model and file have it."),

@@ -31,6 +31,12 @@ class RunGroup(TyperGroup):
         refuse_repeated(self, ctx, words)
         return super().parse_args(ctx, words)
 
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """The group's own help, then that of a specification, which has no subcommand to ask."""
+        super().format_help(ctx, formatter)
+        spec = self.commands["spec"]
+        spec.format_help(spec.context_class(spec, info_name="spec.yaml", parent=ctx), formatter)
+
     def _of_specification(self, args: list[str]) -> bool:
         """Whether a file is the first word that is neither an option of a specification's run nor its value."""
         options = [option for option in self.commands["spec"].params if option.param_type_name == "option"]

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import html
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,8 +57,17 @@ class Prompt:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {kind}" for kind, count in self.counts().items())
-        sources = dict.fromkeys(clip.source for clip in (*self.images, *self.videos, *self.audio))
+        sources = self._sources()
         return f"Prompt({len(self)} tokens: {counts}" + (f"; {', '.join(sources)})" if sources else ")")
+
+    def _repr_html_(self) -> str:
+        rows = {kind: str(count) for kind, count in self.counts().items()} | {"of": ", ".join(self._sources())}
+        cells = "".join(f"<tr><th>{kind}</th><td>{html.escape(value)}</td></tr>" for kind, value in rows.items())
+        return f"<table><caption>Prompt of {len(self)} tokens</caption>{cells}</table>"
+
+    def _sources(self) -> list[str]:
+        """The files or arrays that its clips are from."""
+        return list(dict.fromkeys(clip.source for clip in (*self.images, *self.videos, *self.audio)))
 
     @functools.cached_property
     def fingerprint(self) -> bytes:

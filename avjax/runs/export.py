@@ -54,7 +54,7 @@ def _written(out: Path, parts: list[pa.Table], layout: Layout) -> str:
     if out.suffix in (".nc", ".zarr"):
         found = dataset(parts, layout)
         if out.suffix == ".nc":
-            found.to_netcdf(out)
+            found.to_netcdf(out, engine="h5netcdf")
         else:
             _zarr(found, out)
         return " x ".join(f"{size:,} {dim}" for dim, size in found.sizes.items())

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
@@ -55,8 +56,11 @@ def test_a_run_from_file_to_table(spec: Path):
         assert run("runs", "export", store, spec.parent / name).exit_code == 0
     rows = pd.read_parquet(spec.parent / "t.parquet")
     pd.testing.assert_frame_equal(pd.read_csv(spec.parent / "t.csv"), rows, check_dtype=False, rtol=1e-6)
-    data = xr.load_dataset(spec.parent / "t.nc")
-    assert data.logit_diff.size == 48 == (rows.cell != "clean").sum()
+    with xr.open_dataset(spec.parent / "t.nc") as opened:  # lazily: values are read when they are used
+        first = opened.isel(sample=0)
+        assert first.cell.values.ravel().tolist() == opened.cell.values.ravel().tolist()
+        assert opened.logit_diff.size == 48 == (rows.cell != "clean").sum()
+        assert np.isfinite(opened.logit_diff.mean("sample")).all()
     again = run("runs", "export", store, spec.parent / "t.csv")
     assert again.exit_code == 2 and "it is there already" in again.output
     assert "expected .csv" in run("runs", "export", store, spec.parent / "t.xlsx").output
