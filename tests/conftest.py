@@ -19,7 +19,7 @@ from tests.checked_rooms import CHECKED
 if "tpu" in sys.argv:
     os.environ["AVJAX_UNCHECKED"] = "1"
 if "AVJAX_UNCHECKED" not in os.environ:
-    install_import_hook(list(CHECKED), "beartype.beartype")
+    install_import_hook(list(CHECKED), "tests.checked_rooms.check_types")
 
 from collections.abc import Iterator
 from pathlib import Path

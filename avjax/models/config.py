@@ -42,8 +42,8 @@ class VisionConfig:
     spatial_merge_size: int  # patches per side of one merged token
     window_size: int  # pixels
     full_attention_layers: tuple[int, ...]
-    rope_theta: int | float
-    norm_eps: int | float
+    rope_theta: float
+    norm_eps: float
 
     @property
     def head_dim(self) -> int:
@@ -71,8 +71,8 @@ class DecoderConfig:
     embed_dim: int
     mlp_dim: int
     vocab_size: int
-    norm_eps: int | float
-    rope_theta: int | float
+    norm_eps: float
+    rope_theta: float
     mrope_section: tuple[int, int, int]  # rotary frequencies that follow t, h and w
     tied_embeddings: bool
 
@@ -99,8 +99,8 @@ class ModelConfig:
     vision: VisionConfig
     audio: AudioConfig | None
     tokens: TokenIds
-    position_units_per_second: int | float  # rotary time units in a second of video
-    seconds_per_chunk: int | float | None  # of interleaved audio and video; None where the family has no audio
+    position_units_per_second: float  # rotary time units in a second of video
+    seconds_per_chunk: float | None  # of interleaved audio and video; None where the family has no audio
 
 
 def read_json(path: Path) -> dict[str, Any]:
