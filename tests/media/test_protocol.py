@@ -13,7 +13,7 @@ from avjax.cli import app
 from avjax.media.errors import MediaError
 from avjax.prompts.wording import as_keys, as_options
 from tests.clip import write_clip
-from tests.media.test_prompt_from_hf import files, hf_batch  # noqa: F401 - a fixture
+from tests.prompts.test_hf_batch import files, hf_batch  # noqa: F401 - a fixture
 from tests.tiny_hf import TinyCheckpoint
 
 QUESTION = "Describe what you see and hear."
