@@ -104,7 +104,7 @@ def _layers(rule: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Mean:
-    """A mean over clips with its 95% interval, which fewer than five clips have not."""
+    """A mean of shares over clips with its 95% interval, which no share leaves and fewer than five clips have not."""
 
     value: float
     low: float
@@ -113,7 +113,8 @@ class _Mean:
     @classmethod
     def of(cls, values: Sequence[float] | np.ndarray) -> "_Mean":
         found = bootstrap(xr.Dataset({"value": ("sample", np.asarray(values, float))}))
-        return cls(float(found.value), float(found.value_low), float(found.value_high))
+        low, high = (float(np.clip(found[f"value_{bound}"], -1, 1)) for bound in ("low", "high"))
+        return cls(float(found.value), low, high)
 
     @property
     def clear(self) -> bool:

@@ -66,6 +66,10 @@ class Findings:
         return np.array([float(getattr(c.score, what)) for c in found if c.score is not None])
 
     @property
+    def conditions(self) -> list[str]:
+        return list(dict.fromkeys(c.condition for c in self.captions))
+
+    @property
     def variants(self) -> list[str]:
         return list(dict.fromkeys(c.variant for c in self.captions))
 

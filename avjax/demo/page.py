@@ -1,6 +1,7 @@
 """The demo's page: one HTML file that holds its figures."""
 
 import base64
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,28 +17,55 @@ def write_page(
     """Writes the page; it opens anywhere, without a network."""
     import jinja2
 
-    columns, rows = caption_table(findings)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         about=about,
         claims=claims,
-        columns=columns,
-        rows=rows,
+        tables=[caption_table(findings, condition) for condition in findings.conditions],
+        clips=sorted(clip.stem for clip in (path.parent / "clips").glob("*.mp4")),
         settings=findings.settings,
         figures={title: base64.b64encode(png.read_bytes()).decode() for title, png in figures.items()},
     )
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def caption_table(findings: Findings) -> tuple[list[str], dict[str, list[list[str]]]]:
-    """Column names, and by condition a row per clip: its truth, its caption, and the captions under the chief edits."""
+@dataclasses.dataclass(frozen=True)
+class CaptionTable:
+    """The captions of one condition.
+
+    Attributes:
+      columns: their names; a variant that was not run in this condition has none.
+      rows: a clip each, whose name is not among the columns: its truth, its caption, and captions under edits.
+      clips: the rows' clips.
+    """
+
+    condition: str
+    columns: list[str]
+    rows: list[list[str]]
+    clips: list[str]
+
+
+def caption_table(findings: Findings, condition: str) -> CaptionTable:
+    """Captions under the chief edits."""
+    captions = [c for c in findings.captions if c.condition == condition]
     deep, early = deep_and_early(findings)
-    shown = {"clean": "caption", early: f"{early} cut", deep: f"{deep} cut", "answer->audio": "answer->audio cut"}
+    texts = {(c.clip, c.variant): c.text for c in captions}
+    ran = {c.variant for c in captions}
+    variants = [variant for variant in ("clean", early, deep, "answer->audio") if variant in ran]
     known = findings.probes is not None
-    texts = {(c.clip, c.variant): c.text for c in findings.captions}
-    rows: dict[str, list[list[str]]] = {}
-    for c in findings.captions:
-        if c.variant == "clean":
-            truth = [c.seen or "", c.heard or ""] if known else [c.clip]
-            rows.setdefault(c.condition, []).append([*truth, *(texts.get((c.clip, v), "") for v in shown)])
-    return [*(("seen", "heard") if known else ("clip",)), *shown.values()], rows
+    clean = [c for c in captions if c.variant == "clean"]
+    truths = [[c.seen or "", c.heard or ""] if known else [c.clip] for c in clean]
+    return CaptionTable(
+        condition=condition,
+        columns=[*(("seen", "heard") if known else ("clip",)), *map(variant_name, variants)],
+        rows=[[*truth, *(texts[c.clip, v] for v in variants)] for truth, c in zip(truths, clean, strict=True)],
+        clips=[c.clip for c in clean],
+    )
+
+
+def variant_name(variant: str) -> str:
+    """`video cut in 4:8` for `answer->video@4:8`."""
+    if variant == "clean":
+        return "caption"
+    key, _, layers = variant.removeprefix("answer->").partition("@")
+    return f"{key} cut" + (f" in {layers}" if layers else "")

@@ -19,9 +19,9 @@ from avjax.demo.claims import Claim, claims_of
 from avjax.demo.experiments import on_a_clip, on_the_tiny_world
 from avjax.demo.figures import write_figures
 from avjax.demo.findings import Findings
-from avjax.demo.page import caption_table, write_page
+from avjax.demo.page import caption_table, variant_name, write_page
 
-LEFT = ("index.html", "captions.parquet", "findings.json", "figures", "clips")
+OUTPUTS = ("index.html", "captions.parquet", "findings.json", "figures", "clips")
 VERDICTS = {True: ("seen      ", "green"), False: ("not seen  ", "red"), None: ("          ", "")}
 SHOWN = 6  # captions of each condition in the terminal; the page has all
 ABOUT = (
@@ -70,7 +70,7 @@ def show(clip: Path | None, out: Path, console: Console | None = None) -> None:
 def _clear(out: Path) -> None:
     """An empty directory; what an earlier demo left is removed, and anything else is refused."""
     out.mkdir(parents=True, exist_ok=True)
-    if foreign := sorted(path.name for path in out.iterdir() if path.name not in LEFT):
+    if foreign := sorted(path.name for path in out.iterdir() if path.name not in OUTPUTS):
         raise FileExistsError(
             f"{out}: expected a new directory or an earlier demo's, found {foreign[0]}; choose another --out"
         )
@@ -89,9 +89,8 @@ def write_run(findings: Findings, out: Path) -> None:
 
 def _summary(findings: Findings, claims: list[Claim], about: str, console: Console) -> None:
     console.print(about, highlight=False)
-    columns, rows = caption_table(findings)
-    shown = [row for condition in rows.values() for row in condition[:SHOWN]]
-    console.print(_table("captions, clean and with attention cut", columns, shown))
+    for table in (caption_table(findings, condition) for condition in findings.conditions):
+        console.print(_table(f"captions, {table.condition}", table.columns, table.rows[:SHOWN]))
     if findings.probes is not None:
         console.print(_shares(findings))
     console.print(_layers(findings))
@@ -105,26 +104,25 @@ def _shares(findings: Findings) -> Table:
     rows = []
     for condition, variant in dict.fromkeys((c.condition, c.variant) for c in findings.captions):
         shares = [findings.share(condition, variant, what) for what in ("picture", "sound", "suggested")]
-        name = condition if variant == "clean" else f"{condition}, {variant} cut"
+        name = condition if variant == "clean" else f"{condition}, {variant_name(variant)}"
         rows.append([name, *(f"{share.mean():.2f}" for share in shares)])
-    return _table(
-        "share of captions that name it", ["", "thing seen", "sound heard", "sound that the picture suggests"], rows
-    )
+    title = "share of captions that name the thing seen, the sound heard, and the sound that the picture suggests"
+    return _table(title, ["", "seen", "heard", "suggested"], rows)
 
 
 def _layers(findings: Findings) -> Table:
     """Attention where the sound's word is chosen, and probes, per layer."""
-    columns = {f"attention to {name}": findings.attention[name] for name in findings.attention}
-    columns |= {f"{name}, per key": findings.per_key[name] for name in findings.per_key}
+    columns = dict(findings.attention)
+    columns |= {f"{name} per key": findings.per_key[name] for name in findings.per_key}
+    title = "attention where the sound's word is chosen; per key: over the share of visible keys, 1 is uniform"
     if findings.probes is not None:
-        columns |= {"probe of the sound": findings.probes.accuracy, "its control": findings.probes.control}
+        columns |= {"probe": findings.probes.accuracy, "control": findings.probes.control}
+        title += "; probe of the sound, and its control task"
     rows = [
         [str(layer), *(f"{value:.2f}" for value in row)]
         for layer, row in enumerate(zip(*columns.values(), strict=True))
     ]
-    return _table(
-        "by layer; attention where the sound's word is chosen, 1 per key is uniform", ["layer", *columns], rows
-    )
+    return _table(title, ["layer", *columns], rows)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

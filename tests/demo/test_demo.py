@@ -16,21 +16,23 @@ from avjax.cli import app
 from avjax.demo import experiments
 from avjax.demo.claims import claims_of, deep_and_early
 from avjax.demo.findings import Captioned, Findings
-from avjax.demo.show import LEFT, show
+from avjax.demo.show import OUTPUTS, show
 from avjax.organism.behaviour import ProbeScores, Score
 from avjax.organism.world import KINDS
 
 
 class Sources(html.parser.HTMLParser):
-    """What a page would load."""
+    """What a page would load, and where it links to."""
 
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self.links: list[str] = []
         self.text: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [value or "" for name, value in attrs if name in ("src", "href")]
+        self.found += [value or "" for name, value in attrs if name == "src"]
+        self.links += [value or "" for name, value in attrs if name == "href"]
 
     def handle_data(self, data: str) -> None:
         self.text.append(data)
@@ -43,7 +45,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {"CLIPS": 2, "PROBE_TRAIN": 32, "PROBE_TEST": 16}.items():
             patch.setattr(experiments, name, value)
-        console = Console(record=True, width=140)
+        console = Console(record=True, width=80)
         show(None, out, console)
     return out, console.export_text()
 
@@ -73,8 +75,12 @@ def test_the_page_needs_nothing_else(left: tuple[Path, str]):
     assert len(page) < 1e6
     sources = Sources()
     sources.feed(page)
-    assert len(sources.found) == 3 and all(s.startswith("data:image/png;base64,") for s in sources.found)
-    assert "http" not in page
+    figures = [source for source in sources.found if source.startswith("data:image/png;base64,")]
+    clips = [source for source in sources.found if source not in figures]
+    assert len(figures) == 3 and len(set(clips)) == 4 and all((out / clip).is_file() for clip in clips)
+    assert sources.links == ["https://arxiv.org/abs/2604.02605"] and page.count("http") == 1
+    assert "prefers-color-scheme: dark" in page
+    assert "<td></td>" not in page, "no column stands empty"
     text = " ".join(sources.text)
     for row in pq.read_table(out / "captions.parquet").to_pylist():
         if row["variant"] in ("clean", "answer->video@4:8"):
@@ -85,7 +91,15 @@ def test_it_tells_the_claims_and_its_progress(left: tuple[Path, str]):
     _, printed = left
     for task in ("loading tiny-av and tiny-vl", "factual captions", "probes of the sound", "figures and page"):
         assert task in printed
-    assert printed.count("seen  ") >= 4 and "base's first choice" in printed
+    assert printed.count("seen  ") >= 4 and "base's first choice" in " ".join(printed.split())
+
+
+def test_its_tables_fit_80_columns(left: tuple[Path, str]):
+    _, printed = left
+    lines = printed.splitlines()
+    for words in ("suggested", "per key", "control", "caption", "video cut", "counterfactual"):
+        assert any(words in line for line in lines), f"{words} is broken over lines"
+    assert max(len(line) for line in lines if line[:1] in "┏┃│└") <= 80
 
 
 @pytest.fixture
@@ -107,7 +121,9 @@ def test_a_clip_of_the_users_own(clip: Path, tmp_path: Path, caches: list[Path])
     table = pq.read_table(out / "captions.parquet").to_pylist()
     assert {row["condition"] for row in table} == {"yours"} and "names_sound" not in table[0]
     assert "little" in result.output, "that it knows no other clips is said"
-    assert sorted(path.name for path in out.iterdir()) == sorted(set(LEFT) - {"clips"}), "what was left before is gone"
+    assert sorted(path.name for path in out.iterdir()) == sorted(set(OUTPUTS) - {"clips"}), (
+        "what was left before is gone"
+    )
     page = (out / "index.html").read_text()
     assert "een here" not in page, "one clip bears nothing out"
 
