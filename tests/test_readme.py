@@ -36,3 +36,11 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found = names["found"]
     assert found["logit_diff"].dims == ("key", "layers", "sample")
     assert abs(found["logit_diff"] - found["logit_diff_clean"]).max() > 0.1
+
+
+def test_what_the_readme_links_to_is_there():
+    targets = re.findall(r"\]\(([^)\s#]+)", README.read_text())
+    files = [target for target in targets if "://" not in target]
+    assert "docs/demo.png" in files
+    for target in files:
+        assert (README.parent / target).exists(), target
