@@ -180,10 +180,10 @@ def in_vocabulary(model: Model, ids: Sequence[int] | np.ndarray | int | np.integ
     Raises:
       ValueError, TypeError: there are none, or one is outside the vocabulary or no integer.
     """
-    found, vocab = as_indices(ids, what), model.config.decoder.vocab_size
-    if not found or any(not 0 <= i < vocab for i in found):
+    indices, vocab = as_indices(ids, what), model.config.decoder.vocab_size
+    if not indices or any(not 0 <= i < vocab for i in indices):
         raise ValueError(f"{what}: expected token ids within 0:{vocab}, got {ids!r}")
-    return found
+    return indices
 
 
 def _text_tokens(model: Model, text: str | Sequence[int]) -> tuple[int, ...]:

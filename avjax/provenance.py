@@ -84,9 +84,9 @@ def licence(directory: Path) -> str | None:
     if card.is_file():
         text = card.read_text(errors="replace")
         for key in ("license_name", "license"):  # `license` says only "other" where the name stands apart
-            found = re.search(rf"^{key}:\s*(\S+)", text, re.MULTILINE)
-            if found:
-                return found[1]
+            match = re.search(rf"^{key}:\s*(\S+)", text, re.MULTILINE)
+            if match:
+                return match[1]
     for path in sorted(directory.glob("LICENSE*")):
         lines = (line.strip() for line in path.read_text(errors="replace").splitlines())
         return next((line for line in lines if line), None)

@@ -28,20 +28,20 @@ def main() -> None:
     else:
         drawn = [world.clip("test", i, "counterfactual") for i in range(options.clips)]
         prompts = {f"test {i}": prompt for i, (_, prompt) in enumerate(behaviour.prompts_of(model, drawn))}
-    found = attention_mass(
+    dataset = attention_mass(
         model, prompts, ["audio", "video", "text"], "answer", max_new_tokens=options.max_new_tokens, per_token=True
     )
     if options.out:
-        found.to_netcdf(options.out)
+        dataset.to_netcdf(options.out)
     # The tiny world's captions begin "I hear"; of other captions the mean over all tokens is shown.
-    shown = found.mean("token") if options.clip else found.isel(token=behaviour.SOUND_WORD)
+    shown = dataset.mean("token") if options.clip else dataset.isel(token=behaviour.SOUND_WORD)
     mean = shown.mean(("sample", "head"))
     print("layer  mass: audio  video   text    per key: audio  video   text")
-    for layer in found.layer.values:
+    for layer in dataset.layer.values:
         columns = [mean[name].sel(layer=layer).values for name in ("mass", "per_key")]
         print(f"{layer:5d}       " + (" " * 9).join("".join(f"{x:7.2f}" for x in column) for column in columns))
     ratio = mean.per_key.sel(key="video") / mean.per_key.sel(key="audio")
-    half = found.sizes["layer"] // 2
+    half = dataset.sizes["layer"] // 2
     print(f"video over audio per key: first half {ratio[:half].mean():.1f}, deep half {ratio[half:].mean():.1f}")
 
 

@@ -22,17 +22,17 @@ def main() -> None:
     options = parser.parse_args()
     model = avjax.load("tiny-av")
     drawn = conflict(model, options.clips)
-    found = attribute(model, drawn.prompts, drawn.metrics, sites=(), top=options.top)
-    per_layer = found["edge_estimate"].mean("sample").sum("head").isel(query=0)
+    dataset = attribute(model, drawn.prompts, drawn.metrics, sites=(), top=options.top)
+    per_layer = dataset["edge_estimate"].mean("sample").sum("head").isel(query=0)
     for key in ("video", "audio"):
         parts = [float(per_layer.sel(key=key, layer=layers).sum()) for layers in (slice(0, 3), slice(4, 7))]
         print(f"cutting answer->{key}, estimate in nats: layers 0:4 {parts[0]:+.2f}, 4:8 {parts[1]:+.2f}")
-    means = found[["estimate", "exact"]].mean("sample")
+    means = dataset[["estimate", "exact"]].mean("sample")
     for name, estimate, exact in zip(*(means[n].values for n in ("candidate", "estimate", "exact")), strict=True):
         print(f"{name:24} estimate {estimate:+.3f}  exact {exact:+.3f}")
-    print(f"rank correlation {float(found['rank_correlation'].sel(kind='edge')):.2f}")
+    print(f"rank correlation {float(dataset['rank_correlation'].sel(kind='edge')):.2f}")
     if options.out is not None:
-        found.to_netcdf(options.out)
+        dataset.to_netcdf(options.out)
 
 
 if __name__ == "__main__":

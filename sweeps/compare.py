@@ -26,16 +26,16 @@ def main() -> None:
     heard = [prompt for _, prompt in behaviour.prompts_of(model, clips)]
     silent = [prompt for _, prompt in behaviour.prompts_of(base, clips, sound=False)]
     classes = {"sound": [kind.sound for kind in KINDS], "thing": [kind.thing for kind in KINDS]}
-    found = compare_with_base(model, base, heard, silent, classes=classes, max_new_tokens=behaviour.MAX_NEW_TOKENS)
-    shares = shift_shares(found)
+    dataset = compare_with_base(model, base, heard, silent, classes=classes, max_new_tokens=behaviour.MAX_NEW_TOKENS)
+    shares = shift_shares(dataset)
     for name in shares["token_class"].values:
         of = shares.sel(token_class=name)
-        divergence = float(found["kl_model_base"].where(found["token_class"] == name).mean())
+        divergence = float(dataset["kl_model_base"].where(dataset["token_class"] == name).mean())
         parts = ", ".join(f"{shift} {float(of['share'].sel(shift=shift)):.3f}" for shift in of["shift"].values)
         print(f"  {name:<6} {parts}; KL(model || base) {divergence:.3f} nats; {int(of['tokens'])} tokens")
-    print(f"caveat: {found.attrs['caveat']}")
+    print(f"caveat: {dataset.attrs['caveat']}")
     if options.out:
-        found.to_netcdf(options.out)
+        dataset.to_netcdf(options.out)
 
 
 if __name__ == "__main__":

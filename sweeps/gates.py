@@ -24,19 +24,19 @@ def main() -> None:
     options, model = parser.parse_args(), avjax.load("tiny-av")
     test = conflict(model, options.clips)
     train = conflict(model, options.clips, "train", first=options.clips)  # samples are named by number: none may recur
-    found = learn_gates(
+    dataset = learn_gates(
         model, train.prompts, train.metrics | test.metrics, held_out=test.prompts,
         strength=options.strength, steps=options.steps,
     )  # fmt: skip
-    print(f"cut {int(found['cut'].sum())} of {found['cut'].size}: {found.attrs['edits']}")
-    variants = {str(s): [r] * bool(r) for s, r in zip(found["set"].values[:6], found["edits"].values, strict=False)}
+    print(f"cut {int(dataset['cut'].sum())} of {dataset['cut'].size}: {dataset.attrs['edits']}")
+    variants = {str(s): [r] * bool(r) for s, r in zip(dataset["set"].values[:6], dataset["edits"].values, strict=False)}
     said = [(test.clips[n], behaviour.caption(model, p, variants)) for n, p in test.prompts.items()]
     for name in variants:
         scores = [behaviour.score(captions[name].text or "", clip) for clip, captions in said]
         rates = {w: sum(getattr(s, w) for s in scores) / len(scores) for w in ("sound", "suggested", "picture")}
-        print(f"{name:11} {float(found['change'].sel(set=name)):+.2f} nats; captions:", rates)
+        print(f"{name:11} {float(dataset['change'].sel(set=name)):+.2f} nats; captions:", rates)
     if options.out is not None:
-        found.to_netcdf(options.out)
+        dataset.to_netcdf(options.out)
 
 
 if __name__ == "__main__":

@@ -25,13 +25,13 @@ def main() -> None:
     options = parser.parse_args()
     model = avjax.load(options.model)
     clips = conflict(model, options.clips)
-    found = knockout_windows(model, clips.prompts, clips.metrics, width=options.width, placement="leading")
+    dataset = knockout_windows(model, clips.prompts, clips.metrics, width=options.width, placement="leading")
     print("logit of the sound that is heard minus that of the one that is suggested, change by the cut, nats")
-    names = [name for name in ("logit_diff", "logit_diff_clean", "logit_diff_floor") if name in found]
-    change = avjax.bootstrap(found[names], adjust="benjamini-hochberg" if options.adjust else None)
+    names = [name for name in ("logit_diff", "logit_diff_clean", "logit_diff_floor") if name in dataset]
+    change = avjax.bootstrap(dataset[names], adjust="benjamini-hochberg" if options.adjust else None)
     below = change.get("logit_diff_below_floor")
     for key in change["key"].values:
-        for window, layer in zip(found["layers_window"].values, change["layers"].values, strict=True):
+        for window, layer in zip(dataset["layers_window"].values, change["layers"].values, strict=True):
             at = change.sel(key=key, layers=layer)
             low, high = float(at["logit_diff_change_low"]), float(at["logit_diff_change_high"])
             line = f"  answer->{key}@{window}  {float(at['logit_diff_change']):+6.2f}  [{low:+.2f}, {high:+.2f}]"
@@ -41,7 +41,7 @@ def main() -> None:
     if line := floor_line(below, change.get("logit_diff_floor"), "nats"):
         print(line)
     if options.out:
-        found.to_netcdf(options.out)
+        dataset.to_netcdf(options.out)
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ def main() -> None:
     audio = logit_lens(model, prompts, answers=answers)
     opening = logit_lens(model, prompts, "generated", answers=answers, captions="I hear a").isel(position=[-1])
     with_tuned = logit_lens(model, prompts, answers=answers, lens=tuned)
-    for name, found in {"audio tokens": audio, "the same, tuned lens": with_tuned, "after 'I hear'": opening}.items():
+    for name, dataset in {"audio tokens": audio, "the same, tuned lens": with_tuned, "after 'I hear'": opening}.items():
         print(f"share of positions ({name}) at which the word is the lens's first choice:")
-        print((found["rank"] == 1).mean(["sample", "position"]).to_pandas().round(2))
+        print((dataset["rank"] == 1).mean(["sample", "position"]).to_pandas().round(2))
     latent = latent_audio_understanding(model, prompts, answers["heard"])
     for name in ("recall", "recall_swapped", "understanding"):
         print(name, *(f"{float(latent[f'{name}_{part}']):.2f}" for part in ("mean", "low", "high")))

@@ -25,10 +25,12 @@ def main() -> None:
     options = parser.parse_args()
     model = avjax.load(options.model)
     clips = conflict(model, options.clips)
-    found = edge_sufficiency(model, clips.prompts, clips.metrics, pathways=("audio", "video", "text - answer"))
+    dataset = edge_sufficiency(model, clips.prompts, clips.metrics, pathways=("audio", "video", "text - answer"))
     print("logit of the sound that is heard minus that of the one that is suggested, nats")
-    for pathway in found["pathway"].values:
-        alone, random = (float(found[name].sel(pathway=pathway).mean()) for name in ("logit_diff", "logit_diff_random"))
+    for pathway in dataset["pathway"].values:
+        alone, random = (
+            float(dataset[name].sel(pathway=pathway).mean()) for name in ("logit_diff", "logit_diff_random")
+        )
         print(f"  {pathway:<14} alone {alone:+6.2f}, as many random keys {random:+6.2f}")
     heads = knockout_heads(model, clips.prompts, clips.metrics, keys=["video"])
     gain = (heads["logit_diff"] - heads["logit_diff_clean"]).mean("sample").isel(key=0).stack(place=("layers", "heads"))
@@ -42,7 +44,7 @@ def main() -> None:
     decided = Counter(deciding_modality(model, clips.prompts, clips.suggested)["by"].values.tolist())
     print("clips that one modality decides:", {by or "none": count for by, count in sorted(decided.items())})
     if options.out:
-        found.to_netcdf(options.out)
+        dataset.to_netcdf(options.out)
 
 
 if __name__ == "__main__":

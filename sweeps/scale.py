@@ -26,10 +26,10 @@ def main() -> None:
     options = parser.parse_args()
     model = avjax.load(options.model)
     clips = conflict(model, options.clips)
-    found = scale_modalities(model, clips.prompts, clips.metrics, what=options.what, width=options.width)
+    dataset = scale_modalities(model, clips.prompts, clips.metrics, what=options.what, width=options.width)
     print("logit of the sound that is heard minus that of the one that is suggested, nats")
-    means = found["logit_diff"].mean("sample")
-    below = below_floor(found, "logit_diff")
+    means = dataset["logit_diff"].mean("sample")
+    below = below_floor(dataset, "logit_diff")
     others = [d for d in means.dims if d != "factor"]
     rows = means.stack(row=others).transpose("row", "factor")
     marks = None if below is None else below.stack(row=others).transpose("row", "factor")
@@ -37,10 +37,10 @@ def main() -> None:
     for i, name in enumerate(rows["row"].values):
         label = "@".join(map(str, name if isinstance(name, tuple) else [name]))
         print(f"  {label:<8}{row_of(rows[i], None if marks is None else marks[i], 2, 8)}")
-    if line := floor_line(below, found.get("logit_diff_floor"), "nats"):
+    if line := floor_line(below, dataset.get("logit_diff_floor"), "nats"):
         print(line)
     if options.out:
-        found.to_netcdf(options.out)
+        dataset.to_netcdf(options.out)
 
 
 if __name__ == "__main__":

@@ -21,19 +21,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a netCDF file for the dataset")
     options = parser.parse_args()
     model = avjax.load(options.model)
-    found = find_sinks(model, conflict(model, options.clips).prompts, options.threshold)
-    peak = found["dimension_peak"].max("layer")
+    dataset = find_sinks(model, conflict(model, options.clips).prompts, options.threshold)
+    peak = dataset["dimension_peak"].max("layer")
     largest = peak.sortby(peak, ascending=False)[:5]
-    print(f"threshold {found.attrs['threshold']:.1f}; largest |RMSNorm(h)| by dimension:")
+    print(f"threshold {dataset.attrs['threshold']:.1f}; largest |RMSNorm(h)| by dimension:")
     print("  " + ", ".join(f"{int(d)}: {float(x):.1f}" for d, x in zip(largest["dimension"], largest, strict=True)))
-    print(f"outlier dimensions: {found['dimension'].values[found['outlier'].values].tolist()}")
-    sinks = found["sink_layers"] > 0
+    print(f"outlier dimensions: {dataset['dimension'].values[dataset['outlier'].values].tolist()}")
+    sinks = dataset["sink_layers"] > 0
     for name in ("audio", "video", "text"):
-        of = found["token_modality"] == name
-        score = float(found["mds"].where(of & sinks).mean())
+        of = dataset["token_modality"] == name
+        score = float(dataset["mds"].where(of & sinks).mean())
         print(f"  {name}: {int((sinks & of).sum())} sinks of {int(of.sum())} tokens; dominance score {score:+.2f}")
     if options.out:
-        found.to_netcdf(options.out)
+        dataset.to_netcdf(options.out)
 
 
 if __name__ == "__main__":

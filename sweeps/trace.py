@@ -30,18 +30,18 @@ def main() -> None:
     clips = conflict(model, options.clips)
     blank = {name: dataclasses.replace(c, frames=np.zeros_like(c.frames)) for name, c in clips.clips.items()}
     groups = ["audio", "video", select_random(clips.prompts, "video", among="audio | text - last"), "last"]
-    found = trace(model, clips.prompts, opened(model, blank), clips.suggested, clips.heard, groups=groups)
+    dataset = trace(model, clips.prompts, opened(model, blank), clips.suggested, clips.heard, groups=groups)
     print("probability that the suggested sound gains when a group is restored after a layer")
-    means = found["ie_clean"].mean("sample").isel(site=0)
-    below = below_floor(found, "ie_clean", ("sample", "site"))
+    means = dataset["ie_clean"].mean("sample").isel(site=0)
+    below = below_floor(dataset, "ie_clean", ("sample", "site"))
     print("  layer            " + "".join(f"{layer:>7} " for layer in means["layers"].values))
     for group in means["group"].values:
         marks = None if below is None else below.sel(group=group)
         print(f"  {group:<17}{row_of(means.sel(group=group), marks, 3, 8)}")
-    if line := floor_line(below, found.get("ie_clean_floor")):
+    if line := floor_line(below, dataset.get("ie_clean_floor")):
         print(line)
     if options.out:
-        found.to_netcdf(options.out)
+        dataset.to_netcdf(options.out)
 
 
 if __name__ == "__main__":

@@ -111,13 +111,13 @@ def attention_mass(
     clean = CleanRuns(model)
     edited = {name: for_sample(changes, name) for name in named}
     sessions = {name: _session(model, one.caption, keys, edited[name], clean) for name, one in asked.items()}
-    found = []
+    datasets = []
     with Progress("attention", len(asked), "prompts", enabled=progress) as bar:
         for name, one in asked.items():
-            found.append(_reduced(one, *_read(sessions.pop(name), keys, one.rows), per_token))
+            datasets.append(_reduced(one, *_read(sessions.pop(name), keys, one.rows), per_token))
             bar.advance(1)
     about = {"query": str(query), "edits": "; ".join(map(str, changes)) or None}
-    return with_prompts(_dataset(model, asked, found, labels, per_token, about), named)
+    return with_prompts(_dataset(model, asked, datasets, labels, per_token, about), named)
 
 
 def _refuse_absent(name: Any, prompt: Prompt, keys: Sequence[Selector], query: Selector) -> None:
@@ -189,8 +189,8 @@ def _reduced(asked: Asked, mass: np.ndarray, weighted: np.ndarray, per_token: bo
     if not per_token:
         mass, weighted, value_share, share = (x.mean(0, keepdims=True) for x in (mass, weighted, value_share, share))
     share = np.where(share > 0, share, np.nan)[..., None, None]
-    found = {"mass": mass, "per_key": mass / share, "value_weighted": weighted, "value_share": value_share}
-    return {name: x[:, :-1] if per_token else x[0, :-1] for name, x in found.items()}
+    readings = {"mass": mass, "per_key": mass / share, "value_weighted": weighted, "value_share": value_share}
+    return {name: x[:, :-1] if per_token else x[0, :-1] for name, x in readings.items()}
 
 
 def _dataset(

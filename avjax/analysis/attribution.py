@@ -105,13 +105,13 @@ def attribute(
     if isinstance(top, bool) or not isinstance(top, int | np.integer) or top < 0:
         raise ValueError(f"top: expected a whole number of candidates, at least 0, got {top!r}")
     name, unit = of_one_kind(plan.cases)
-    found: dict[str, list[np.ndarray]] = {}
+    columns: dict[str, list[np.ndarray]] = {}
     with Progress("attribution", len(plan.cases) * (2 if top else 1), "samples", enabled=progress) as bar:
         for case in plan.cases.values():
             for key, value in _screened(model, plan, case).items():
-                found.setdefault(key, []).append(value)
+                columns.setdefault(key, []).append(value)
             bar.advance(1)
-        data = _dataset(plan, {key: np.stack(values) for key, values in found.items()}, name, unit)
+        data = _dataset(plan, {key: np.stack(values) for key, values in columns.items()}, name, unit)
         if top:
             data = _verified(model, plan, data, int(top), bar)
     data = with_prompts(data, {sample: case.prompt for sample, case in plan.cases.items()})
@@ -119,23 +119,25 @@ def attribute(
 
 
 def _planned(model: Model, prompts: Any, metric: Metrics, selectors: Sequence[Any], sites: Any) -> _Plan:
-    found = cases(model, prompts, metric)
-    present = [m for m in MODALITIES if all(case.select(m).any() for case in found.values())]
+    planned_cases = cases(model, prompts, metric)
+    present = [m for m in MODALITIES if all(case.select(m).any() for case in planned_cases.values())]
     queries, keys, groups = (tuple(present) if s is None else _several(s) for s in selectors)
     names = [sites] if isinstance(sites, str) else list(sites)
     editable = [site for site in FLOW if site is not Site.EMBED]
     if wrong := [name for name in names if name not in editable]:
         hint = "; embed is resid_pre of layer 0" if "embed" in wrong else did_you_mean(wrong[0], editable)
         raise ValueError(f"sites: expected some of {', '.join(editable)}, got {', '.join(map(repr, wrong))}{hint}")
-    plan = _Plan(cases=found, queries=queries, keys=keys, groups=groups, sites=tuple(dict.fromkeys(map(Site, names))))
+    plan = _Plan(
+        cases=planned_cases, queries=queries, keys=keys, groups=groups, sites=tuple(dict.fromkeys(map(Site, names)))
+    )
     if not (queries and keys) and not (plan.sites and groups):
         raise ValueError("attribute: expected queries and keys, or sites and groups, got neither")
     for what, several in (("queries", queries), ("keys", keys), ("groups", groups)):
         if len({str(s) for s in several}) < len(several):
             raise ValueError(f"{what}: expected different selectors, got {list(several)}")
-        refuse_missing(found, several, what)
+        refuse_missing(planned_cases, several, what)
     if queries and keys:
-        for case in found.values():
+        for case in planned_cases.values():
             if not any(case.edges(query, key) for query in queries for key in keys):
                 raise ValueError(
                     f"queries and keys: sample {case.sample!r} has no such edge, since no query comes at or after a key"
@@ -162,17 +164,17 @@ def _screened(model: Model, plan: _Plan, case: Case) -> dict[str, np.ndarray]:
         raise ValueError(f"sample {case.sample!r}: the metric or its gradient is not finite; look at its clip")
     queries, keys, groups = plan.split(ready.members)
     factor, scales = gradient
-    found: dict[str, np.ndarray] = {"clean": np.asarray(value, np.float64)}
+    screened: dict[str, np.ndarray] = {"clean": np.asarray(value, np.float64)}
     if len(queries) and len(keys):
         estimate = -np.einsum("lnab,qa,kb->lnqk", np.asarray(factor, np.float64), queries, keys)
-        found[f"{EDGE}_estimate"] = estimate
-        found["edges"] = np.array([[case.edges(query, key) for key in plan.keys] for query in plan.queries])
+        screened[f"{EDGE}_estimate"] = estimate
+        screened["edges"] = np.array([[case.edges(query, key) for key in plan.keys] for query in plan.queries])
     if len(groups) and plan.sites:
         for site, scale in scales.items():
             slope = np.asarray(scale, np.float64)
-            found[f"{site}_estimate"] = -np.einsum("lm...,gm->l...g", slope, groups)
-        found["positions"] = np.array([case.select(group).sum() for group in plan.groups])
-    return found
+            screened[f"{site}_estimate"] = -np.einsum("lm...,gm->l...g", slope, groups)
+        screened["positions"] = np.array([case.select(group).sum() for group in plan.groups])
+    return screened
 
 
 Gates = tuple[jax.Array, dict[Site, jax.Array]]  # L N M M; L M [N]

@@ -74,13 +74,13 @@ def metrics_of(prompts: Mapping[Any, Prompt], metrics: MetricsBySample) -> dict[
       ValueError: a sample has none, or others than the first.
     """
     given = of_each_sample(prompts, metrics, "metrics")
-    found = {name: [m] if isinstance(m, Metric) else list(m) for name, m in given.items()}
-    first = next(iter(found))
-    for name, several in found.items():
+    as_lists = {name: [m] if isinstance(m, Metric) else list(m) for name, m in given.items()}
+    first = next(iter(as_lists))
+    for name, several in as_lists.items():
         kinds = [(type(m), m.name) for m in several]
-        if kinds != [(type(m), m.name) for m in found[first]] or not kinds:
+        if kinds != [(type(m), m.name) for m in as_lists[first]] or not kinds:
             raise ValueError(
                 f"metrics: expected the same kinds and names for each sample, got {[n for _, n in kinds]} for {name!r} "
-                f"and {[m.name for m in found[first]]} for {first!r}"
+                f"and {[m.name for m in as_lists[first]]} for {first!r}"
             )
-    return found
+    return as_lists

@@ -52,7 +52,7 @@ def captioned(
     Raises:
       ValueError: a caption is empty or missing.
     """
-    by_sample, found = of_each_sample(prompts, captions, "captions"), {}
+    by_sample, queries = of_each_sample(prompts, captions, "captions"), {}
     for name, prompt in prompts.items():
         model.check(prompt)
         given = by_sample[name]
@@ -67,5 +67,5 @@ def captioned(
             tokens = np.asarray(in_vocabulary(model, given, f"captions: sample {name!r}"), np.int32)
         if not len(tokens):
             raise ValueError(f"captions: the caption of sample {name!r} has no tokens")
-        found[name] = Captioned(prompt=prompt, tokens=tokens, fed=prompt.continued(tokens[:-1]))
-    return found
+        queries[name] = Captioned(prompt=prompt, tokens=tokens, fed=prompt.continued(tokens[:-1]))
+    return queries

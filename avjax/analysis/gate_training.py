@@ -46,12 +46,12 @@ class Window:
 
     def edits(self, cut: np.ndarray) -> list[Knockout]:
         """The knock-outs of a set of cuts, bool of `shape`."""
-        found = []
+        edits = []
         for layer, row in zip(self.layers, cut.reshape(len(self.layers), -1), strict=True):
             if row.any():
                 heads = self.heads if self.per == "layer" else [h for h, c in zip(self.heads, row, strict=True) if c]
-                found.append(Knockout(query=self.query, key=self.key, layers=[layer], heads=heads))
-        return found
+                edits.append(Knockout(query=self.query, key=self.key, layers=[layer], heads=heads))
+        return edits
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,7 @@ def learned(
     for step in range(training.steps):
         group = groups[rng.choice(len(groups), p=share)]
         index = rng.choice(group.count, size=min(training.batch, group.count), replace=False)
-        parameters, state, found = _step(
+        parameters, state, objective_value = _step(
             model.network.decoder,
             (group.rows, group.target, group.edges),
             jnp.asarray(index),
@@ -125,7 +125,7 @@ def learned(
             metric=group.metric,
             penalty=training.penalty,
         )
-        mean, cuts, largest = (float(value) for value in found)
+        mean, cuts, largest = (float(value) for value in objective_value)
         refuse_overflow(largest, f"step {step}")
         if not np.isfinite([mean, cuts, *np.asarray(parameters).ravel()]).all():
             raise ValueError(f"step {step}: the metric or its gradient is not finite; look at the prompts")

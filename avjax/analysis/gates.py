@@ -95,8 +95,8 @@ def learn_gates(
         values = np.zeros((len(sets), len(test)))
         clean = np.zeros(len(test))
         for column, case in enumerate(test.values()):
-            found, clean[column] = exact(model, case, [window.edits(cut) for cut in sets.values()])
-            values[:, column] = found
+            exact_values, clean[column] = exact(model, case, [window.edits(cut) for cut in sets.values()])
+            values[:, column] = exact_values
             bar.advance(1)
     data = _dataset(window, gates, curve, sets, list(test), (values, clean), (name, unit), seed)
     settings = {**dataclasses.asdict(training), "per": per, "query": str(query), "key": str(key)}
@@ -151,9 +151,9 @@ def _split(
         train = {name: prompt for name, prompt in train.items() if name not in kept}
     else:
         kept, numbers = _given_held_out(train, metric, held_out, groups)
-    found = cases(model, train | kept, metric, at_clean=False)
+    all_cases = cases(model, train | kept, metric, at_clean=False)
     clips = described(numbers, groups)
-    return {name: found[name] for name in train}, {name: found[name] for name in kept}, clips
+    return {name: all_cases[name] for name in train}, {name: all_cases[name] for name in kept}, clips
 
 
 def _given_held_out(
@@ -292,11 +292,11 @@ def _intervals(data: xr.Dataset, seed: int) -> xr.Dataset:
             "found_minus_random": gained.drop_vars("edits", errors="ignore").assign_attrs(about),
         }
     )
-    found = bootstrap(columns, seed=seed)
+    intervals = bootstrap(columns, seed=seed)
     words = {"change": "held-out change from the clean run", "found_minus_random": "found set minus mean random set"}
     bounds = {"": "mean", "_low": "lower 95% bound", "_high": "upper 95% bound"}
     columns = {
-        what + end: found[what + end].assign_attrs(long_name=f"{words[what]}, {bounds[end]}")
+        what + end: intervals[what + end].assign_attrs(long_name=f"{words[what]}, {bounds[end]}")
         for what, end in itertools.product(words, bounds)
     }
-    return xr.Dataset(columns, attrs={k: v for k, v in found.attrs.items() if k in ("interval", "no_interval")})
+    return xr.Dataset(columns, attrs={k: v for k, v in intervals.attrs.items() if k in ("interval", "no_interval")})

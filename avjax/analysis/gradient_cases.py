@@ -73,7 +73,7 @@ def cases(model: Model, prompts: Any, metric: Metrics, *, at_clean: bool = True)
       ValueError, TypeError: a metric is no number with a gradient or is missing, or a prompt's features are not finite.
     """
     named = named_prompts(prompts)
-    metrics, found, checked = of_each_sample(named, metric, "metric"), {}, set()
+    metrics, by_name, checked = of_each_sample(named, metric, "metric"), {}, set()
     for name, prompt in named.items():
         model.check(prompt)
         refuse_not_finite(name, prompt)
@@ -86,8 +86,8 @@ def cases(model: Model, prompts: Any, metric: Metrics, *, at_clean: bool = True)
             _refuse_no_slope(model, one, ready, continued, at_clean)
             checked.add(key)
         whole = prompt.continued(reads.fed)
-        found[name] = Case(sample=name, prompt=prompt, whole=whole, metric=one, reads=reads)
-    return found
+        by_name[name] = Case(sample=name, prompt=prompt, whole=whole, metric=one, reads=reads)
+    return by_name
 
 
 def refuse_not_finite(name: Any, prompt: Prompt) -> None:
@@ -114,9 +114,9 @@ def _refuse_no_slope(model: Model, metric: Metric, prepared: Any, continued: int
     """Raises ValueError when a metric does not move with the logits; tried on drawn ones, without a network."""
     read = metric.read_tokens(model)
     size = model.config.decoder.vocab_size if read is None else len(read)
-    found = check_values(metric, prepared, num_tokens=size, continuation=continued, attention=None)
-    if list(found) != [""]:
-        raise ValueError(f"metric {metric.name!r}: expected one number, got {', '.join(map(repr, found))}")
+    value_type = check_values(metric, prepared, num_tokens=size, continuation=continued, attention=None)
+    if list(value_type) != [""]:
+        raise ValueError(f"metric {metric.name!r}: expected one number, got {', '.join(map(repr, value_type))}")
     rng = np.random.default_rng(0)
 
     def drawn(scale: float = 1.0) -> tuple[jax.Array, jax.Array]:

@@ -125,7 +125,7 @@ def edge_sufficiency(
         for number, (name, prompt) in enumerate(named.items()):
             keys, kept = sets[name]
             draws = _with_draws(keys, kept, num_random, np.random.default_rng([seed, number]))
-            left, found = draws, []
+            left, datasets = draws, []
             while left:
                 together, left = _split(left)
                 cells = [
@@ -138,9 +138,9 @@ def edge_sufficiency(
                 floors.append(swept)
                 for i in range(len(together)):
                     own = without_floors(swept).isel(variant=slice(i * len(kept), (i + 1) * len(kept)))
-                    found.append(own.drop_vars("variant").rename(variant="pathway").assign_coords(pathway=labels))
+                    datasets.append(own.drop_vars("variant").rename(variant="pathway").assign_coords(pathway=labels))
                 bar.advance(len(together))
-            parts.append(_with_random([_counted(f, keys, masks) for f, masks in zip(found, draws, strict=True)]))
+            parts.append(_with_random([_counted(f, keys, masks) for f, masks in zip(datasets, draws, strict=True)]))
     how = {"data_vars": "all", "coords": "minimal", "compat": "override", "combine_attrs": "drop_conflicts"}
     joined = join_samples(parts, **how).assign(pooled_floors(floors))
     return joined.assign_attrs(query=str(query), always=str(always), random_draws=num_random, seed=seed)

@@ -92,8 +92,8 @@ def latent_audio_understanding(
     hits: dict[Any, np.ndarray] = {}
     with Progress("latent audio", len(looked), "prompts", enabled=progress) as bar:
         for name, places in looked.items():
-            found = how.read(name, places, forms(model, [tokens[w] for w in (*scored[name], *controls[name])]))
-            hits[name] = np.any(found.rank <= k, axis=1)  # L A
+            projected = how.read(name, places, forms(model, [tokens[w] for w in (*scored[name], *controls[name])]))
+            hits[name] = np.any(projected.rank <= k, axis=1)  # L A
             bar.advance(1)
     names = list(named)
     columns: dict[str, np.ndarray] = {}
@@ -182,7 +182,7 @@ def _events(named: Mapping[Any, Prompt], given: EventsBySample, what: str) -> di
         if len(named) > 1:
             raise ValueError(f"{what}: expected the events of each of {len(named)} samples by name, got {given!r}")
         given = dict.fromkeys(named, given)
-    found = {}
+    events = {}
     for name in named:
         if name not in given:
             raise ValueError(f"{what}: there are none for sample {name!r}; leave the sample out, or give its events")
@@ -190,8 +190,8 @@ def _events(named: Mapping[Any, Prompt], given: EventsBySample, what: str) -> di
         words = (value,) if isinstance(value, str) else tuple(value)
         if not words or any(not isinstance(w, str) or len(w.split()) != 1 for w in words):
             raise ValueError(f"{what}: expected events of one word each for sample {name!r}, got {value!r}")
-        found[name] = tuple(dict.fromkeys(word.strip() for word in words))
-    return found
+        events[name] = tuple(dict.fromkeys(word.strip() for word in words))
+    return events
 
 
 def _next_sample(events: Mapping[Any, tuple[str, ...]]) -> dict[Any, tuple[str, ...]]:

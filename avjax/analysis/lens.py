@@ -57,7 +57,7 @@ class Lens:
         cfg = self.model.config.decoder
         chunk = chunk_rows(cfg.vocab_size, len(places.rows), self.chunk_bytes)
         wanted = np.isin(np.arange(cfg.num_layers), self.layers)
-        found, fed = lens_pass(
+        projected, fed = lens_pass(
             self.model.network.decoder,
             pad_inputs(self.model.encode(places.prompt), bucket(len(places.prompt))),
             jnp.asarray(padded_rows(places.rows, chunk)),
@@ -69,13 +69,13 @@ class Lens:
             k=self.k,
             chunk=chunk,
         )
-        found = jax.tree.map(lambda leaf: np.asarray(leaf)[list(self.layers), : len(places.rows)], found)
-        refuse_unreadable(found.largest, sample, self.site, self.layers, places.rows)
+        projected = jax.tree.map(lambda leaf: np.asarray(leaf)[list(self.layers), : len(places.rows)], projected)
+        refuse_unreadable(projected.largest, sample, self.site, self.layers, places.rows)
         # What later layers do is not read here.
         before, here = np.asarray(fed)[: self.layers[-1]], np.asarray(fed)[self.layers[-1]]
         after_mid = self.site in (Site.MLP_OUT, Site.RESID_POST)
         refuse_overflow([*before.ravel(), *(here if after_mid else here[:1])], f"sample {sample!r}")
-        return found
+        return projected
 
     def attributes(self, **settings: Any) -> dict[str, Any]:
         tuned = None if self.tuned is None else f"tuned on {self.tuned.trained_on}"
@@ -138,12 +138,12 @@ def logit_lens(
     how = checked_lens(model, site, layers, norm=norm, k=k, tuned=lens, chunk_bytes=chunk_bytes)
     labels, tokens = _answers(model, answers, list(named))
     looked = places_of(model, named, where, captions, max_new_tokens)
-    found: list[Projected] = []
+    projections: list[Projected] = []
     with Progress("logit lens", len(looked), "prompts", enabled=progress) as bar:
         for name, places in looked.items():
-            found.append(how.read(name, places, tokens[name]))
+            projections.append(how.read(name, places, tokens[name]))
             bar.advance(1)
-    dataset = _dataset(how, looked, labels, found, how.attributes(where=str(where)))
+    dataset = _dataset(how, looked, labels, projections, how.attributes(where=str(where)))
     return with_prompts(dataset, named)
 
 
@@ -188,10 +188,10 @@ def checked_layers(layers: Sequence[int] | int | None, num_layers: int) -> tuple
 def forms(model: Model, answers: Sequence[Answer]) -> np.ndarray:
     """int32 [A, F], the token ids of each answer's surface forms, filled with `NO_FORM`."""
     ids = [answer_tokens(model, answer) for answer in answers]
-    found = np.full((len(ids), max(map(len, ids), default=1)), NO_FORM, np.int32)
-    for row, tokens in zip(found, ids, strict=True):
+    padded = np.full((len(ids), max(map(len, ids), default=1)), NO_FORM, np.int32)
+    for row, tokens in zip(padded, ids, strict=True):
         row[: len(tokens)] = tokens
-    return found
+    return padded
 
 
 def _answers(model: Model, answers: Answers | None, samples: Sequence[Any]) -> tuple[list[str], dict[Any, np.ndarray]]:

@@ -108,8 +108,8 @@ def project(
       chunk: divides P.
     """
     one = functools.partial(_project_chunk, decoder, answers=answers, lens=lens, norm=norm, k=k)
-    found = jax.lax.map(one, x.reshape(-1, chunk, x.shape[-1]))
-    return jax.tree.map(lambda leaf: leaf.reshape(x.shape[0], *leaf.shape[2:]), found)
+    projected = jax.lax.map(one, x.reshape(-1, chunk, x.shape[-1]))
+    return jax.tree.map(lambda leaf: leaf.reshape(x.shape[0], *leaf.shape[2:]), projected)
 
 
 @functools.partial(jax.jit, static_argnames=("site", "norm", "k", "chunk"))

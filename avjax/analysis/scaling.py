@@ -59,6 +59,6 @@ def scale_modalities(
         edit = ScaleAttention(query=query, key=modality, factor=factor, layers=layers)
     else:
         edit = Scale(modality, factor=factor, site=what, layers=layers)
-    found = sweep_samples(model, prompts, grid(edit), metrics, **options).assign_attrs(scaled=what)
-    found["factor"].attrs.update(units="1", long_name=f"factor of {what}")
-    return found
+    dataset = sweep_samples(model, prompts, grid(edit), metrics, **options).assign_attrs(scaled=what)
+    dataset["factor"].attrs.update(units="1", long_name=f"factor of {what}")
+    return dataset

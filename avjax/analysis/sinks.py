@@ -127,13 +127,13 @@ def find_sinks(
 
 
 def _checked_threshold(threshold: float | None, embed_dim: int) -> float:
-    found = default_threshold(embed_dim) if threshold is None else float(threshold)
-    if not 1 <= found < embed_dim**0.5:
+    checked = default_threshold(embed_dim) if threshold is None else float(threshold)
+    if not 1 <= checked < embed_dim**0.5:
         raise ValueError(
             f"threshold: expected one from 1 to below {embed_dim**0.5:.3g}, which |RMSNorm| cannot exceed at width "
-            f"{embed_dim}, got {found:g}"
+            f"{embed_dim}, got {checked:g}"
         )
-    return found
+    return checked
 
 
 def _seen(model: Model, name: Any, prompt: Prompt, threshold: float, modalities: Sequence[str]) -> Seen:

@@ -83,20 +83,20 @@ def trace(
     )
     patched = sweep_samples(model, targets, grid(edit), metrics, **options)
     unpatched = sweep_samples(model, sources, [[]], metrics, **options)
-    found = patched.rename({f"{name}_clean": f"{name}_of_corrupt" for name in (CLEAN, CORRUPT, DIFFERENCE)})
-    found = found.assign({f"{name}_of_clean": unpatched[f"{name}_clean"] for name in (CLEAN, CORRUPT, DIFFERENCE)})
-    runs = found[f"{DIFFERENCE}_of_corrupt"], found[f"{DIFFERENCE}_of_clean"]
+    dataset = patched.rename({f"{name}_clean": f"{name}_of_corrupt" for name in (CLEAN, CORRUPT, DIFFERENCE)})
+    dataset = dataset.assign({f"{name}_of_clean": unpatched[f"{name}_clean"] for name in (CLEAN, CORRUPT, DIFFERENCE)})
+    runs = dataset[f"{DIFFERENCE}_of_corrupt"], dataset[f"{DIFFERENCE}_of_clean"]
     least, about = _least_gaps(model, sources, targets, min_gap, options)
-    if min_gap is None and f"{DIFFERENCE}_floor" in found:  # words of several tokens have more noise than one logit
-        least = least.copy(data=np.fmax(least.values, smallest_gap(found[f"{DIFFERENCE}_floor"].item())))
-    found = found.assign(
-        ie_clean=ie_clean(found[CLEAN], _like(found[f"{CLEAN}_of_corrupt"], found[CLEAN])),
-        ie_corrupt=ie_corrupt(_like(found[f"{CORRUPT}_of_corrupt"], found[CORRUPT]), found[CORRUPT]),
-        recovery=_recovered(found[DIFFERENCE], *runs, least),
+    if min_gap is None and f"{DIFFERENCE}_floor" in dataset:  # words of several tokens have more noise than one logit
+        least = least.copy(data=np.fmax(least.values, smallest_gap(dataset[f"{DIFFERENCE}_floor"].item())))
+    dataset = dataset.assign(
+        ie_clean=ie_clean(dataset[CLEAN], _like(dataset[f"{CLEAN}_of_corrupt"], dataset[CLEAN])),
+        ie_corrupt=ie_corrupt(_like(dataset[f"{CORRUPT}_of_corrupt"], dataset[CORRUPT]), dataset[CORRUPT]),
+        recovery=_recovered(dataset[DIFFERENCE], *runs, least),
         min_gap=least,
     )
-    missing = int(found["recovery"].isnull().all([d for d in found["recovery"].dims if d != "sample"]).sum())
-    return found.assign_attrs(min_gap=about, recovery_missing=f"{missing} of {len(sources)} samples")
+    missing = int(dataset["recovery"].isnull().all([d for d in dataset["recovery"].dims if d != "sample"]).sum())
+    return dataset.assign_attrs(min_gap=about, recovery_missing=f"{missing} of {len(sources)} samples")
 
 
 def _least_gaps(
@@ -189,20 +189,20 @@ def deciding_modality(
     answers = of_each_sample(named, answers, "answers")
     metrics = {name: Prob(answers[name]) for name in named}
     edit = Scale(axis("modality", modalities), factor=0.0, site="embed")
-    found = sweep_samples(model, named, grid(edit), metrics, **options)
-    said = found["prob_clean"]
+    dataset = sweep_samples(model, named, grid(edit), metrics, **options)
+    said = dataset["prob_clean"]
     if unsaid := [str(s) for s, p in zip(said["sample"].values, said.values, strict=True) if not p >= SAID]:
         raise ValueError(
             f"answers: expected what the clean run says next, got answers of less than {SAID:g} probability for sample "
             f"{', '.join(unsaid[:5])}; open the answer with prompt.continued, or leave the sample out"
         )
-    lost = (1 - found["prob"] / said).transpose("modality", "sample")
+    lost = (1 - dataset["prob"] / said).transpose("modality", "sample")
     lost.attrs.update(units="1", long_name="share of the answer's probability that is lost")
     gone = lost.values >= decides
     decided = gone.sum(0) == 1
-    labels = [str(m) for m in found["modality"].values]
+    labels = [str(m) for m in dataset["modality"].values]
     by = [labels[int(np.argmax(column))] if one else "" for column, one in zip(gone.T, decided, strict=True)]
-    about = found.attrs | {"decides": decides}
+    about = dataset.attrs | {"decides": decides}
     variables = {"lost": lost, "decided": ("sample", decided), "by": ("sample", np.array(by, object))}
     return xr.Dataset(variables, attrs=about)
 

@@ -62,10 +62,10 @@ class TunedLens:
     def check(self, model: Model, site: Site) -> None:
         """Raises ValueError when the maps are of another architecture or site."""
         cfg = model.config.decoder
-        if (found := self.translators.bias.shape) != (cfg.num_layers, cfg.embed_dim):
+        if (shape := self.translators.bias.shape) != (cfg.num_layers, cfg.embed_dim):
             raise ValueError(
-                f"lens: expected maps for {cfg.num_layers} layers of width {cfg.embed_dim}, got {found[0]} of "
-                f"{found[1]}; train one on this model"
+                f"lens: expected maps for {cfg.num_layers} layers of width {cfg.embed_dim}, got {shape[0]} of "
+                f"{shape[1]}; train one on this model"
             )
         if site is not self.site:
             raise ValueError(f"lens: it was trained at {self.site}, got site {site}; train one there")
@@ -280,8 +280,8 @@ def slope_of(
             lens, seen = own
             return jax.value_and_grad(lambda lens: jnp.mean(_divergence(decoder, lens, seen[rows_R], target)))(lens)
 
-        found = jax.lax.map(layer, (translators, data.seen))
-        return jax.tree.map(lambda a, b: a + b / num_chunks, total, found), None
+        by_layer = jax.lax.map(layer, (translators, data.seen))
+        return jax.tree.map(lambda a, b: a + b / num_chunks, total, by_layer), None
 
     nothing = (jnp.zeros(decoder.cfg.num_layers), jax.tree.map(jnp.zeros_like, translators))
     return jax.lax.scan(chunk, nothing, rows)[0]
@@ -319,8 +319,8 @@ def mean_divergence(decoder: Decoder, translators: Translators, data: Data, *, c
         target = jax.nn.log_softmax(decoder.logits(data.final[places]))
 
         def layer(own: tuple[Translators, Array]) -> Array:
-            found = _divergence(decoder, own[0], own[1][places], target)
-            return jnp.sum(jnp.where(rows_R < count, found, 0.0))
+            divergence = _divergence(decoder, own[0], own[1][places], target)
+            return jnp.sum(jnp.where(rows_R < count, divergence, 0.0))
 
         return total + jax.lax.map(layer, (translators, data.seen)) / count, None
 

@@ -22,11 +22,11 @@ def check_stored(directory: Path, config: ModelConfig) -> None:
       ValueError: parameters are missing, unknown, misshapen or lack chunks; all of them are named.
     """
     wanted = parameter_paths(abstract_network(config))
-    found = {path.parent.name: read_json(path) for path in sorted(directory.glob("*/.zarray"))}
-    problems = [f"{name}: absent" for name in sorted(wanted.keys() - found.keys())]
-    problems += [f"{name}: no parameter of this architecture" for name in sorted(found.keys() - wanted.keys())]
-    for name in sorted(wanted.keys() & found.keys()):
-        shape, chunks = tuple(found[name]["shape"]), found[name]["chunks"]
+    stored = {path.parent.name: read_json(path) for path in sorted(directory.glob("*/.zarray"))}
+    problems = [f"{name}: absent" for name in sorted(wanted.keys() - stored.keys())]
+    problems += [f"{name}: no parameter of this architecture" for name in sorted(stored.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & stored.keys()):
+        shape, chunks = tuple(stored[name]["shape"]), stored[name]["chunks"]
         if shape != wanted[name].shape:
             problems.append(f"{name}: expected shape {list(wanted[name].shape)}, got {list(shape)}")
         counts = (range(-(-size // chunk)) for size, chunk in zip(shape, chunks, strict=True))

@@ -51,14 +51,14 @@ def restore(directory: Path, config: ModelConfig, dtype: str, mesh: Mesh | None)
         with quiet_orbax(), ocp.Checkpointer(handler) as checkpointer:
             restore_args = ocp.checkpoint_utils.construct_restore_args(tree)
             args = ocp.args.PyTreeRestore(item=tree, restore_args=restore_args)  # pyright: ignore[reportCallIssue]
-            found = checkpointer.restore(directory.absolute(), args=args)
+            restored = checkpointer.restore(directory.absolute(), args=args)
     except Exception as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             advice = "there is too little memory; load it in bfloat16, or onto a mesh of more devices"
         else:
             advice = "convert the checkpoint again"
         raise ValueError(f"{directory}: a parameter cannot be read ({error}); {advice}") from error
-    return fill(network, parameter_paths(found))
+    return fill(network, parameter_paths(restored))
 
 
 def _at_a_time(directory: Path) -> int:

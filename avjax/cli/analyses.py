@@ -50,20 +50,20 @@ def attention(
 
         loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels)
         if sinks:
-            found = find_sinks(loaded, prompts, threshold)
-            reached = float(found["dimension_peak"].max())
+            dataset = find_sinks(loaded, prompts, threshold)
+            reached = float(dataset["dimension_peak"].max())
             typer.echo(
-                f"{int((found['sink_layers'] > 0).sum())} sink tokens in {len(prompts)} clips; outlier dimensions "
-                f"{found['dimension'].values[found['outlier'].values].tolist()}; largest |RMSNorm| {reached:.1f}, "
-                f"threshold {found.attrs['threshold']:.1f}",
+                f"{int((dataset['sink_layers'] > 0).sum())} sink tokens in {len(prompts)} clips; outlier dimensions "
+                f"{dataset['dimension'].values[dataset['outlier'].values].tolist()}; largest |RMSNorm| {reached:.1f}, "
+                f"threshold {dataset.attrs['threshold']:.1f}",
                 err=True,
             )
-            _show(found, ("sink_layers", "mds"), out, as_json)
+            _show(dataset, ("sink_layers", "mds"), out, as_json)
             return
-        found = attention_mass(
+        dataset = attention_mass(
             loaded, prompts, key or MODALITIES, query, captions=caption, max_new_tokens=max_new_tokens
         )
-        _show(found, ("mass", "per_key", "value_weighted"), out, as_json, over=("head",))
+        _show(dataset, ("mass", "per_key", "value_weighted"), out, as_json, over=("head",))
 
 
 @analyses.command()
@@ -98,11 +98,13 @@ def lens(
             if caption is not None:
                 raise ValueError("--caption: latent audio is read at the prompt's own tokens; leave it out")
             events, reading = _each(prompts, answer, "--answer"), {"where": where, "site": site, "norm": norm}
-            found = latent_audio_understanding(loaded, prompts, events, k=k, lens=trained, **reading)
-            _show(found, ("recall", "recall_swapped", "understanding"), out, as_json)
+            dataset = latent_audio_understanding(loaded, prompts, events, k=k, lens=trained, **reading)
+            _show(dataset, ("recall", "recall_swapped", "understanding"), out, as_json)
             return
-        found = logit_lens(loaded, prompts, where, site, norm=norm, k=k, answers=answer, captions=caption, lens=trained)
-        _show(found, ("rank", "log_prob", "entropy"), out, as_json, over=("position",))
+        dataset = logit_lens(
+            loaded, prompts, where, site, norm=norm, k=k, answers=answer, captions=caption, lens=trained
+        )
+        _show(dataset, ("rank", "log_prob", "entropy"), out, as_json, over=("position",))
 
 
 @analyses.command()
@@ -125,12 +127,12 @@ def knockout(
         loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels, opening)
         metrics, name = _metrics(prompts, answer, other)
         if pathways:
-            found = edge_sufficiency(loaded, prompts, metrics, query=query, pathways=key or MODALITIES)
+            dataset = edge_sufficiency(loaded, prompts, metrics, query=query, pathways=key or MODALITIES)
         elif heads:
-            found = knockout_heads(loaded, prompts, metrics, query=query, keys=key or MODALITIES[:2])
+            dataset = knockout_heads(loaded, prompts, metrics, query=query, keys=key or MODALITIES[:2])
         else:
-            found = knockout_windows(loaded, prompts, metrics, query=query, keys=key or MODALITIES[:2], width=width)
-        _show(found, (name, f"{name}_clean", f"{name}_random"), out, as_json, over=("draw",))
+            dataset = knockout_windows(loaded, prompts, metrics, query=query, keys=key or MODALITIES[:2], width=width)
+        _show(dataset, (name, f"{name}_clean", f"{name}_random"), out, as_json, over=("draw",))
 
 
 @analyses.command()
@@ -173,23 +175,23 @@ def trace(
         sampling = (order, fps, min_pixels, max_pixels)
         loaded, clean = _loaded(model, dtype, prompt, video, audio, *sampling, opening)
         if decides:
-            found = deciding_modality(loaded, clean, _each(clean, answer, "--answer"))
-            _show(found, ("lost",), out, as_json)
+            dataset = deciding_modality(loaded, clean, _each(clean, answer, "--answer"))
+            _show(dataset, ("lost",), out, as_json)
             if not as_json:
-                typer.echo(found["by"].to_pandas().to_string())
+                typer.echo(dataset["by"].to_pandas().to_string())
             return
         if not other:
             raise ValueError("--other: expected what the corrupt run would say, got nothing; or give --decides")
         broken = _prompts(loaded, prompt, video, audio, *sampling, opening, corrupt=corruption)
         answers, others = _each(clean, answer, "--answer"), _each(clean, other, "--other")
-        found = traced(
+        dataset = traced(
             loaded, clean, broken, answers, others, groups=group or (*MODALITIES, "last"),
             sites=site or ("resid_post",), width=width, min_gap=min_gap,
         )  # fmt: skip
-        _show(found, ("ie_clean", "ie_corrupt", "recovery"), out, as_json)
+        _show(dataset, ("ie_clean", "ie_corrupt", "recovery"), out, as_json)
         if not as_json:
-            typer.echo(f"recovery is missing in {found.attrs['recovery_missing']}, whose runs differ too little;")
-            typer.echo(f"the smallest gap is {found.attrs['min_gap']}")
+            typer.echo(f"recovery is missing in {dataset.attrs['recovery_missing']}, whose runs differ too little;")
+            typer.echo(f"the smallest gap is {dataset.attrs['min_gap']}")
 
 
 @analyses.command()
@@ -229,10 +231,10 @@ def attribute(
 
         loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels, opening)
         metrics, _ = _metrics(prompts, answer, other)
-        found = attributed(loaded, prompts, metrics, queries=query, keys=key, top=top)
-        _show(found, (), out, as_json)
+        dataset = attributed(loaded, prompts, metrics, queries=query, keys=key, top=top)
+        _show(dataset, (), out, as_json)
         if not as_json:
-            means = found[["estimate", "exact"]].mean("sample").to_dataframe()[["estimate", "exact"]]
+            means = dataset[["estimate", "exact"]].mean("sample").to_dataframe()[["estimate", "exact"]]
             typer.echo(means.round(4).to_string())
 
 
@@ -257,8 +259,8 @@ def gates(
         loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels, opening)
         metrics, _ = _metrics(prompts, answer, other)
         options: dict[str, Any] = {"per": per, "penalty": penalty, "strength": strength, "steps": steps, "seed": seed}
-        found = learn_gates(loaded, prompts, metrics, query=query, key=key, held_out=held_out, **options)
-        _show(found, ("cut", "change"), out, as_json)
+        dataset = learn_gates(loaded, prompts, metrics, query=query, key=key, held_out=held_out, **options)
+        _show(dataset, ("cut", "change"), out, as_json)
 
 
 @analyses.command()
@@ -316,15 +318,15 @@ def compare(
         sampling = (order, fps, min_pixels, max_pixels)
         loaded, prompts = _loaded(model, dtype, prompt, video, audio, *sampling)
         other = avjax.load(base, dtype=dtype)
-        found = compare_with_base(
+        dataset = compare_with_base(
             loaded, other, prompts, _prompts(other, prompt, video, "none", *sampling), captions=caption,
             classes={"named": word} if word else None, max_new_tokens=max_new_tokens,
         )  # fmt: skip
-        typer.echo(f"caveat: {found.attrs['caveat']}", err=True)
-        _show(found, ("kl_model_base", "kl_base_model", "rank"), out, as_json)
+        typer.echo(f"caveat: {dataset.attrs['caveat']}", err=True)
+        _show(dataset, ("kl_model_base", "kl_base_model", "rank"), out, as_json)
         if not as_json:
-            shares = shift_shares(found)
-            typer.echo(f"share of tokens, of {found.sizes['sample']} captions")
+            shares = shift_shares(dataset)
+            typer.echo(f"share of tokens, of {dataset.sizes['sample']} captions")
             typer.echo(shares["share"].to_pandas().assign(tokens=shares["tokens"].to_pandas()).round(4).to_string())
 
 
@@ -384,29 +386,34 @@ def _each(prompts: Mapping[str, Any], words: Sequence[str], option: str) -> dict
     return dict(zip(prompts, list(words) * (len(prompts) if len(words) == 1 else 1), strict=True))
 
 
-def _show(found: "xr.Dataset", names: Sequence[str], out: Path | None, as_json: bool, over: Sequence[str] = ()) -> None:
+def _show(
+    dataset: "xr.Dataset", names: Sequence[str], out: Path | None, as_json: bool, over: Sequence[str] = ()
+) -> None:
     """Prints means over samples of some variables, or the whole dataset as JSON; writes it where asked."""
     if out is not None:
-        found.to_netcdf(out, engine="h5netcdf")
+        dataset.to_netcdf(out, engine="h5netcdf")
     if as_json:
-        typer.echo(json.dumps(_plain(found.to_dict()), default=str, allow_nan=False))
+        typer.echo(json.dumps(_plain(dataset.to_dict()), default=str, allow_nan=False))
         return
     from avjax.analysis.means import floor_line, mean_table
     from avjax.statistics import below_floor
 
     for name in names:
-        if name in found:
-            dims, units = ("sample", *over), str(found[name].attrs.get("units", ""))
-            values, below = found[name].mean([d for d in dims if d in found[name].dims]), below_floor(found, name, dims)
-            typer.echo(f"{name} ({units}), mean over {_clips(found, name)} clips")
+        if name in dataset:
+            dims, units = ("sample", *over), str(dataset[name].attrs.get("units", ""))
+            values, below = (
+                dataset[name].mean([d for d in dims if d in dataset[name].dims]),
+                below_floor(dataset, name, dims),
+            )
+            typer.echo(f"{name} ({units}), mean over {_clips(dataset, name)} clips")
             typer.echo(mean_table(values, below))
-            if line := floor_line(below, found.get(f"{name}_floor"), units):
+            if line := floor_line(below, dataset.get(f"{name}_floor"), units):
                 typer.echo(line)
 
 
-def _clips(found: "xr.Dataset", name: str) -> str:
+def _clips(dataset: "xr.Dataset", name: str) -> str:
     """How many clips a mean is over: those in which the variable is missing everywhere are left out of it."""
-    count, values = found.sizes.get("sample", 1), found[name]
+    count, values = dataset.sizes.get("sample", 1), dataset[name]
     if "sample" not in values.dims:
         return str(count)
     missing = int(values.isnull().all([d for d in values.dims if d != "sample"]).sum())

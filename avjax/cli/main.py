@@ -126,16 +126,16 @@ def run(
             limit = max_new_tokens_for(checked_compat(compat), max_new_tokens)
             planned = avjax.plan(loaded, made, rules, avjax.metrics.Caption(limit), **options)
             typer.echo(f"plan: {planned}", err=True)
-        found = avjax.generate_variants(
+        generations = avjax.generate_variants(
             loaded, made, [(), *rules], max_new_tokens=max_new_tokens, keep_logits=False, **options
         )
         names = ["clean", *("; ".join(map(str, edits)) for edits in rules)]
         if as_json:
             shown = {"model": model, "prompt": prompt, "tokens": made.counts(), "order": made.order, "compat": compat}
-            shown |= {"positions": positions, "media": media or "avjax", "variants": caption_rows(names, found)}
+            shown |= {"positions": positions, "media": media or "avjax", "variants": caption_rows(names, generations)}
             typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         else:
-            print_captions(made, names, found)
+            print_captions(made, names, generations)
 
 
 @app.command()

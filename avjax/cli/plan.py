@@ -235,7 +235,7 @@ def _on_topology(
         _note(f"{asked.specification} names no dtype, so that a run of it is in float32; this plan is in bfloat16")
     if asked.captures:
         _note(f"{asked.specification} keeps activations: a forward pass more for each cell, which is not planned here")
-    found = plan_topology(
+    topology_plan = plan_topology(
         config,
         topology,
         asked.cells,
@@ -251,10 +251,10 @@ def _on_topology(
         quick=quick,
     )
     if as_json:
-        more = {name: getattr(found, name) for name in ("peak_bytes", "temporary_bytes", "flops", "seconds")}
-        typer.echo(json.dumps(dataclasses.asdict(found) | more, indent=2))
+        more = {name: getattr(topology_plan, name) for name in ("peak_bytes", "temporary_bytes", "flops", "seconds")}
+        typer.echo(json.dumps(dataclasses.asdict(topology_plan) | more, indent=2))
     else:
-        print_topology_plan(found)
+        print_topology_plan(topology_plan)
 
 
 def _note(text: str) -> None:

@@ -157,14 +157,14 @@ def _repeated(repeat: str, overrides: list[str], store: str | None) -> tuple[Any
     if store is not None and Path(store).resolve() == Path(_run_of(repeat)).resolve():
         raise ValueError(f"--store {store}: expected another store than that of the run, got the same; choose another")
     run = Store(_run_of(repeat))
-    found = run.read()
-    if "spec" not in found:
+    about = run.read()
+    if "spec" not in about:
         raise ValueError(
             f"{repeat}: expected a run of a specification, got one of avjax.sweep(store=...); call that again with "
             "another store, and compare them with avjax.runs.compare"
         )
-    _check_comparable(run, found["directory"])
-    return Spec.of(found["spec"], found["directory"], repeat, overrides), None
+    _check_comparable(run, about["directory"])
+    return Spec.of(about["spec"], about["directory"], repeat, overrides), None
 
 
 def _check_comparable(run: Any, directory: str) -> None:
@@ -190,17 +190,17 @@ def _check_parts(store: Any, repair: bool) -> None:
     """Refuses parts that cannot be used, or puts them aside."""
     from avjax.runs.reading import unusable
 
-    found = unusable(store)
+    damaged = unusable(store)
     if repair:
-        for part in store.put_aside(found):
+        for part in store.put_aside(damaged):
             typer.echo(f"put aside: {part}", err=True)
-    elif found:
+    elif damaged:
         raise ValueError(
             "\n".join(
                 [
                     f"{store.path}: expected parts of this run as they were written, got others; --repair puts them "
                     "aside and computes their cells again:",
-                    *map(str, found),
+                    *map(str, damaged),
                 ]
             )
         )
@@ -243,18 +243,20 @@ def _report_differences(before: Any, after: Any, among: Any, tolerance: float) -
     from avjax.cli.tables import print_rows
     from avjax.runs.compare import compare
 
-    found = compare(before, after, among=among)
-    for line in found.about:
+    differences = compare(before, after, among=among)
+    for line in differences.about:
         typer.echo(f"differs: {line}")
-    typer.echo(f"{found.cells:,} cells of both runs, {found.equal:,} equal to the bit")
-    for count, where in ((found.missing, "before"), (found.added, "now")):
+    typer.echo(f"{differences.cells:,} cells of both runs, {differences.equal:,} equal to the bit")
+    for count, where in ((differences.missing, "before"), (differences.added, "now")):
         if count:
             typer.echo(f"{count:,} cells only {where}")
-    if found.differing:
-        rows = [{k: textwrap.shorten(str(v), WIDTH) for k, v in vars(one).items()} for one in found.differing[:SHOWN]]
+    if differences.differing:
+        rows = [
+            {k: textwrap.shorten(str(v), WIDTH) for k, v in vars(one).items()} for one in differences.differing[:SHOWN]
+        ]
         print_rows(rows, ("sample", "cell", "metric", "before", "after", "absolute", "relative"))
-        typer.echo(f"{len(found.differing):,} values differ, the {len(rows)} largest are shown")
-    if not found.within(tolerance):
+        typer.echo(f"{len(differences.differing):,} values differ, the {len(rows)} largest are shown")
+    if not differences.within(tolerance):
         raise typer.Exit(DIFFERENT)
 
 
@@ -275,16 +277,16 @@ def list_runs(
         from avjax.cli.tables import print_rows
         from avjax.runs.reading import summary
 
-        found = []
+        summaries = []
         for file in sorted(directory.rglob("run.json")):
             try:
-                found.append(summary(file.parent))
+                summaries.append(summary(file.parent))
             except ValueError as error:  # another program's, or a damaged one; the others are listed
                 typer.secho(f"not listed: {error}", fg=typer.colors.RED, err=True)
         if as_json:
-            typer.echo(json.dumps(found, indent=2))
+            typer.echo(json.dumps(summaries, indent=2))
         else:
-            print_rows(found, ("store", "checkpoint", "samples", "cells", "done", "failed"))
+            print_rows(summaries, ("store", "checkpoint", "samples", "cells", "done", "failed"))
 
 
 @runs.command()

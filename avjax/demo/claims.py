@@ -37,10 +37,10 @@ def deep_and_early(findings: Findings) -> tuple[str, str]:
 
 def claims_of(findings: Findings) -> list[Claim]:
     """All four claims where the clips' truth is known, else the last, unjudged."""
-    found = [_inherited(findings)]
+    inherited = [_inherited(findings)]
     if findings.probes is None:
-        return found
-    return [_collapses(findings), _readable(findings), _restored(findings), *found]
+        return inherited
+    return [_collapses(findings), _readable(findings), _restored(findings), *inherited]
 
 
 def _collapses(findings: Findings) -> Claim:
@@ -112,9 +112,9 @@ class _Mean:
 
     @classmethod
     def of(cls, values: Sequence[float] | np.ndarray) -> "_Mean":
-        found = bootstrap(xr.Dataset({"value": ("sample", np.asarray(values, float))}))
-        low, high = (float(np.clip(found[f"value_{bound}"], -1, 1)) for bound in ("low", "high"))
-        return cls(float(found.value), low, high)
+        interval = bootstrap(xr.Dataset({"value": ("sample", np.asarray(values, float))}))
+        low, high = (float(np.clip(interval[f"value_{bound}"], -1, 1)) for bound in ("low", "high"))
+        return cls(float(interval.value), low, high)
 
     @property
     def clear(self) -> bool:

@@ -46,9 +46,9 @@ def on_the_tiny_world(av: Model, vl: Model, clips: Path, say: Say) -> Findings:
         clip = world.clip("test", i, "counterfactual")
         path = clips / f"conflict-{i:02}.mp4"
         prompt = _prompt(av, clip, path)
-        found = behaviour.caption(av, prompt, variants)
-        _add(conflict, prompt, found, behaviour.clean_caption(vl, vl.prompt(PROMPT, video=path)))
-        captions += _captioned(path.stem, "counterfactual", clip, found)
+        generations = behaviour.caption(av, prompt, variants)
+        _add(conflict, prompt, generations, behaviour.clean_caption(vl, vl.prompt(PROMPT, video=path)))
+        captions += _captioned(path.stem, "counterfactual", clip, generations)
         say("captions under conflict, clean and cut", i + 1, CLIPS)
     attention, per_key = _attention(av, conflict, say)
     return Findings(
@@ -73,13 +73,13 @@ def on_a_clip(av: Model, vl: Model, path: Path, say: Say) -> Findings:
         prompt = av.prompt(PROMPT, video=path, audio="from_video")
     except MediaError as error:
         raise MediaError(f"{error}; the demo needs a clip with a picture and a sound") from error
-    found = behaviour.caption(av, prompt, variants)
+    captions = behaviour.caption(av, prompt, variants)
     say("captions, clean and cut", 1, 1)
     conflict = Conflict(prompts=[], captions=[], base=[])
-    _add(conflict, prompt, found, behaviour.clean_caption(vl, vl.prompt(PROMPT, video=path)))
+    _add(conflict, prompt, captions, behaviour.clean_caption(vl, vl.prompt(PROMPT, video=path)))
     attention, per_key = _attention(av, conflict, say)
     return Findings(
-        captions=_captioned(path.stem, "yours", None, found),
+        captions=_captioned(path.stem, "yours", None, captions),
         attention=attention,
         per_key=per_key,
         ranks=_ranks(av, conflict),
@@ -93,7 +93,7 @@ def _prompt(model: Model, clip: Clip, path: Path) -> Prompt:
     return model.prompt(PROMPT, video=path, audio="from_video")
 
 
-def _captioned(name: str, condition: str, clip: Clip | None, found: Mapping[str, Generation]) -> list[Captioned]:
+def _captioned(name: str, condition: str, clip: Clip | None, generations: Mapping[str, Generation]) -> list[Captioned]:
     seen, heard = (None, None) if clip is None else (clip.seen, clip.heard)
     return [
         Captioned(
@@ -106,38 +106,38 @@ def _captioned(name: str, condition: str, clip: Clip | None, found: Mapping[str,
             score=None if clip is None else behaviour.score(generation.text or "", clip),
             edges=generation.touched.edges,
         )
-        for variant, generation in found.items()
+        for variant, generation in generations.items()
     ]
 
 
-def _add(conflict: Conflict, prompt: Prompt, found: dict[str, Generation], base: Generation) -> None:
+def _add(conflict: Conflict, prompt: Prompt, generations: dict[str, Generation], base: Generation) -> None:
     conflict.prompts.append(prompt)
-    conflict.captions.append(found)
+    conflict.captions.append(generations)
     conflict.base.append(base)
 
 
 def _ranks(av: Model, conflict: Conflict) -> list[int | None]:
     pairs = zip(conflict.captions, conflict.base, strict=True)
     return [
-        behaviour.rank_under_base(found["clean"], base, behaviour.SOUND_WORD)
-        if len(behaviour.opening(av, found["clean"]))
+        behaviour.rank_under_base(generation["clean"], base, behaviour.SOUND_WORD)
+        if len(behaviour.opening(av, generation["clean"]))
         else None
-        for found, base in pairs
+        for generation, base in pairs
     ]
 
 
 def _attention(av: Model, conflict: Conflict, say: Say) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Attention where the sound's word is chosen: the caption's opening joins the prompt."""
     prompts = {
-        str(i): prompt.continued(behaviour.opening(av, found["clean"]))
-        for i, (prompt, found) in enumerate(zip(conflict.prompts, conflict.captions, strict=True))
+        str(i): prompt.continued(behaviour.opening(av, dataset["clean"]))
+        for i, (prompt, dataset) in enumerate(zip(conflict.prompts, conflict.captions, strict=True))
     }
     say("attention by modality", 0, 1)
     asked = [metrics.AttentionMass(key, name=name) for name, key in KEYS.items()]
-    found = sweep(av, prompts, [[]], asked, progress=False)
+    dataset = sweep(av, prompts, [[]], asked, progress=False)
     say("attention by modality", 1, 1)
-    means = {name: found[f"{name}_clean"].mean(("sample", "head")).values for name in KEYS}
-    per_key = {name: found[f"{name}_per_key_clean"].mean(("sample", "head")).values for name in KEYS}
+    means = {name: dataset[f"{name}_clean"].mean(("sample", "head")).values for name in KEYS}
+    per_key = {name: dataset[f"{name}_per_key_clean"].mean(("sample", "head")).values for name in KEYS}
     return means, per_key
 
 

@@ -85,13 +85,13 @@ def _probes(figure: "Figure", findings: Findings) -> None:
 def _attention(figure: "Figure", findings: Findings) -> None:
     """Mass, and beside it mass over the share of keys: there are more tokens of one modality than of another."""
     mass, per_key = figure.subplots(1, 2)
-    for axes, found, label in (
+    for axes, by_modality, label in (
         (mass, findings.attention, "share of attention, mean over heads"),
         (per_key, findings.per_key, "the same per visible key; 1 is uniform"),
     ):
-        for name, shares in found.items():
+        for name, shares in by_modality.items():
             axes.plot(np.arange(len(shares)), shares, "o-", ms=4, color=COLOURS[name], label=name)
-        _layers(axes, len(next(iter(found.values()))))
+        _layers(axes, len(next(iter(by_modality.values()))))
         axes.set_ylim(bottom=0)
         axes.set_ylabel(label, fontsize=8)
     mass.legend(fontsize=8, frameon=False)

@@ -36,7 +36,7 @@ class Captioned:
     def row(self) -> dict[str, Any]:
         scores = {} if self.score is None else dataclasses.asdict(self.score)
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "score"}
-        return {**plain, **{f"names_{what}": found for what, found in scores.items()}}
+        return {**plain, **{f"names_{what}": named for what, named in scores.items()}}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,8 +62,8 @@ class Findings:
 
     def share(self, condition: str, variant: str, what: str) -> np.ndarray:
         """float [C]: 1 where the captions of a condition name `what`, a field of `Score`."""
-        found = [c for c in self.captions if (c.condition, c.variant) == (condition, variant)]
-        return np.array([float(getattr(c.score, what)) for c in found if c.score is not None])
+        chosen = [c for c in self.captions if (c.condition, c.variant) == (condition, variant)]
+        return np.array([float(getattr(c.score, what)) for c in chosen if c.score is not None])
 
     @property
     def conditions(self) -> list[str]:

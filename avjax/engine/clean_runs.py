@@ -38,8 +38,8 @@ class CleanRuns:
 
     def __call__(self, prompt: Prompt, site: Site) -> jax.Array:
         """[L, T, ...], or [T, D] of the embedding, in the compute dtype."""
-        _, found = self.held.get(id(prompt), (prompt, {}))
-        if site not in found:
+        _, activations = self.held.get(id(prompt), (prompt, {}))
+        if site not in activations:
             sites = sorted(self.expected.get(id(prompt), set()) | {site})
             seen = clean_sites(self.model, compatible_prompt(prompt, self.compat), sites, self.dtype)
             self.held[id(prompt)] = (prompt, seen)

@@ -162,10 +162,10 @@ def decoded(session: Session, max_new_tokens: int, penalty: float, executor: Exe
 def _prompts(session: Session, batch: Batch, executor: Executor) -> tuple[SharedPrompt, OwnPrompt, Intervention]:
     """The prompt that a batch's variants share, what each has of its own, and their edits."""
     if executor == "replay":
-        found = session.replay_batch(batch, keep_cache=True)
+        replayed = session.replay_batch(batch, keep_cache=True)
         # A variant's prompt is the clean run's before its own rows.
-        largest = jnp.maximum(found.largest, session.shared.clean.largest)
-        own = OwnPrompt(keys=found.keys, values=found.values, last=found.residual[:, 0], largest=largest)
+        largest = jnp.maximum(replayed.largest, session.shared.clean.largest)
+        own = OwnPrompt(keys=replayed.keys, values=replayed.values, last=replayed.residual[:, 0], largest=largest)
         return session.shared, own, session.stacked(batch.padded())
     variants = session.unfolded(batch.padded())
     decoder = session.model.network.decoder

@@ -185,8 +185,10 @@ class Bank:
 
     def _assembled(self, site: Site, entries: _Entries, size: int) -> SiteSources:
         shape, layers = site_shape(site, self.config), self.num_layers(site)
-        dense = [self._by_layer(_placed(found(), rows, size), shift, layers) for found, rows, shift in entries.dense]
-        vectors = [self._by_layer(jnp.asarray(found(), jnp.float32), shift, layers) for found, shift in entries.vectors]
+        dense = [self._by_layer(_placed(source(), rows, size), shift, layers) for source, rows, shift in entries.dense]
+        vectors = [
+            self._by_layer(jnp.asarray(source(), jnp.float32), shift, layers) for source, shift in entries.vectors
+        ]
         return SiteSources(dense=_stacked(dense, (layers, size, *shape)), vectors=_stacked(vectors, (layers, *shape)))
 
     def _by_layer(self, values: jax.Array, shift: int, layers: int) -> jax.Array:
@@ -261,8 +263,8 @@ def _refuse_extremes(lowered: Lowered, variants: Sequence[Sequence[Edit]]) -> No
         bounds = math.prod(f for f in factors if f < 1), math.prod(f for f in factors if f > 1)
         if low <= bounds[0] and bounds[1] <= high:
             continue
-        found = lowered.factor(index, np.float64)
-        if ((found != 0) & ((found < low) | (found > high))).any():
+        products = lowered.factor(index, np.float64)
+        if ((products != 0) & ((products < low) | (products > high))).any():
             raise ValueError(
                 f"{name_of(variants[index])}: expected attention factors whose product on an edge is 0 or within "
                 f"{low:g} to {high:g}; use a knockout, or smaller steps"

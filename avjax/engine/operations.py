@@ -185,5 +185,5 @@ def first_row(op: Op, num_positions: int) -> int:
     Everything before it is the clean run, in every layer.
     """
     touched = op.where[:-1] if isinstance(op, SiteOp) else op.query[:-1] & (np.cumsum(op.key[:-1]) > 0)
-    found = np.flatnonzero(touched)
-    return int(found[0]) if len(found) else num_positions
+    rows = np.flatnonzero(touched)
+    return int(rows[0]) if len(rows) else num_positions

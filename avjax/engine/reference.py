@@ -91,8 +91,8 @@ def reduced_prefill(
     Returns:
       The final residual, and the results of `reduce` stacked on L.
     """
-    x, _, found = _layers(decoder, inputs, intervention, capture, compat, reduce, per_layer)
-    return x, found
+    x, _, reduced = _layers(decoder, inputs, intervention, capture, compat, reduce, per_layer)
+    return x, reduced
 
 
 def _layers(
@@ -139,16 +139,16 @@ def _layers(
             seen[Site.PEAK] = jnp.stack([row_sizes(y) for y in fed], axis=-1)
         return x, (keys_values, reduce({site: seen[site] for site in in_layer}, own))
 
-    x, (keys_values, found) = jax.lax.scan(step, inputs.embeddings, (decoder.layers, intervention, per_layer))
-    return x, keys_values, found
+    x, (keys_values, reduced) = jax.lax.scan(step, inputs.embeddings, (decoder.layers, intervention, per_layer))
+    return x, keys_values, reduced
 
 
 def _check_groups(intervention: Intervention | None, inputs: Inputs) -> None:
-    found = None if intervention is None else intervention.num_groups
-    if found not in (None, inputs.num_groups):
+    num_groups = None if intervention is None else intervention.num_groups
+    if num_groups not in (None, inputs.num_groups):
         raise ValueError(
-            f"intervention: expected factors over the {inputs.num_groups} token groups of the inputs, got {found}; "
-            "take both from one avjax.lower_edits"
+            f"intervention: expected factors over the {inputs.num_groups} token groups of the inputs, got "
+            f"{num_groups}; take both from one avjax.lower_edits"
         )
 
 

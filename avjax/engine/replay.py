@@ -84,8 +84,8 @@ def replay(
         later = all_rows if keep is None else read_rows
 
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, tuple]:
-            z, found = region.attend(later, q, k, v, edit.attention_factor, index)
-            return z, (k, v, found)
+            z, mass = region.attend(later, q, k, v, edit.attention_factor, index)
+            return z, (k, v, mass)
 
         def at(site: Site, x: Array) -> Array:
             nonlocal largest
@@ -98,13 +98,13 @@ def replay(
                 largest = jnp.maximum(largest, jnp.max(sizes, axis=-1))
             return x
 
-        x, (*own, found) = block(x, rotary, attend, at, keep)
+        x, (*own, attended) = block(x, rotary, attend, at, keep)
         cache = tuple(
             jax.lax.dynamic_update_index_in_dim(all_layers, new, index, 0)
             for all_layers, new in zip(cache, own, strict=False)  # nothing is kept where there is no cache
         )
         if mass is not None:
-            mass = jax.lax.dynamic_update_index_in_dim(mass, found, index, 1)
+            mass = jax.lax.dynamic_update_index_in_dim(mass, attended, index, 1)
         return x, cache, mass, largest
 
     def last_layer(carry: Carry) -> Carry:

@@ -60,11 +60,11 @@ def unembedded(wanted: Sequence[tuple[int, ...] | None], num_continued: int, voc
 
 def places_of(wanted: Sequence[tuple[int, ...] | None], tokens: np.ndarray | None) -> list[np.ndarray | None]:
     """Where each metric's logits stand among the unembedded ones; None for a metric that reads all of them."""
-    found: list[np.ndarray | None] = []
+    places: list[np.ndarray | None] = []
     for ids in wanted:
         read = None if ids is None else np.array(ids, np.int32)
-        found.append(read if read is None or tokens is None else np.searchsorted(tokens, read).astype(np.int32))
-    return found
+        places.append(read if read is None or tokens is None else np.searchsorted(tokens, read).astype(np.int32))
+    return places
 
 
 def block_size(count: int, num_reads: int, num_tokens: int, memory_bytes: int) -> int:
@@ -90,12 +90,12 @@ def blocks(
 
     def cut() -> tuple[tuple[int, ...], np.ndarray, np.ndarray | None]:
         index = np.minimum(np.arange(size), len(variants) - 1)
-        found = tuple(variants[:size])
+        block = tuple(variants[:size])
         arrays = [np.stack(x[:size])[np.minimum(index, len(x) - 1)] if x else None for x in (residuals, masses)]
         for kept in (variants, residuals, masses):
             del kept[:size]
         assert arrays[0] is not None
-        return found, arrays[0], arrays[1]
+        return block, arrays[0], arrays[1]
 
     for reading in readings:
         count = len(reading.variants)
@@ -211,10 +211,10 @@ def check_values(
     arrays |= {"logprobs": of(continuation), "clean_logprobs": of(continuation)}
     attended = {"mass": masses, "clean_mass": masses, "key_share": None if attention is None else of()}
     try:
-        found = jax.eval_shape(lambda xs: metric(View(**xs)), arrays | attended | {"prepared": ready})
+        value_type = jax.eval_shape(lambda xs: metric(View(**xs)), arrays | attended | {"prepared": ready})
     except (TypeError, ValueError, IndexError, AttributeError) as error:
         raise ValueError(f"metric {metric.name!r}: it cannot be computed: {error}") from error
-    values = dict(found) if isinstance(found, Mapping) else {"": found}
+    values = dict(value_type) if isinstance(value_type, Mapping) else {"": value_type}
     for suffix, value in values.items():
         shape = getattr(value, "shape", None)
         if shape is None or len(shape) != len(metric.dims):

@@ -255,8 +255,10 @@ class Session:
     def replayed(self) -> Iterator[Reading]:
         """Batches of variants, each from its first dirty layer and row on."""
         for batch in self.planned:
-            found = self.replay_batch(batch)
-            yield Reading(variants=batch.variants, residual=found.residual, mass=found.mass, largest=found.largest)
+            replayed = self.replay_batch(batch)
+            yield Reading(
+                variants=batch.variants, residual=replayed.residual, mass=replayed.mass, largest=replayed.largest
+            )
 
     def replay_batch(self, batch: Batch, *, keep_cache: bool = False) -> Any:
         return replay(

@@ -80,11 +80,11 @@ def _places(ops: Sequence[EdgeOp]) -> Mapping[tuple[int, ...], int]:
     """How many pairs of layer and head each set of edits, by number, has to itself; few such sets occur."""
     if len(ops) == 1:
         return {(0,): len(ops[0].layers) * len(ops[0].heads)}
-    found: dict[tuple[int, int], tuple[int, ...]] = {}
+    places: dict[tuple[int, int], tuple[int, ...]] = {}
     for i, op in enumerate(ops):
         for place in itertools.product(op.layers, op.heads):
-            found[place] = (*found.get(place, ()), i)
-    return collections.Counter(found.values())
+            places[place] = (*places.get(place, ()), i)
+    return collections.Counter(places.values())
 
 
 def _count_edges(pattern: np.ndarray, groups: TokenGroups, num_decoded: int) -> tuple[int, int]:

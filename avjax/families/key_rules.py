@@ -23,8 +23,8 @@ class Rule:
 
     def choices(self, num_layers: int) -> list[list[str]]:
         """The alternatives of each placeholder, in order."""
-        found = re.findall(r"\{([^}]*)\}", self.source)
-        return [[str(i) for i in range(num_layers)] if c == "l" else c.split("|") for c in found]
+        placeholders = re.findall(r"\{([^}]*)\}", self.source)
+        return [[str(i) for i in range(num_layers)] if c == "l" else c.split("|") for c in placeholders]
 
     def entries(self, num_layers: int) -> Iterator[tuple[tuple[int, ...], str]]:
         """(place in the stack, source name) of every tensor."""

@@ -130,14 +130,14 @@ def read_options(directory: Path, config: ModelConfig) -> MediaOptions:
             )
     if config.audio is None:
         return options
-    found = {key: audio[key] for key in AUDIO_KEYS if audio.get(key) is not None}
-    found = {"feature_size": config.audio.num_mel_bins, "chunk_length": 300, **found}
-    if found["feature_size"] != config.audio.num_mel_bins:
+    settings = {key: audio[key] for key in AUDIO_KEYS if audio.get(key) is not None}
+    settings = {"feature_size": config.audio.num_mel_bins, "chunk_length": 300, **settings}
+    if settings["feature_size"] != config.audio.num_mel_bins:
         raise ValueError(
-            f"{directory}: the feature extractor gives {found['feature_size']} mel bins, the audio tower takes "
+            f"{directory}: the feature extractor gives {settings['feature_size']} mel bins, the audio tower takes "
             f"{config.audio.num_mel_bins}; the files are of different checkpoints"
         )
-    return options.override(audio=tuple(sorted(found.items())))
+    return options.override(audio=tuple(sorted(settings.items())))
 
 
 def _check_patches(kind: str, settings: Mapping[str, Any], config: ModelConfig, directory: Path) -> None:

@@ -78,8 +78,8 @@ def kept(
     state = hashlib.blake2b(clip, digest_size=DIGEST)
     state.update(f"{numerics.VERSION} {tower} {parameters.cfg} {dtype} {known[tower][1]}".encode())
     path = _directory / f"{state.hexdigest()}{ENDING}"
-    if (found := _read(path)) is not None:
-        return found
+    if (cached := _read(path)) is not None:
+        return cached
     made = encode()
     try:
         _write(path, made)
@@ -126,13 +126,13 @@ def _write(path: Path, tokens: jax.Array) -> None:
 
 def _trim(directory: Path) -> None:
     """Other processes may remove files meanwhile."""
-    found = []
+    files = []
     for path in directory.glob(f"*{ENDING}"):
         with contextlib.suppress(FileNotFoundError):
             status = path.stat()
-            found.append((status.st_mtime, status.st_size, path))
-    total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
+            files.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in files)
+    for _, size, path in sorted(files):
         if total <= _max_bytes:
             return
         path.unlink(missing_ok=True)

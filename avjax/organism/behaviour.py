@@ -79,8 +79,8 @@ def prompts_of(
 
 def caption(model: Model, prompt: Prompt, variants: Variants) -> dict[str, Generation]:
     """A clip's caption under each variant."""
-    found = generate_variants(model, prompt, list(variants.values()), max_new_tokens=MAX_NEW_TOKENS)
-    return dict(zip(variants, found, strict=True))
+    generations = generate_variants(model, prompt, list(variants.values()), max_new_tokens=MAX_NEW_TOKENS)
+    return dict(zip(variants, generations, strict=True))
 
 
 def clean_caption(model: Model, prompt: Prompt) -> Generation:

@@ -27,8 +27,8 @@ class Pen:
     def colour(self, red: int, green: int, blue: int) -> Colour:
         """Shifted by the drawing's own hue and lightness."""
         h, s, v = colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255)
-        found = colorsys.hsv_to_rgb((h + self.hue) % 1, s, min(1.0, max(0.0, v * self.light)))
-        return tuple(round(255 * c) for c in found)  # pyright: ignore[reportReturnType]
+        rgb = colorsys.hsv_to_rgb((h + self.hue) % 1, s, min(1.0, max(0.0, v * self.light)))
+        return tuple(round(255 * c) for c in rgb)  # pyright: ignore[reportReturnType]
 
     def shape(self, points: Points, colour: Colour) -> None:
         self.draw.polygon(self.at(points), fill=colour)

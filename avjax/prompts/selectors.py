@@ -38,8 +38,8 @@ class BySample:
 
     @classmethod
     def of(cls, positions: Mapping[Hashable, Sequence[int]], name: str = "positions by sample") -> "BySample":
-        found = tuple(as_indices(values, f"{name}, sample {sample!r}") for sample, values in positions.items())
-        return cls(name=name, samples=tuple(positions), positions=found)
+        indices = tuple(as_indices(values, f"{name}, sample {sample!r}") for sample, values in positions.items())
+        return cls(name=name, samples=tuple(positions), positions=indices)
 
     def at(self, sample: Hashable) -> tuple[int, ...]:
         if sample not in self.samples:

@@ -54,15 +54,15 @@ class Captured:
           cells: places in the grid (-1 is the unedited run), what they do in words, and their edits.
           settings: of `avjax.run`.
         """
-        found: dict[str, list[np.ndarray]] = {site: [] for site in self.sites}
+        activations: dict[str, list[np.ndarray]] = {site: [] for site in self.sites}
         at = np.zeros(0, int)
         for _, _, edits in cells:
             made = run_cell(model, prompt, edits, at=self.at, capture=self.sites, **settings)
             at = made.at
             for site in self.sites:
-                found[site].append(np.asarray(made.captures[site], np.float32)[:, at])
+                activations[site].append(np.asarray(made.captures[site], np.float32)[:, at])
         variables: dict[str, Any] = {}
-        for site, arrays in found.items():
+        for site, arrays in activations.items():
             inner = (f"{site}_head", f"{site}_dim") if site in HEADS else ("embed",)
             variables[site] = (("cell_index", "layer", "position", *inner), np.stack(arrays))
         coordinates: dict[str, Any] = {"cell_index": [place for place, _, _ in cells], "position": at}
@@ -70,11 +70,11 @@ class Captured:
         return xr.Dataset(variables, coordinates)
 
 
-def keep(store: Store, block: str, found: xr.Dataset) -> None:
+def keep(store: Store, block: str, activations: xr.Dataset) -> None:
     """Writes a claimed block's captures, all of them at once."""
     place = _place(store, block)
     if not store.local:
-        found.to_zarr(str(place), mode="w", zarr_format=2)
+        activations.to_zarr(str(place), mode="w", zarr_format=2)
         return
     partial, whole = Path(store.path / "captures" / f".{block}.partial"), Path(place)
     for left in (partial, whole):  # by a process that was killed before the part appeared
@@ -82,7 +82,7 @@ def keep(store: Store, block: str, found: xr.Dataset) -> None:
     try:
         with store.writing():
             partial.parent.mkdir(parents=True, exist_ok=True)
-            found.to_zarr(partial, zarr_format=2)
+            activations.to_zarr(partial, zarr_format=2)
             partial.rename(whole)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # it is there where something failed
@@ -91,8 +91,8 @@ def keep(store: Store, block: str, found: xr.Dataset) -> None:
 def copy(block: str, source: Store, into: Store) -> None:
     """A block's captures, where it has any, for a store that has claimed it."""
     if (place := _place(source, block)).exists():
-        with xr.open_zarr(str(place)) as found:
-            keep(into, block, found.load())
+        with xr.open_zarr(str(place)) as stored:
+            keep(into, block, stored.load())
 
 
 def _place(store: Store, block: str) -> epath.Path:

@@ -80,8 +80,8 @@ def compare(before: Store, after: Store, *, among: Collection[tuple[Any, int]] |
         tables = [table[[place in among for place in _places(table)]] for table in tables]
     first_places, second_places = (set(_places(table)) for table in tables)
     both: Any = tables[0].merge(tables[1], on=PLACE, suffixes=("", " after"))
-    found = [_difference(both, row, metric) for metric in metrics for row in _unequal(both, metric)]
-    unequal = {(one.sample, one.index) for one in found}
+    differences = [_difference(both, row, metric) for metric in metrics for row in _unequal(both, metric)]
+    unequal = {(one.sample, one.index) for one in differences}
     first, second = (store.read() for store in (before, after))
     about = identity_differences(second, first)
     origins = [dict(run["provenance"]) for run in (second, first)]
@@ -94,7 +94,7 @@ def compare(before: Store, after: Store, *, among: Collection[tuple[Any, int]] |
     return Comparison(
         cells=len(both),
         equal=len(both) - len(unequal),
-        differing=tuple(sorted(found, key=lambda d: -d.relative)),
+        differing=tuple(sorted(differences, key=lambda d: -d.relative)),
         missing=len(first_places - second_places),
         added=len(second_places - first_places),
         unshared=tuple(unshared),

@@ -52,12 +52,12 @@ def export(store: Store, out: Path, *, partial: bool = False) -> str:
 def _written(out: Path, parts: list[pa.Table], layout: Layout) -> str:
     """Writes rows, or the dataset, by the file's ending; how many, in words."""
     if out.suffix in (".nc", ".zarr"):
-        found = dataset(parts, layout)
+        stored = dataset(parts, layout)
         if out.suffix == ".nc":
-            found.to_netcdf(out, engine="h5netcdf")
+            stored.to_netcdf(out, engine="h5netcdf")
         else:
-            _zarr(found, out)
-        return " x ".join(f"{size:,} {dim}" for dim, size in found.sizes.items())
+            _zarr(stored, out)
+        return " x ".join(f"{size:,} {dim}" for dim, size in stored.sizes.items())
     table = flattened(_in_order(pa.concat_tables(parts, promote_options="permissive"), layout.samples))
     if out.suffix == ".parquet":
         pq.write_table(table, out)
@@ -76,11 +76,11 @@ def _in_order(table: pa.Table, samples: Sequence[Any]) -> pa.Table:
     return table.take(pa.array(np.lexsort([table["cell_index"].to_numpy(), first])))
 
 
-def _zarr(found: xr.Dataset, out: Path) -> None:
+def _zarr(dataset: xr.Dataset, out: Path) -> None:
     """Format 2, whose texts every reader knows; they have one width each."""
-    texts = {name: array.astype(str) for name, array in found.variables.items() if array.dtype.kind == "O"}
-    found = found.assign({name: (array.dims, array.data, array.attrs) for name, array in texts.items()})
-    found.to_zarr(out, mode="w-", zarr_format=2)
+    texts = {name: array.astype(str) for name, array in dataset.variables.items() if array.dtype.kind == "O"}
+    dataset = dataset.assign({name: (array.dims, array.data, array.attrs) for name, array in texts.items()})
+    dataset.to_zarr(out, mode="w-", zarr_format=2)
 
 
 def merge(stores: Sequence[Store], into: Store) -> int:

@@ -60,8 +60,8 @@ def metric_json(metric: Metric) -> dict[str, Any]:
     kind = type(metric)
     if not dataclasses.is_dataclass(metric):
         raise TypeError(f"metrics: expected a dataclass to keep results of, got {kind.__name__}; declare it one")
-    found = {"metric": f"{kind.__module__}.{kind.__qualname__}"}
-    found |= {field.name: to_json(getattr(metric, field.name)) for field in dataclasses.fields(metric)}
+    form = {"metric": f"{kind.__module__}.{kind.__qualname__}"}
+    form |= {field.name: to_json(getattr(metric, field.name)) for field in dataclasses.fields(metric)}
     if not kind.__module__.startswith("avjax."):
         try:
             own = [c for c in kind.__mro__ if c is not object and not c.__module__.startswith("avjax.")]
@@ -71,8 +71,8 @@ def metric_json(metric: Metric) -> dict[str, Any]:
                 f"metrics: the source of {kind.__name__} cannot be read, so that a change of it would go unnoticed; "
                 "declare it in a module to keep results of it"
             ) from error
-        found["source"] = digest(source)
-    return found
+        form["source"] = digest(source)
+    return form
 
 
 def model_identity(model: Model) -> dict[str, Any]:

@@ -100,9 +100,9 @@ class Prepared:
             return cost(prepare(self.model, prompts, cells, metrics, **settings), calibrate=calibrate)
 
         with self.reader:
-            found = together(one(number, not i) for i, number in enumerate(variants))
+            combined = together(one(number, not i) for i, number in enumerate(variants))
         captures = 0 if self.run.captured is None else sum(block.num_rows for block in self.run.blocks(shard))
-        return with_passes(found, captures, replayed=self.spec.executor == "replay")
+        return with_passes(combined, captures, replayed=self.spec.executor == "replay")
 
 
 def prepare_run(spec: Spec, model: Model | None = None) -> Prepared:
@@ -163,17 +163,17 @@ def _sample(spec: Spec, clip: Clip, model: Model, reader: IsolatedReader) -> Sam
         "audio": "auto" if clip.audio is None else clip.audio,
         "image": [clip.image] if isinstance(clip.image, str) else clip.image,
     }
-    found = {kind: _found(spec.directory, given) for kind, given in files.items()}
+    paths = {kind: _found(spec.directory, given) for kind, given in files.items()}
     media = spec.media.model_dump(exclude_none=True)
     texts = {"text": words["prompt"], "opening": words["opening"], "system": spec.system}
     texts |= {"order": spec.order, "positions": spec.positions}
-    contents = {kind: _contents(given) for kind, given in found.items()}
+    contents = {kind: _contents(given) for kind, given in paths.items()}
     settings = [media, repr(model.processor.options)]
     deciding = [texts, contents, settings, [metric_json(metric) for metric in metrics]]
 
     def prompt() -> Prompt:
         try:
-            return model.with_reader(reader).prompt(**texts, **found, **media)
+            return model.with_reader(reader).prompt(**texts, **paths, **media)
         except MediaError as error:
             raise MediaError(as_keys(str(error))) from error
         except ValueError as error:

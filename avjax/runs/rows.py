@@ -62,9 +62,9 @@ class Layout:
         )
 
     @classmethod
-    def from_json(cls, found: Mapping[str, Any]) -> "Layout":
-        notes = {name: (dim, values) for name, (dim, values) in found["notes"].items()}
-        return cls(found["samples"], found["coordinates"], notes, found["cells"])
+    def from_json(cls, content: Mapping[str, Any]) -> "Layout":
+        notes = {name: (dim, values) for name, (dim, values) in content["notes"].items()}
+        return cls(content["samples"], content["coordinates"], notes, content["cells"])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,7 +97,7 @@ def _column(listed: Sequence[Any], places: Sequence[int | None]) -> pa.Array:
 
 
 def encoded(
-    found: xr.Dataset,
+    dataset_of_block: xr.Dataset,
     layout: Layout,
     sample: Any,
     indices: np.ndarray,
@@ -108,7 +108,7 @@ def encoded(
     """A part: Parquet of the cells of one block.
 
     Args:
-      found: of `avjax.sweep` over a list of variants on one sample.
+      dataset_of_block: of `avjax.sweep` over a list of variants on one sample.
       indices: int [n], the variants' places in the grid.
       keys: of the rows, the unedited one first where there is one.
       clean: whether the unedited run is a row too.
@@ -122,13 +122,13 @@ def encoded(
         CELL: pa.array([layout.cells[i] if i >= 0 else "clean" for i in rows]),
         "cell_index": pa.array(rows.astype(np.int32)),
         **{
-            name: pa.array(np.full(len(rows), int(found[name].item()), np.int32))
+            name: pa.array(np.full(len(rows), int(dataset_of_block[name].item()), np.int32))
             for name in TOKEN_COUNTS
-            if name in found
+            if name in dataset_of_block
         },
     }
     fields = [pa.field(name, column.type) for name, column in columns.items()]
-    one = found.isel(sample=0)
+    one = dataset_of_block.isel(sample=0)
     for name, variable in one.data_vars.items():
         if f"{name}_clean" not in one.data_vars and not _is_count(name, variable.attrs):
             continue  # itself of the unedited run
@@ -145,7 +145,7 @@ def encoded(
             measured = one[f"{name}_floor"].attrs if clean and f"{name}_floor" in one else None
             columns[f"{name}_floor"], field = _noise(f"{name}_floor", variable.attrs["units"], measured, len(rows))
             fields.append(field)
-    said = {ABOUT: json.dumps(found.attrs), SAMPLE: str(sample), RUN: of_run}
+    said = {ABOUT: json.dumps(dataset_of_block.attrs), SAMPLE: str(sample), RUN: of_run}
     table = pa.Table.from_arrays(list(columns.values()), schema=pa.schema(fields, said))
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd")

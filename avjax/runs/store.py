@@ -90,23 +90,23 @@ class Store:
         if not file.exists():
             raise ValueError(f"{self.path}: expected a run, got no run.json there")
         try:
-            found = json.loads(file.read_text())
-            version = found["format"]
+            content = json.loads(file.read_text())
+            version = content["format"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{file}: expected what avjax wrote, got something else ({error})") from error
         if version != FORMAT:
             raise ValueError(f"{file}: expected format {FORMAT}, got {version}; use the avjax that wrote it")
-        return found
+        return content
 
     def parts(self) -> dict[str, epath.Path]:
         """The part of each block that is done. Reads names alone."""
-        found: dict[str, epath.Path] = {}
+        parts: dict[str, epath.Path] = {}
         if not self.cells.exists():
-            return found
+            return parts
         for name in sorted(self._names()):
             if _is_part(name):
-                found.setdefault(name.split(".")[0], self.cells / name)
-        return found
+                parts.setdefault(name.split(".")[0], self.cells / name)
+        return parts
 
     def _names(self) -> Iterator[str]:
         if self.local:
@@ -246,9 +246,9 @@ class Store:
         if not self.failed.exists():
             return {}
         paths = sorted(path for path in self.failed.iterdir() if path.name.endswith(".json"))
-        found = {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in paths}
+        failures = {path.name.removesuffix(".json"): json.loads(path.read_text()) for path in paths}
         done = self.parts()
-        return {name: failure for name, failure in found.items() if failure.get("block") not in done}
+        return {name: failure for name, failure in failures.items() if failure.get("block") not in done}
 
     def forget_failure(self, sample: str) -> None:
         with self.writing():

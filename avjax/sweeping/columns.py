@@ -37,8 +37,8 @@ class Columns:
 
     def add(self, sample: int, one: Pass, variants: Sequence[int], values: Sequence[Any]) -> None:
         """Values of each metric; variant -1 is the clean run."""
-        for metric, found in zip(one.metrics, values, strict=True):
-            by_suffix = found if isinstance(found, Mapping) else {"": found}
+        for metric, column in zip(one.metrics, values, strict=True):
+            by_suffix = column if isinstance(column, Mapping) else {"": column}
             for suffix, array in by_suffix.items():
                 name = f"{metric.name}_{suffix}" if suffix else metric.name
                 self._put(name, metric, sample, variants, np.asarray(array))
@@ -81,15 +81,15 @@ class Columns:
                     noise = np.maximum(noise, self._least(name, metric, sample))
                 self.add_noise(name, metric, noise, "float32")
 
-    def add_captions(self, sample: int, caption: Caption, found: Sequence[Any]) -> None:
+    def add_captions(self, sample: int, caption: Caption, generations: Sequence[Any]) -> None:
         """Continuations of the clean run and of every cell."""
-        texts = [g.text if g.text is not None else " ".join(map(str, g.tokens)) for g in found]
-        columns = {"": np.array(texts, object), "tokens": np.array([len(g.tokens) for g in found])}
+        texts = [g.text if g.text is not None else " ".join(map(str, g.tokens)) for g in generations]
+        columns = {"": np.array(texts, object), "tokens": np.array([len(g.tokens) for g in generations])}
         for suffix, column in columns.items():
             name = f"{caption.name}_{suffix}" if suffix else caption.name
-            self._put(name, caption, sample, range(-1, len(found) - 1), column)
+            self._put(name, caption, sample, range(-1, len(generations) - 1), column)
         for name in COUNTS:
-            self.touched[caption.name][name][:, sample] = [getattr(g.touched, name) for g in found[1:]]
+            self.touched[caption.name][name][:, sample] = [getattr(g.touched, name) for g in generations[1:]]
 
     def add_touched(self, sample: int, session: Session, part: Pass) -> None:
         """What each cell reaches of what each metric is fed."""

@@ -117,13 +117,13 @@ def _in_float32(planned: Sweep, name: Any, one: Pass, cells: np.ndarray, clean_r
     return columns
 
 
-def _in_order(found: Mapping[int, xr.Dataset], samples: Sequence[Any]) -> xr.Dataset:
+def _in_order(by_slice: Mapping[int, xr.Dataset], samples: Sequence[Any]) -> xr.Dataset:
     """The slices' datasets as one, samples as they were given."""
-    if len(found) == 1:
-        return next(iter(found.values()))
+    if len(by_slice) == 1:
+        return next(iter(by_slice.values()))
     how: dict[str, Any] = {"data_vars": "minimal", "coords": "minimal", "compat": "override", "join": "override"}
-    joined = join_samples([*found.values()], **how)
-    dealt = [name for index in found for name in samples[index :: len(found)]]
+    joined = join_samples([*by_slice.values()], **how)
+    dealt = [name for index in by_slice for name in samples[index :: len(by_slice)]]
     return joined.isel(sample=[dealt.index(name) for name in samples])
 
 

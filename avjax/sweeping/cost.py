@@ -110,13 +110,13 @@ def together(plans: Iterable[Plan]) -> Plan:
         raise ValueError("plan: expected at least one sample, got none")
     summed = ("samples", "naive_forwards", "forwards", "naive_flops", "flops", "naive_bytes", "bytes")
     largest = ("peak_bytes", "executables")
-    found: dict[str, Any] = {name: sum(getattr(p, name) for p in several) for name in summed}
-    found |= {name: max(getattr(p, name) for p in several) for name in largest}
+    combined: dict[str, Any] = {name: sum(getattr(p, name) for p in several) for name in summed}
+    combined |= {name: max(getattr(p, name) for p in several) for name in largest}
     timed = [p for p in several if p.seconds is not None]
     seconds = None
     if timed:
-        seconds = found["flops"] * sum(p.seconds or 0.0 for p in timed) / sum(p.flops for p in timed)
-    return Plan(cells=several[0].cells, seconds=seconds, **found)
+        seconds = combined["flops"] * sum(p.seconds or 0.0 for p in timed) / sum(p.flops for p in timed)
+    return Plan(cells=several[0].cells, seconds=seconds, **combined)
 
 
 def with_passes(plan: Plan, more: int, *, replayed: bool = True) -> Plan:
@@ -128,14 +128,14 @@ def with_passes(plan: Plan, more: int, *, replayed: bool = True) -> Plan:
     """
     flops, read = (total / plan.naive_forwards for total in (plan.naive_flops, plan.naive_bytes))
     whole = more + (0 if replayed else plan.forwards + plan.naive_forwards)
-    found = dataclasses.replace(
+    raised = dataclasses.replace(
         plan,
         forwards=more + plan.forwards + (0 if replayed else plan.naive_forwards),
         flops=whole * flops + (plan.flops if replayed else 0.0),
         bytes=whole * read + (plan.bytes if replayed else 0.0),
     )
-    seconds = None if plan.seconds is None else plan.seconds * found.flops / plan.flops
-    return dataclasses.replace(found, seconds=seconds)
+    seconds = None if plan.seconds is None else plan.seconds * raised.flops / plan.flops
+    return dataclasses.replace(raised, seconds=seconds)
 
 
 def cost(planned: Sweep, *, calibrate: bool) -> Plan:

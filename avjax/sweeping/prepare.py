@@ -219,16 +219,16 @@ def _checked(planned: Sweep) -> Sweep:
             for metric, span in zip(one.metrics, one.spans(), strict=True):
                 attention = None if metric.attention() is None else (cfg.num_layers, cfg.num_heads)
                 read = metric.read_tokens(model)
-                found = check_values(
+                value_type = check_values(
                     metric,
                     metric.prepare(model, prompt),
                     num_tokens=cfg.vocab_size if read is None else len(read),
                     continuation=len(span),
                     attention=attention,
                 )
-                names[metric.name] = [f"{metric.name}_{suffix}" if suffix else metric.name for suffix in found]
-                shapes[metric] = next(iter(found.values())).shape
-                never_missing = [v.dtype for v in found.values() if v.dtype.kind == "b" or metric.averages]
+                names[metric.name] = [f"{metric.name}_{suffix}" if suffix else metric.name for suffix in value_type]
+                shapes[metric] = next(iter(value_type.values())).shape
+                never_missing = [v.dtype for v in value_type.values() if v.dtype.kind == "b" or metric.averages]
                 for dtype in (dtype for dtype in never_missing if dtype.kind in "biu"):
                     whole[metric.name] = dtype
         refuse_collisions(planned.cells, names, shapes)

@@ -33,17 +33,17 @@ def slices_here(model: Model) -> list[Slice]:
     mesh = model.mesh
     if mesh is None or mesh.shape[DATA] == 1:
         return [Slice(index=0, count=1, model=model)]
-    found = []
+    local = []
     for index, part in enumerate(slices(mesh)):
         if is_here(part):
             network = jax.tree.map(lambda leaf, part=part: on_slice(leaf, part), model.network)
             if (host := model.host.parts.get(index)) is None:  # clips are encoded on the slice, and kept there
                 host = dataclasses.replace(model.host, encoded=collections.OrderedDict(), parts={})
                 model.host.parts[index] = host
-            found.append(
+            local.append(
                 Slice(index=index, count=mesh.shape[DATA], model=dataclasses.replace(model, network=network, host=host))
             )
-    return found
+    return local
 
 
 def run_slices(

@@ -207,7 +207,7 @@ def _session(bench: Bench, session: Session, one: Pass | Caption, sources: int) 
             continue
         starts = [b.start_layer for b in session.planned if (b.size, b.num_rows) == shape]
         variants = session.stacked(batch.padded())
-        found = bench.add(
+        program = bench.add(
             f"replay, {batch.size} variants x {batch.num_rows} rows" + ", kept" * caption + _read(session),
             replay,
             decoder,
@@ -224,7 +224,7 @@ def _session(bench: Bench, session: Session, one: Pass | Caption, sources: int) 
             compat=session.compat,
         )
         if isinstance(one, Caption):
-            _decoding(bench, session, one, batch.size, calls, (prompt, found, variants), sources)
+            _decoding(bench, session, one, batch.size, calls, (prompt, program, variants), sources)
     if isinstance(one, Pass):
         tokens = one.unembedded(model)
         used = cfg.vocab_size if tokens is None else len(tokens)
@@ -295,12 +295,12 @@ def _shared(bench: Bench, session: Session, sources: int) -> SharedPrompt:
 def _decoding(
     bench: Bench, session: Session, one: Caption, size: int, calls: int, made: tuple[Any, Any, Any], sources: int
 ) -> None:
-    prompt, found, variants = made
+    prompt, replayed, variants = made
     cfg = session.model.config.decoder
     last = jax.ShapeDtypeStruct((size, cfg.embed_dim), session.model.dtype)
-    own: Any = OwnPrompt(keys=found.keys, values=found.values, last=last, largest=found.largest)  # pyright: ignore
+    own: Any = OwnPrompt(keys=replayed.keys, values=replayed.values, last=last, largest=replayed.largest)  # pyright: ignore
     bench.add(
-        f"decoding, {size} variants x {one.limit} tokens, {found.keys.shape[2]} own rows",
+        f"decoding, {size} variants x {one.limit} tokens, {replayed.keys.shape[2]} own rows",
         decode,
         session.model.network.decoder,
         prompt,

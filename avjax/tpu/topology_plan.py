@@ -126,11 +126,11 @@ def plan_topology(
     reason = ""
     for sizes in wanted:
         try:
-            found = case.attempt(place, sizes)
+            attempt = case.attempt(place, sizes)
         except TooLarge as error:
             reason = str(error)
         else:
-            return dataclasses.replace(found, smallest=case.smallest(place.chip))
+            return dataclasses.replace(attempt, smallest=case.smallest(place.chip))
     where, sizes = case.smallest(place.chip)
     raise DoesNotFit(
         f"{config} in {dtype} with {prompt_tokens:,} tokens does not fit {place}: {reason}; the smallest of its kind "
@@ -168,11 +168,11 @@ class _Case:
         for place in Topology(chip, chip.shapes[0]).of_this_chip():
             for model in _divisors(place.size):
                 try:
-                    found = self.attempt(place, (place.size // model, 1, model))
+                    attempt = self.attempt(place, (place.size // model, 1, model))
                 except TooLarge as error:
                     reason = f"{place}: {error}"
                     continue
-                return found.topology, found.mesh
+                return attempt.topology, attempt.mesh
         raise DoesNotFit(
             f"{self.config} in {self.dtype} with {self.prompt_tokens:,} tokens fits no {chip.name} that is known here; "
             f"on {reason}"
@@ -190,9 +190,9 @@ class _Case:
                 self.tried[key] = self._compiled(place, mesh)
             except TooLarge as error:
                 self.tried[key] = error
-        if isinstance(found := self.tried[key], TooLarge):
-            raise found
-        return dataclasses.replace(found, topology=str(place), mesh=mesh)
+        if isinstance(tried := self.tried[key], TooLarge):
+            raise tried
+        return dataclasses.replace(tried, topology=str(place), mesh=mesh)
 
     def _compiled(self, place: Topology, sizes: Sizes) -> TopologyPlan:
         chip, cuts = place.chip, sizes[1] * sizes[2]
@@ -224,7 +224,7 @@ class _Case:
                 f"the clean pass and one variant are taken to need {error.need / GIB:.1f} GiB, of {free / GIB:.1f} GiB "
                 f"beside the parameters a sweep plans with {settings['memory_bytes'] / GIB:.1f}"
             ) from error
-        found = tuple(programs(planned, layout, quick=self.quick))
+        compiled = tuple(programs(planned, layout, quick=self.quick))
         rate = chip.rate(self.dtype)
         plan = TopologyPlan(
             config=self.config,
@@ -236,12 +236,12 @@ class _Case:
             hbm_bytes=chip.hbm_bytes,
             parameter_bytes=held,
             encoded_bytes=encoded,
-            programs=found,
-            seconds_of=tuple(p.calls * max(p.flops / rate, p.bytes / chip.bandwidth) for p in found),
+            programs=compiled,
+            seconds_of=tuple(p.calls * max(p.flops / rate, p.bytes / chip.bandwidth) for p in compiled),
             smallest=(str(place), sizes),
         )
         if plan.peak_bytes > chip.hbm_bytes:
-            largest = max(found, key=lambda p: p.working_bytes)
+            largest = max(compiled, key=lambda p: p.working_bytes)
             raise TooLarge(
                 f"it takes {plan.peak_bytes / GIB:.1f} GiB of a chip's {chip.hbm_bytes / GIB:.2f} GiB (parameters "
                 f"{held / GIB:.1f}, {largest.name} {largest.working_bytes / GIB:.1f})"

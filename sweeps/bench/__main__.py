@@ -76,31 +76,31 @@ def measure(
         name: [client.ask(workload, sample)] for name, client in clients.items()
     }
     agreed = compare(workload, answers)
-    names = [name for name, found in answers.items() if "seconds" in found[0]]
+    names = [name for name, records in answers.items() if "seconds" in records[0]]
     watched = Others()
     for round_index in range(rounds):
         turn = round_index % max(1, len(names))
         for name in names[turn:] + names[:turn]:
             answers[name].append(clients[name].ask(workload, sample))
-    cores = watched.cores(sum(a.get("cpu_seconds", 0.0) for found in answers.values() for a in found[1:]))
+    cores = watched.cores(sum(a.get("cpu_seconds", 0.0) for records in answers.values() for a in records[1:]))
     # Unsupported, or failed in any round: printed as such.
-    refused = {name: bad for name, found in answers.items() for bad in found if "seconds" not in bad}
+    refused = {name: bad for name, records in answers.items() for bad in records if "seconds" not in bad}
     names = [name for name in names if name not in refused]
-    found: dict[str, Any] = {name: summary(answers[name], total) for name in names} | refused
+    records: dict[str, Any] = {name: summary(answers[name], total) for name in names} | refused
     if OURS in refused:
-        return found, cores
+        return records, cores
     for name in names:
         if name == OURS:
             continue
-        found[name] |= {
-            "ratio": found[name]["seconds"] / found[OURS]["seconds"],
-            "ratio_of_best": found[name]["best"] / found[OURS]["best"],
+        records[name] |= {
+            "ratio": records[name]["seconds"] / records[OURS]["seconds"],
+            "ratio_of_best": records[name]["best"] / records[OURS]["best"],
             "parity": {k: v for k, v in dataclasses.asdict(agreed[name]).items() if k != "passed"},
             "parity_passed": agreed[name].passed,
         }
         if clients[name].about["loops"]:
-            found[name]["break_even"] = break_even(found[OURS], found[name])
-    return found, cores
+            records[name]["break_even"] = break_even(records[OURS], records[name])
+    return records, cores
 
 
 def compare(workload: str, answers: dict[str, list[dict[str, Any]]]) -> dict[str, Parity]:
@@ -110,9 +110,10 @@ def compare(workload: str, answers: dict[str, list[dict[str, Any]]]) -> dict[str
         if "seconds" not in first:
             print(f"{workload}, {name}: {first.get('unsupported') or first['error']}", flush=True)
         elif name != OURS and "seconds" in ours:
-            agreed[name] = found = parity(workload, ours["results"], first["results"])
-            verdict = "parity" if found.passed else "PARITY FAILED"
-            line = f"{verdict}, difference {found.difference:.1e} of {found.effect:.2g} in {found.variants} variants"
+            agreed[name] = compared = parity(workload, ours["results"], first["results"])
+            verdict = "parity" if compared.passed else "PARITY FAILED"
+            size = f"{compared.difference:.1e} of {compared.effect:.2g} in {compared.variants} variants"
+            line = f"{verdict}, difference {size}"
             print(f"{workload}, {name}: {line}", flush=True)
     return agreed
 
@@ -144,9 +145,9 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     for workload in options.workloads:
         total = len(content["workloads"][workload])
-        found, busy = measure(clients, workload, total, options.rounds, options.sample or None)
+        measured, busy = measure(clients, workload, total, options.rounds, options.sample or None)
         results["busy_cores"][workload] = busy
-        results["workloads"][workload] = found
+        results["workloads"][workload] = measured
         # Written after every workload, so that an interrupted run leaves what it measured.
         Path(f"{options.out}.json").write_text(json.dumps(results, indent=2) + "\n")
         Path(f"{options.out}.md").write_text(markdown(results))

@@ -99,8 +99,8 @@ def best_peer(found: Mapping[str, Mapping[str, Any]]) -> str | None:
 def failures(workloads: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """What went wrong, in words: results that differ from avjax's, and methods that raised."""
     lines = []
-    for workload, found in workloads.items():
-        for name, row in found.items():
+    for workload, record in workloads.items():
+        for name, row in record.items():
             if row.get("parity_passed") is False:
                 lines.append(f"{workload}, {name}: PARITY FAILED, difference {row['parity']['difference']:.1e}")
             if "error" in row:

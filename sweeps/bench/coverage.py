@@ -47,10 +47,10 @@ def intervals(values: np.ndarray, method: str, draws: int, level: float) -> tupl
         batch = max(1, BCA_ELEMENTS // values.size)
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # samples that are all equal have no interval
-            found = bootstrap(
+            summary = bootstrap(
                 (values,), np.mean, axis=-1, n_resamples=draws, batch=batch, confidence_level=level, rng=0
             ).confidence_interval
-        return found.low, found.high
+        return summary.low, summary.high
     dataset = xr.Dataset({"x": (("experiment", "sample"), values)})
     means = avjax.bootstrap(dataset, draws=draws, level=level, method=method)  # pyright: ignore[reportArgumentType]
     return means["x_low"].to_numpy(), means["x_high"].to_numpy()

@@ -59,14 +59,14 @@ def theirs(values: np.ndarray, labels: np.ndarray, split: np.ndarray, probes: li
     from sklearn.linear_model import LogisticRegression
     from threadpoolctl import threadpool_limits
 
-    found = []
+    fits = []
     with threadpool_limits(1):
         for s, seed, r in probes:
             train = split[seed] == 0
             model = LogisticRegression(C=1 / (STRENGTHS[r] * train.sum()), tol=tol, max_iter=10_000)
             model.fit(standardised(values[s, train], dtype), labels[train])
-            found.append((model.coef_, model.intercept_))
-    return found
+            fits.append((model.coef_, model.intercept_))
+    return fits
 
 
 def losses(values: np.ndarray, labels: np.ndarray, split: np.ndarray, probes: list, found: list) -> np.ndarray:
@@ -96,8 +96,10 @@ def main() -> None:
     jobs = np.tile(labels, (len(SEEDS), 1))
 
     def training() -> None:
-        found = fit(values, jobs, weights, np.array(STRENGTHS), num_classes=CLASSES, tolerance=TOLERANCE, max_steps=500)
-        found.kernel.block_until_ready()
+        fitted = fit(
+            values, jobs, weights, np.array(STRENGTHS), num_classes=CLASSES, tolerance=TOLERANCE, max_steps=500
+        )
+        fitted.kernel.block_until_ready()
 
     probes = sampled(split, options.every)
     loop = functools.partial(theirs, values, labels, split, probes, tol=1e-4)
@@ -112,17 +114,17 @@ def main() -> None:
             seconds[name] *= NUM_PROBES / len(probes)
     print(f"{hardware()}, {len(os.sched_getaffinity(0))} cores; others kept {busy or 0:.2f} cores busy")
     print(f"{NUM_PROBES} probes; medians of {options.rounds} rounds; scikit-learn on {len(probes)}, multiplied")
-    for name, found in seconds.items():
-        ratios = (f"{found / seconds[ours]:5.1f} x {ours}" for ours in list(methods)[:2])
-        print(f"{name:24} {found:7.2f} s   " + ", ".join(ratios))
+    for name, row in seconds.items():
+        ratios = (f"{row / seconds[ours]:5.1f} x {ours}" for ours in list(methods)[:2])
+        print(f"{name:24} {row:7.2f} s   " + ", ".join(ratios))
     kernel, bias = (probes_found.weights[n].values for n in ("kernel", "bias"))
     kernel, bias = kernel.reshape(-1, *kernel.shape[-4:]), bias.reshape(-1, *bias.shape[-3:])
     ours = losses(values, labels, split, probes, [(kernel[p], bias[p]) for p in probes])
     optimum = losses(values, labels, split, probes, theirs(values, labels, split, probes, np.float64, 1e-7))
     reached = losses(values, labels, split, probes, loop(dtype=np.float32))
     print("loss above the optimum (nats), median and largest:")
-    for name, found in (("avjax", ours), ("scikit-learn, float32", reached)):
-        print(f"{name:24} {np.median(found - optimum):.1e} {np.max(found - optimum):.1e}")
+    for name, row in (("avjax", ours), ("scikit-learn, float32", reached)):
+        print(f"{name:24} {np.median(row - optimum):.1e} {np.max(row - optimum):.1e}")
 
 
 if __name__ == "__main__":

@@ -52,8 +52,8 @@ def part(run: Run) -> bytes:
         "caption": (("variant", "sample"), np.full((count, 1), "I hear barking and I see a dog.", object)),
         "caption_clean": (("sample",), np.array(["I hear barking and I see a dog."], object)),
     }
-    found = xr.Dataset(values, {"sample": ["0"]})  # pyright: ignore[reportArgumentType]
-    return encoded(found, run.layout, "0", np.array(block.cells), run.keys(block), block.clean)
+    dataset = xr.Dataset(values, {"sample": ["0"]})  # pyright: ignore[reportArgumentType]
+    return encoded(dataset, run.layout, "0", np.array(block.cells), run.keys(block), block.clean)
 
 
 def main() -> None:

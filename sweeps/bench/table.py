@@ -27,16 +27,16 @@ def markdown(results: Mapping[str, Any]) -> str:
         lines.append(f"- {name}: {about['about']} ({about['device']}; {versions})")
     lines += [f"- {name}: did not start: {_one_line(reason)}" for name, reason in results["failed"].items()]
     lines += ["", SHORT, SHORT_RULE]
-    lines += [_short(workload, found) for workload, found in results["workloads"].items()]
+    lines += [_short(workload, record) for workload, record in results["workloads"].items()]
     busy = {w: cores for w, cores in results.get("busy_cores", {}).items() if cores is not None and cores > DISTURBED}
     if busy:
         shown = ", ".join(f"{workload} {cores:.1f}" for workload, cores in busy.items())
         lines += ["", f"DISTURBED: cores that other processes kept busy meanwhile: {shown}."]
     wrong = failures(results["workloads"])
     lines += ["", *(f"- {line}" for line in wrong or ["Every result that was compared agrees."])]
-    for workload, found in results["workloads"].items():
+    for workload, record in results["workloads"].items():
         lines += ["", f"### {workload}. {TITLES[workload]}", "", HEAD, RULE]
-        lines += [_row(name, row) for name, row in found.items()]
+        lines += [_row(name, row) for name, row in record.items()]
     return "\n".join(lines) + "\n"
 
 

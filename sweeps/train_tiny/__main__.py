@@ -115,9 +115,9 @@ def results_of(pair: Mapping[str, Path]) -> dict[str, table.Row]:
     if not path.is_file():
         av, vl = (avjax.load(pair[name]) for name in BUILT_IN)
         _say(f"{path.stem}: measuring on {NUM_TEST} test clips")
-        found = table.measure(av, vl, "test", NUM_TEST) | table.probe(av, "test", NUM_TEST)
+        results = table.measure(av, vl, "test", NUM_TEST) | table.probe(av, "test", NUM_TEST)
         partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(found) + "\n")
+        partial.write_text(json.dumps(results) + "\n")
         partial.rename(path)
     return json.loads(path.read_text())
 

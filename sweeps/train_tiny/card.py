@@ -121,8 +121,8 @@ def _measured(lines: Sequence[Line], results: Results) -> str:
 
 
 def _interval(values: np.ndarray) -> str:
-    found = bootstrap(xr.Dataset({"value": ("sample", values)}))
-    return f"{float(found.value_low):.3f} - {float(found.value_high):.3f}"
+    interval = bootstrap(xr.Dataset({"value": ("sample", values)}))
+    return f"{float(interval.value_low):.3f} - {float(interval.value_high):.3f}"
 
 
 def _mean(rows: Mapping[str, Sequence[float]], name: str) -> str:

@@ -33,8 +33,8 @@ class States:
         if step is None:
             return 0, first
         with quiet_orbax():
-            found = self.manager.restore(step, args=self.ocp.args.StandardRestore(_leaves(first)))
-        return step, jax.tree.unflatten(jax.tree.structure(first), found["leaves"])
+            restored = self.manager.restore(step, args=self.ocp.args.StandardRestore(_leaves(first)))
+        return step, jax.tree.unflatten(jax.tree.structure(first), restored["leaves"])
 
     def save(self, step: int, state: Any) -> None:
         with quiet_orbax():

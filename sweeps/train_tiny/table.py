@@ -26,9 +26,9 @@ def measure(av: Model, vl: Model, split: Split, count: int) -> dict[str, Row]:
     variants = behaviour.knockouts(av.config.decoder.num_layers)
     with Progress(f"measuring on {split} clips", 4 * count, "clips") as progress:
         for clip, prompt in behaviour.prompts_of(av, factual):
-            found = behaviour.score(_text(av, prompt), clip)
-            add("factual: picture", found.picture)
-            add("factual: sound", found.sound)
+            score = behaviour.score(_text(av, prompt), clip)
+            add("factual: picture", score.picture)
+            add("factual: sound", score.sound)
             progress.advance(1)
         for clip, prompt in behaviour.prompts_of(av, factual, picture=False):
             add("audio alone: sound", behaviour.score(_text(av, prompt), clip).sound)
@@ -37,10 +37,10 @@ def measure(av: Model, vl: Model, split: Split, count: int) -> dict[str, Row]:
         for (clip, prompt), without in zip(behaviour.prompts_of(av, conflict), silent, strict=True):
             captions = behaviour.caption(av, prompt, variants)
             for name, caption in captions.items():
-                found = behaviour.score(caption.text or "", clip)
-                add(f"conflict, {name}: picture", found.picture)
-                add(f"conflict, {name}: true sound", found.sound)
-                add(f"conflict, {name}: suggested sound", found.suggested)
+                score = behaviour.score(caption.text or "", clip)
+                add(f"conflict, {name}: picture", score.picture)
+                add(f"conflict, {name}: true sound", score.sound)
+                add(f"conflict, {name}: suggested sound", score.suggested)
             base = behaviour.clean_caption(vl, without)
             alone = behaviour.score(base.text or "", clip)
             add("base, no sound: picture", alone.picture)

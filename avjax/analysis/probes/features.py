@@ -57,7 +57,7 @@ def probe_features(
       OverflowError: activations grew beyond float32; the sample is named.
     """
     named = named_prompts(prompts)
-    found, size = _sites(model, sites)
+    sites_by_kind, size = _sites(model, sites)
     ways = _poolings(pooling)
     masks = {}
     for name, prompt in named.items():
@@ -68,21 +68,21 @@ def probe_features(
                 f"probe_features: sample {name!r} has no prompt position where={where!r}; leave it out or name others"
             )
     cfg = model.config.decoder
-    values = np.empty((len(named), len(found), len(ways), cfg.num_layers, size), np.float32)
+    values = np.empty((len(named), len(sites_by_kind), len(ways), cfg.num_layers, size), np.float32)
     with Progress("features", len(named), "prompts", enabled=progress) as bar:
         for i, (name, prompt) in enumerate(named.items()):
             padded = bucket(len(prompt))
             mask = np.zeros(padded, bool)
             mask[: len(prompt)] = masks[name]
             inputs = pad_inputs(model.encode(prompt), padded)
-            values[i], fed = _pooled(model.network.decoder, inputs, jnp.asarray(mask), sites=found, ways=ways)
+            values[i], fed = _pooled(model.network.decoder, inputs, jnp.asarray(mask), sites=sites_by_kind, ways=ways)
             sizes = [*np.ravel(fed), *np.ravel(row_sizes(jnp.asarray(values[i])))]
             refuse_overflow(sizes, f"probe_features: sample {name!r}")
             bar.advance(1)
     dims = ("sample", "site", "pooling", "layer", "feature")
     coords = {
         "sample": list(named),
-        "site": [str(site) for site in found],
+        "site": [str(site) for site in sites_by_kind],
         "pooling": list(ways),
         "layer": np.arange(cfg.num_layers),
         "feature": np.arange(size),
@@ -157,7 +157,7 @@ def _sites(model: Model, sites: str | Sequence[str]) -> tuple[tuple[Site, ...], 
     names = [sites] if isinstance(sites, str) else list(sites)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"probe_features: expected one or more sites, each once, got {names}")
-    found = []
+    parsed = []
     for name in names:
         site, layer = parse_site(name)
         if layer is not None or site in READ_ONLY or site is Site.EMBED:
@@ -165,11 +165,11 @@ def _sites(model: Model, sites: str | Sequence[str]) -> tuple[tuple[Site, ...], 
                 f"probe_features: expected a site of features that every layer has, such as resid_post, got {name!r}; "
                 "layers are all returned, and embed is resid_pre of layer 0"
             )
-        found.append(site)
-    sizes = {str(site): int(np.prod(site_shape(site, model.config.decoder))) for site in found}
+        parsed.append(site)
+    sizes = {str(site): int(np.prod(site_shape(site, model.config.decoder))) for site in parsed}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"probe_features: expected sites of one size, got {sizes}; call once for each size")
-    return tuple(found), next(iter(sizes.values()))
+    return tuple(parsed), next(iter(sizes.values()))
 
 
 def _poolings(pooling: str | Sequence[str]) -> tuple[Pooling, ...]:

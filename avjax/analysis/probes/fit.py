@@ -195,9 +195,9 @@ def fit(
             parts.append(_fit_all(features, clips, size, own, settings, num_classes, bar))
     back = np.argsort(order)
     place = np.argsort(np.concatenate([jobs for _, jobs in together]))
-    found: Fit = jax.tree.map(lambda *a: jnp.concatenate(a, 1)[:, place], *parts)
-    by_strength = {n: getattr(found, n)[:, :, back] for n in ("kernel", "bias", "loss", "gradient", "steps")}
-    return dataclasses.replace(found, **by_strength)
+    joined: Fit = jax.tree.map(lambda *a: jnp.concatenate(a, 1)[:, place], *parts)
+    by_strength = {n: getattr(joined, n)[:, :, back] for n in ("kernel", "bias", "loss", "gradient", "steps")}
+    return dataclasses.replace(joined, **by_strength)
 
 
 def _jobs_by_clips(weights: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -284,12 +284,12 @@ def _fit(
         size_E, other = (jax.lax.rsqrt(CURVATURE * v + l2) for v in (variance_E, rest))
         p = _Preconditioner(basis_DE=basis_DE, size_E=size_E, rest=other)
         before, start = places
-        at, *found = _minimum(data, p, l2, _onward(data, l2, before, start), tolerance, max_steps)
-        return (start, at), (at.kernel, at.bias, *found)
+        at, *path = _minimum(data, p, l2, _onward(data, l2, before, start), tolerance, max_steps)
+        return (start, at), (at.kernel, at.bias, *path)
 
     zero = _Place.zero(data)
-    _, found = jax.lax.scan(next_strength, (zero, zero), strengths)
-    kernel, bias, loss, norm, steps = (jnp.swapaxes(f, 0, 1) for f in found)
+    _, path = jax.lax.scan(next_strength, (zero, zero), strengths)
+    kernel, bias, loss, norm, steps = (jnp.swapaxes(f, 0, 1) for f in path)
     return Fit(
         mean=centre_D + spread_D * mean_JD,
         scale=jnp.where(varies, spread_D * own_JD, 1),
@@ -366,9 +366,9 @@ def _search(
     def tried(length: jax.Array) -> tuple[jax.Array, ...]:
         kernel, _, logits = at.along(line, length)
         nll, total_JC = data.nll(logits)
-        found = nll + 0.5 * l2 * _inner(kernel, kernel)
+        penalised = nll + 0.5 * l2 * _inner(kernel, kernel)
         allowed = loss + SUFFICIENT * length * line.slope + ROUNDING * jnp.abs(loss)
-        return length, nll, total_JC, ~(found <= allowed)  # NaN is too far
+        return length, nll, total_JC, ~(penalised <= allowed)  # NaN is too far
 
     def shorter(search: Any) -> Any:
         (length, _, _, too_far), halvings = search

@@ -67,7 +67,7 @@ def scored(logits_BCK: np.ndarray, truth_C: np.ndarray, draws: Draws) -> dict[st
     right = (logits_BCK.argmax(-1) == truth_C).astype(np.float32)
     members = [truth_C == k for k in range(num_classes)]
     recall = np.mean([right[:, own].mean(1, dtype=np.float64) for own in members], 0)
-    found = {
+    scores = {
         "accuracy": (right.mean(1, dtype=np.float64), draws.means(right)),
         "balanced_accuracy": (recall, np.mean([draws.means(right, own) for own in members], 0)),
     }
@@ -80,8 +80,8 @@ def scored(logits_BCK: np.ndarray, truth_C: np.ndarray, draws: Draws) -> dict[st
         value = placed[:, members[k]].mean(1, dtype=np.float64)
         values.append(value)
         drawn.append(draws.means(placed, members[k]) + draws.means(placed, ~members[k]) - value[:, None])
-    found["auroc"] = np.mean(values, 0), np.mean(drawn, 0)
-    return {name: Scored(value=value, **_named(draws.bounds(d))) for name, (value, d) in found.items()}
+    scores["auroc"] = np.mean(values, 0), np.mean(drawn, 0)
+    return {name: Scored(value=value, **_named(draws.bounds(d))) for name, (value, d) in scores.items()}
 
 
 def difference(right_BC: np.ndarray, other_BC: np.ndarray, draws: Draws) -> Scored:
@@ -112,6 +112,6 @@ def _placements(scores_BC: np.ndarray, positive_C: np.ndarray) -> np.ndarray:
     positives = positive_C.sum()
     negatives = len(positive_C) - positives
     shares = np.where(positive, below(~positive) / negatives, 1 - below(positive) / positives)
-    found = np.empty(shares.shape, np.float32)
-    np.put_along_axis(found, order, shares.astype(np.float32), -1)
-    return found
+    placements = np.empty(shares.shape, np.float32)
+    np.put_along_axis(placements, order, shares.astype(np.float32), -1)
+    return placements

@@ -41,16 +41,16 @@ def checked_labels(samples: Sequence[Any], labels: Any, groups: np.ndarray, clas
       ValueError: labels are missing or of too few classes.
     """
     values = by_sample(samples, labels, "labels", analysis="probes")
-    found = set(values)
+    kinds = set(values)
     if classes is None:
-        known = tuple(sorted(found, key=lambda v: (type(v).__name__, v)))
+        known = tuple(sorted(kinds, key=lambda v: (type(v).__name__, v)))
     else:
         known = tuple(classes)
-        if strange := sorted(map(str, found - set(known))):
+        if strange := sorted(map(str, kinds - set(known))):
             raise ValueError(f"probes: expected labels among classes={known}, got {', '.join(strange[:SHOWN])}")
         if len(samples) < len(known):
             raise ValueError(f"probes: expected at least a sample per class, got {len(samples)} for {len(known)}")
-        if unseen := [c for c in known if c not in found]:
+        if unseen := [c for c in known if c not in kinds]:
             raise ValueError(f"probes: no sample has the label {unseen[0]!r} of classes=; leave it out, or add samples")
     if len(known) < 2:
         raise ValueError(f"probes: expected two or more classes, got {', '.join(map(repr, known))} alone; add others")
@@ -85,8 +85,8 @@ def splits(labels: Labels, seeds: Sequence[int], test_fraction: float, validatio
     _, stratum, sizes = np.unique(has, axis=0, return_inverse=True, return_counts=True)
     small = sizes <= len(parts)  # too small to be in every part: drawn together
     stratum = np.where(small[stratum.reshape(-1)], -1, stratum.reshape(-1))
-    found = np.stack([_split(labels, stratum, parts, seed) for seed in seeds])
-    for seed, row in zip(seeds, found, strict=True):
+    by_seed = np.stack([_split(labels, stratum, parts, seed) for seed in seeds])
+    for seed, row in zip(seeds, by_seed, strict=True):
         for k, name in enumerate(labels.classes):
             lacks = [part for part in (TRAIN, *parts) if not np.any((row == part) & (labels.index == k))]
             if lacks:
@@ -96,7 +96,7 @@ def splits(labels: Labels, seeds: Sequence[int], test_fraction: float, validatio
                     f"seed {seed} none is left for {lacks[0]}; add clips (at least {len(parts) + 1} a class), or leave "
                     "the class out"
                 )
-    return found
+    return by_seed
 
 
 def _split(labels: Labels, stratum: np.ndarray, parts: Mapping[str, float], seed: int) -> np.ndarray:

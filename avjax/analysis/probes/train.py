@@ -72,7 +72,7 @@ def train_probe(features: np.ndarray | jax.Array, labels: np.ndarray, num_classe
         raise ValueError("probe: expected finite features; look for an overflow where they come from")
     _check_strengths([l2])
     leading, count = features.shape[:-2], len(labels)
-    found = fit(
+    fitted = fit(
         features.reshape(-1, *features.shape[-2:]),
         labels[None],
         np.full((1, count), 1 / count),
@@ -82,10 +82,10 @@ def train_probe(features: np.ndarray | jax.Array, labels: np.ndarray, num_classe
         max_steps=MAX_STEPS,
     )
     return Probe(
-        mean=found.mean.reshape(*leading, 1, -1),
-        scale=found.scale.reshape(*leading, 1, -1),
-        kernel=jnp.swapaxes(found.kernel[:, 0, 0], 1, 2).reshape(*leading, -1, num_classes),
-        bias=found.bias.reshape(*leading, 1, -1),
+        mean=fitted.mean.reshape(*leading, 1, -1),
+        scale=fitted.scale.reshape(*leading, 1, -1),
+        kernel=jnp.swapaxes(fitted.kernel[:, 0, 0], 1, 2).reshape(*leading, -1, num_classes),
+        bias=fitted.bias.reshape(*leading, 1, -1),
     )
 
 
@@ -159,7 +159,7 @@ def train_probes(
     jobs = _jobs(known, types, seeds)
     weights = np.tile(split == TRAIN, (len(jobs) // len(seeds), 1)).astype(np.float32)
     num_classes = len(known.classes)
-    found = fit(
+    fitted = fit(
         values,
         jobs,
         weights / weights.sum(1, keepdims=True),
@@ -169,20 +169,20 @@ def train_probes(
         max_steps=max_steps,
         progress=progress,
     )
-    found = jax.tree.map(np.asarray, found)
-    if late := int(np.sum(~(found.gradient <= tolerance))):
+    fitted = jax.tree.map(np.asarray, fitted)
+    if late := int(np.sum(~(fitted.gradient <= tolerance))):
         warnings.warn(
-            f"probes: {late} of {found.steps.size} did not reach the tolerance {tolerance:g} in {max_steps} steps; "
+            f"probes: {late} of {fitted.steps.size} did not reach the tolerance {tolerance:g} in {max_steps} steps; "
             "raise max_steps, or use stronger penalties",
             stacklevel=2,
         )
     tested = Tested(labels=known, split=split, jobs=jobs, draws=draws, level=level, tolerance=tolerance)
     coords = {"seed": seeds, "strength": strengths}
-    measured = results(values, found, tested, template, coords).assign_attrs(groups=described(numbers, groups))
+    measured = results(values, fitted, tested, template, coords).assign_attrs(groups=described(numbers, groups))
     if seen is not None:
         about = {"units": "1", "long_name": "share of test clips whose control type is that of a training clip"}
         measured["control_seen"] = "seed", seen, about
-    return Probes(weights=_weights(found, template, coords, known), results=measured)
+    return Probes(weights=_weights(fitted, template, coords, known), results=measured)
 
 
 def _jobs(known: Labels, types: Sequence[Hashable] | None, seeds: Sequence[int]) -> np.ndarray:

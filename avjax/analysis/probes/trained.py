@@ -64,7 +64,7 @@ class Probes:
         Raises:
           ValueError: there are none there.
         """
-        weights, found = self.weights, self.results
+        weights, results = self.weights, self.results
         for dim, value in place.items():
             if dim not in weights.dims or dim in ("class", "feature"):
                 own = ", ".join(str(d) for d in weights.kernel.dims if d not in ("class", "feature"))
@@ -72,8 +72,8 @@ class Probes:
             there, wanted = weights[dim].values.tolist(), value if isinstance(value, list | tuple) else [value]
             if unknown := [v for v in wanted if v not in there]:
                 raise ValueError(f"probes: expected {dim} among {there}, got {unknown[0]!r}")
-            weights, found = weights.sel({dim: list(wanted)}), found.sel({dim: list(wanted)})
-        return Probes(weights=weights, results=found)
+            weights, results = weights.sel({dim: list(wanted)}), results.sel({dim: list(wanted)})
+        return Probes(weights=weights, results=results)
 
     def logits(self, features: xr.Dataset | xr.DataArray) -> xr.DataArray:
         """Logits (nats) of every class, over sample, the features' other dimensions, seed, strength and class.
@@ -103,13 +103,13 @@ class Probes:
         for seed in self.weights.seed:  # one at a time: standardised features of all seeds are many
             one = self.weights.drop_vars("feature", errors="ignore").sel(seed=seed)
             of_seeds.append(xr.dot((array - one["mean"]) / one["scale"], one.kernel, dim="feature") + one.bias)
-        found = xr.concat(of_seeds, "seed").transpose("sample", *own, "seed", "strength", "class")
-        return found.assign_attrs(units="nat", long_name="probe logit").rename("logits")
+        by_seed = xr.concat(of_seeds, "seed").transpose("sample", *own, "seed", "strength", "class")
+        return by_seed.assign_attrs(units="nat", long_name="probe logit").rename("logits")
 
     def predict(self, features: xr.Dataset | xr.DataArray) -> xr.DataArray:
         """The class of the highest logit."""
-        found = self.logits(features)
-        best = found.argmax("class")
+        logits = self.logits(features)
+        best = logits.argmax("class")
         return best.copy(data=self.weights["class"].values[best.values]).assign_attrs(long_name="predicted class")
 
     def direction(self, name: Hashable, *, against: Hashable | None = None, **place: Any) -> np.ndarray:
@@ -167,7 +167,7 @@ class Probes:
         Raises:
           ValueError: the directory holds no probes, or those of another version.
         """
-        root, found = Path(directory), {}
+        root, loaded = Path(directory), {}
         for part in PARTS:
             if not (root / f"{part}.json").is_file():
                 raise ValueError(f"probes: expected a directory that Probes.save wrote, got {root} without {part}.json")
@@ -177,8 +177,8 @@ class Probes:
             arrays = load_file(root / f"{part}.safetensors")
             variables = {n: (dims, arrays[n], attrs) for n, (dims, attrs) in about["variables"].items()}
             coords = {n: (dims, values) for n, (dims, values) in about["coords"].items()}
-            found[part] = xr.Dataset(variables, coords, attrs=about["attrs"])
-        return cls(**found)
+            loaded[part] = xr.Dataset(variables, coords, attrs=about["attrs"])
+        return cls(**loaded)
 
 
 def _plain(attrs: Any) -> dict[str, Any]:

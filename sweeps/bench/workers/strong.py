@@ -85,8 +85,8 @@ class Strong:
         decoder, top = self.decoder, task.document["top"]
         places = torch.tensor([v["position"] for v in task.variants.values()], device=DEVICE)
         rows = torch.stack(clean.residuals[1:])[:, places].transpose(0, 1).reshape(-1, decoder.width)
-        found = torch.cat([decoder.logits(part).topk(top).indices for part in rows.split(LENS_ROWS)])
-        return dict(zip(task.variants, found.view(len(places), -1, top).tolist(), strict=True))
+        likeliest = torch.cat([decoder.logits(part).topk(top).indices for part in rows.split(LENS_ROWS)])
+        return dict(zip(task.variants, likeliest.view(len(places), -1, top).tolist(), strict=True))
 
     def suffixes(self, task: Task, clean: Prefill) -> dict[int, list[Any]]:
         """Variants by where their edits begin, then by the layer, in batches of a limited number of tokens."""

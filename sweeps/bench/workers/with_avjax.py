@@ -55,8 +55,8 @@ class Replay:
     def lens(self, task: Task, prompt: avjax.Prompt) -> dict[int, Any]:
         places = jnp.array([v["position"] for v in task.variants.values()])
         residuals = avjax.run(self.model, prompt, capture=["resid_post"]).captures["resid_post"]
-        found = np.asarray(likeliest(self.model.network.decoder, residuals, places, task.document["top"]))
-        return dict(zip(task.variants, found.transpose(1, 0, 2), strict=True))
+        tokens = np.asarray(likeliest(self.model.network.decoder, residuals, places, task.document["top"]))
+        return dict(zip(task.variants, tokens.transpose(1, 0, 2), strict=True))
 
 
 @functools.partial(jax.jit, static_argnames="top")
