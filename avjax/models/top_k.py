@@ -14,7 +14,8 @@ def top_k(x: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
     """
     size = x.shape[-1]
     if size < 8 * k * BLOCK:
-        return jax.lax.top_k(x, k)
+        values, indices = jax.lax.top_k(x, k)
+        return values, indices
     blocks = jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, -size % BLOCK)], constant_values=-jnp.inf)
     blocks = blocks.reshape(*x.shape[:-1], -1, BLOCK)
     _, chosen = jax.lax.top_k(jnp.max(blocks, axis=-1), k)
