@@ -41,7 +41,7 @@ def _versions() -> dict[str, str]:
     return {f"version_{name}": importlib.metadata.version(name) for name in PACKAGES}
 
 
-def of_run(model: Model, directory: Path, **settings: Any) -> dict[str, Any]:
+def run_provenance(model: Model, directory: Path, **settings: Any) -> dict[str, Any]:
     """What `provenance` says, and more that a run on disk keeps.
 
     Args:

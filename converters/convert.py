@@ -70,7 +70,7 @@ def convert(source_path: str | Path, target: str | Path) -> Plan:
     refuse_existing(target)
     source = open_source(source_path)
     plan = make_plan(source, read_config(source.config))
-    with appearing(target, plan.nbytes) as building:
+    with atomic_directory(target, plan.nbytes) as building:
         save_parameters(building / PARAMS, plan.parameters)
         copy_side_files(source.directory, building)
         provenance = Provenance(
@@ -93,7 +93,7 @@ def refuse_existing(target: Path) -> None:
 
 
 @contextlib.contextmanager
-def appearing(target: Path, num_bytes: int) -> Iterator[Path]:
+def atomic_directory(target: Path, num_bytes: int) -> Iterator[Path]:
     """A directory to build in, which becomes `target` when the block succeeds and vanishes when it fails."""
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from avjax.families.registry import abstract_network, family_of, read_config
 from avjax.models.config import ModelConfig, read_json
 from avjax.models.network import Network
 from avjax.models.parameters import parameter_paths
-from converters.convert import Provenance, appearing, copy_side_files, refuse_existing
+from converters.convert import Provenance, atomic_directory, copy_side_files, refuse_existing
 
 SHARD_BYTES = 4 * 10**9
 
@@ -47,7 +47,7 @@ def export(source: str | Path, target: str | Path) -> int:
     parameters = open_parameters(source / PARAMS)
     tensors = list(_tensors(config, provenance, {path: p.dtype.numpy_dtype for path, p in parameters.items()}))
     shards = _shards(tensors)
-    with appearing(target, sum(t.nbytes for t in tensors)) as building:
+    with atomic_directory(target, sum(t.nbytes for t in tensors)) as building:
         weight_map: dict[str, str] = {}
         for i, shard in enumerate(shards):
             name = "model.safetensors" if len(shards) == 1 else f"model-{i + 1:05}-of-{len(shards):05}.safetensors"

@@ -41,7 +41,7 @@ ABOUT = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Asked:
+class CaptionQueries:
     """What is read of one sample.
 
     Attributes:
@@ -126,7 +126,7 @@ def _refuse_absent(name: Any, prompt: Prompt, keys: Sequence[Selector], query: S
             raise ValueError(f"sample {name!r}: the prompt has no {selector} tokens ({what}); leave them out")
 
 
-def _asked(name: Any, caption: Captioned, keys: Sequence[Selector], query: Selector) -> Asked:
+def _asked(name: Any, caption: Captioned, keys: Sequence[Selector], query: Selector) -> CaptionQueries:
     rows = np.flatnonzero(caption.select(query))
     if not len(rows):
         raise ValueError(
@@ -137,7 +137,7 @@ def _asked(name: Any, caption: Captioned, keys: Sequence[Selector], query: Selec
     for index, selector in enumerate(keys):
         if not visible[:, index].any():
             raise ValueError(f"sample {name!r}: no {query} token comes at or after a {selector} token")
-    return Asked(caption=caption, rows=rows, visible=visible)
+    return CaptionQueries(caption=caption, rows=rows, visible=visible)
 
 
 def _session(
@@ -181,7 +181,7 @@ def _masses(
     return sums, largest_read(seen[Site.PEAK], inputs)
 
 
-def _reduced(asked: Asked, mass: np.ndarray, weighted: np.ndarray, per_token: bool) -> dict[str, np.ndarray]:
+def _reduced(asked: CaptionQueries, mass: np.ndarray, weighted: np.ndarray, per_token: bool) -> dict[str, np.ndarray]:
     """Each variable [C - 1, L, N], or [Q, C - 1, L, N] per token."""
     total = weighted[:, -1:]
     value_share = np.divide(weighted, total, out=np.zeros_like(weighted), where=total > 0)
@@ -195,7 +195,7 @@ def _reduced(asked: Asked, mass: np.ndarray, weighted: np.ndarray, per_token: bo
 
 def _dataset(
     model: Model,
-    asked: Mapping[Any, Asked],
+    asked: Mapping[Any, CaptionQueries],
     found: Sequence[Mapping[str, np.ndarray]],
     labels: Sequence[str],
     per_token: bool,

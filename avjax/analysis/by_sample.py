@@ -10,7 +10,7 @@ from avjax.edits.grids import Grid, as_cells
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.progress import Progress
-from avjax.prompts.prompt import Prompt, common_order, named_prompts, of_each_sample, token_counts
+from avjax.prompts.prompt import Prompt, common_order, named_prompts, per_sample, token_counts
 from avjax.runs.sweep import sweep
 from avjax.sweeping.floor import measured_samples
 from avjax.sweeping.joining import join_samples
@@ -73,7 +73,7 @@ def metrics_of(prompts: Mapping[Any, Prompt], metrics: MetricsBySample) -> dict[
     Raises:
       ValueError: a sample has none, or others than the first.
     """
-    given = of_each_sample(prompts, metrics, "metrics")
+    given = per_sample(prompts, metrics, "metrics")
     as_lists = {name: [m] if isinstance(m, Metric) else list(m) for name, m in given.items()}
     first = next(iter(as_lists))
     for name, several in as_lists.items():

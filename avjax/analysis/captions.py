@@ -10,7 +10,7 @@ from avjax.engine.generate import generate_variants
 from avjax.engine.reads import with_fed
 from avjax.metrics import in_vocabulary
 from avjax.model import Model
-from avjax.prompts.prompt import Prompt, of_each_sample
+from avjax.prompts.prompt import Prompt, per_sample
 from avjax.prompts.selectors import Selector, select
 
 Caption = str | Sequence[int] | np.ndarray
@@ -52,7 +52,7 @@ def captioned(
     Raises:
       ValueError: a caption is empty or missing.
     """
-    by_sample, queries = of_each_sample(prompts, captions, "captions"), {}
+    by_sample, queries = per_sample(prompts, captions, "captions"), {}
     for name, prompt in prompts.items():
         model.check(prompt)
         given = by_sample[name]

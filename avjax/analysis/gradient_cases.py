@@ -23,7 +23,7 @@ from avjax.metrics import (
     View,
 )
 from avjax.model import Model
-from avjax.prompts.prompt import Prompt, named_prompts, of_each_sample
+from avjax.prompts.prompt import Prompt, named_prompts, per_sample
 from avjax.prompts.selectors import Selector, select
 from avjax.runs.sweep import sweep
 from avjax.sweeping.metric_checks import refuse_no_metric
@@ -73,7 +73,7 @@ def cases(model: Model, prompts: Any, metric: Metrics, *, at_clean: bool = True)
       ValueError, TypeError: a metric is no number with a gradient or is missing, or a prompt's features are not finite.
     """
     named = named_prompts(prompts)
-    metrics, by_name, checked = of_each_sample(named, metric, "metric"), {}, set()
+    metrics, by_name, checked = per_sample(named, metric, "metric"), {}, set()
     for name, prompt in named.items():
         model.check(prompt)
         refuse_not_finite(name, prompt)

@@ -16,7 +16,7 @@ import xarray as xr
 
 from avjax.analysis.by_sample import with_prompts
 from avjax.analysis.captions import Captions
-from avjax.analysis.lens_positions import Places, checked_site, places_of, refuse_unreadable
+from avjax.analysis.lens_positions import LensPositions, checked_site, places_of, refuse_unreadable
 from avjax.analysis.lens_projection import CHUNK_BYTES, NO_FORM, Projected, chunk_rows, lens_pass, padded_rows
 from avjax.analysis.tuned_lens import TunedLens
 from avjax.engine.overflow import refuse_overflow
@@ -45,7 +45,7 @@ class Lens:
     tuned: TunedLens | None
     chunk_bytes: int
 
-    def read(self, sample: Any, places: Places, answers: np.ndarray) -> Projected:
+    def read(self, sample: Any, places: LensPositions, answers: np.ndarray) -> Projected:
         """One sample's projections as numpy arrays [chosen layers, P, ...].
 
         Args:
@@ -237,7 +237,11 @@ def stacked(arrays: Sequence[np.ndarray], axis: int, fill: Any) -> np.ndarray:
 
 
 def _dataset(
-    how: Lens, looked: Mapping[Any, Places], labels: list[str], found: Sequence[Projected], attributes: dict[str, Any]
+    how: Lens,
+    looked: Mapping[Any, LensPositions],
+    labels: list[str],
+    found: Sequence[Projected],
+    attributes: dict[str, Any],
 ) -> xr.Dataset:
     def gathered(values: Sequence[Any], fill: Any = np.nan) -> np.ndarray:
         return stacked([v.astype(np.float32) if fill is np.nan else v for v in values], 1, fill)
@@ -281,7 +285,7 @@ def _dataset(
     return xr.Dataset(variables, coordinates, attributes)
 
 
-def _coordinates(looked: Mapping[Any, Places]) -> dict[str, Any]:
+def _coordinates(looked: Mapping[Any, LensPositions]) -> dict[str, Any]:
     each = list(looked.values())
     dims = ("sample", "position")
 

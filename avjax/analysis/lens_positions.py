@@ -22,7 +22,7 @@ _REASONS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Places:
+class LensPositions:
     """Where a lens looks in one sample.
 
     Attributes:
@@ -52,7 +52,7 @@ def checked_site(site: str) -> tuple[Site, int | None]:
 
 def places_of(
     model: Model, prompts: Mapping[Any, Prompt], where: Selector, captions: Captions = None, max_new_tokens: int = 50
-) -> dict[Any, Places]:
+) -> dict[Any, LensPositions]:
     """The positions of a token group in each sample; captions are fed if it names generated tokens.
 
     Raises:
@@ -66,7 +66,7 @@ def places_of(
             has = ", ".join(f"{n} {kind}" for kind, n in prompt.counts().items())
             raise ValueError(f"where={where!r}: the prompt of sample {name!r} has no such token; it has {has}")
     if not any(mask[-1] for mask in masks.values()):
-        return {n: Places(prompt=p, rows=np.flatnonzero(masks[n][:-1])) for n, p in prompts.items()}
+        return {n: LensPositions(prompt=p, rows=np.flatnonzero(masks[n][:-1])) for n, p in prompts.items()}
     looked = {}
     for name, one in captioned(model, prompts, captions, max_new_tokens).items():
         rows = np.flatnonzero(one.select(where))
@@ -75,7 +75,7 @@ def places_of(
                 f"where={where!r}: the caption of sample {name!r} has one token, which is predicted and not fed, so "
                 "there is no generated position; give a longer caption, or take 'answer'"
             )
-        looked[name] = Places(prompt=one.fed, rows=rows)
+        looked[name] = LensPositions(prompt=one.fed, rows=rows)
     return looked
 
 

@@ -36,7 +36,7 @@ Kind = Literal["uni", "cross"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Seen:
+class SinkStatistics:
     """What one pass over a prompt says.
 
     Attributes:
@@ -136,7 +136,7 @@ def _checked_threshold(threshold: float | None, embed_dim: int) -> float:
     return checked
 
 
-def _seen(model: Model, name: Any, prompt: Prompt, threshold: float, modalities: Sequence[str]) -> Seen:
+def _seen(model: Model, name: Any, prompt: Prompt, threshold: float, modalities: Sequence[str]) -> SinkStatistics:
     masks = [select(prompt, modality) for modality in modalities]
     cfg = model.config.decoder
     lowered = lower(prompt, cfg, [()], num_decoded=0, clean=CleanRuns(model), selectors=masks)
@@ -152,7 +152,7 @@ def _seen(model: Model, name: Any, prompt: Prompt, threshold: float, modalities:
     later = np.stack([mask[:-1].sum() - np.cumsum(mask[:-1]) for mask in masks])[:, None]
     paid = np.divide(sums[..., :size], later, out=np.full((2, cfg.num_layers, size), np.nan), where=later > 0)
     exceeds = np.where(peaks[:, :size] > threshold, peaks[:, :size], 0.0)
-    return Seen(peaks=exceeds, dims=dims[:, :size], largest=largest, paid=paid)
+    return SinkStatistics(peaks=exceeds, dims=dims[:, :size], largest=largest, paid=paid)
 
 
 @jax.jit(static_argnames="most")
@@ -173,7 +173,7 @@ def _read(
     return peaks, dims, largest, paid.swapaxes(0, 1), fed
 
 
-def _outliers(seen: Sequence[Seen], threshold: float) -> tuple[int, ...]:
+def _outliers(seen: Sequence[SinkStatistics], threshold: float) -> tuple[int, ...]:
     share = np.mean([(one.largest > threshold).any(0) for one in seen], axis=0)
     return tuple(np.flatnonzero(share >= OUTLIER_SHARE).tolist())
 
@@ -193,7 +193,7 @@ def dominance(v: np.ndarray, a: np.ndarray, published: bool = False) -> np.ndarr
 
 def _dataset(
     named: Mapping[Any, Prompt],
-    seen: Mapping[Any, Seen],
+    seen: Mapping[Any, SinkStatistics],
     outliers: Sequence[int],
     modalities: Sequence[str],
     published: bool,

@@ -16,13 +16,13 @@ from avjax.edits.edits import Patch, Scale
 from avjax.edits.grids import Placement, axis, grid, windows
 from avjax.metrics import Answer, LogitDiff, Metric, Prob
 from avjax.model import Model
-from avjax.prompts.prompt import Prompt, named_prompts, of_each_sample
+from avjax.prompts.prompt import Prompt, named_prompts, per_sample
 from avjax.prompts.selectors import BySample, Selector, select
 from avjax.statistics import ie_clean, ie_corrupt, recovery
 
 Answers = Answer | Mapping[Any, Answer]
 CLEAN, CORRUPT, DIFFERENCE = "prob_clean_answer", "prob_corrupt_answer", "logit_diff"
-SAID = 0.01  # least probability of an answer whose loss means anything; ours
+MIN_ANSWER_PROBABILITY = 0.01  # least probability of an answer whose loss means anything; ours
 DECIDES = 0.5  # of the answer's probability must be lost with a modality that decides; ours
 
 
@@ -186,15 +186,18 @@ def deciding_modality(
     if not 0 < decides < 1:
         raise ValueError(f"decides: expected a share between 0 and 1, got {decides}")
     named = named_prompts(prompts)
-    answers = of_each_sample(named, answers, "answers")
+    answers = per_sample(named, answers, "answers")
     metrics = {name: Prob(answers[name]) for name in named}
     edit = Scale(axis("modality", modalities), factor=0.0, site="embed")
     dataset = sweep_samples(model, named, grid(edit), metrics, **options)
     said = dataset["prob_clean"]
-    if unsaid := [str(s) for s, p in zip(said["sample"].values, said.values, strict=True) if not p >= SAID]:
+    if unsaid := [
+        str(s) for s, p in zip(said["sample"].values, said.values, strict=True) if not p >= MIN_ANSWER_PROBABILITY
+    ]:
         raise ValueError(
-            f"answers: expected what the clean run says next, got answers of less than {SAID:g} probability for sample "
-            f"{', '.join(unsaid[:5])}; open the answer with prompt.continued, or leave the sample out"
+            "answers: expected what the clean run says next, got answers of less than "
+            f"{MIN_ANSWER_PROBABILITY:g} probability for sample {', '.join(unsaid[:5])}; open "
+            "the answer with prompt.continued, or leave the sample out"
         )
     lost = (1 - dataset["prob"] / said).transpose("modality", "sample")
     lost.attrs.update(units="1", long_name="share of the answer's probability that is lost")
@@ -209,8 +212,8 @@ def deciding_modality(
 
 def _metrics(prompts: Mapping[Any, Prompt], clean: Answers, corrupt: Answers) -> dict[Any, list[Metric]]:
     cleans, corrupts = (
-        of_each_sample(prompts, clean, "clean_answers"),
-        of_each_sample(prompts, corrupt, "corrupt_answers"),
+        per_sample(prompts, clean, "clean_answers"),
+        per_sample(prompts, corrupt, "corrupt_answers"),
     )
     return {
         name: [

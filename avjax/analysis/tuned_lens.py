@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 
 from avjax.analysis.captions import Captions
 from avjax.analysis.clip_groups import BySample, described, refuse_shared_clips
-from avjax.analysis.lens_positions import Places, checked_site, places_of, refuse_unreadable
+from avjax.analysis.lens_positions import LensPositions, checked_site, places_of, refuse_unreadable
 from avjax.analysis.lens_projection import CHUNK_BYTES, Translators, chunk_rows, padded_rows, rows_pass
 from avjax.engine.overflow import refuse_overflow, row_sizes
 from avjax.engine.reference import pad_inputs
@@ -207,7 +207,7 @@ def _check(steps: int, batch_size: int, learning_rate: float, weight_decay: floa
         raise ValueError(f"weight_decay: expected a number of at least 0, got {weight_decay!r}")
 
 
-def _gathered(model: Model, site: Site, looked: Mapping[Any, Places], bar: Progress) -> Data:
+def _gathered(model: Model, site: Site, looked: Mapping[Any, LensPositions], bar: Progress) -> Data:
     layers = range(model.config.decoder.num_layers)
     seen, final = [], []
     for name, places in looked.items():

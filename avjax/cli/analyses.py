@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avjax.cli.options import Commands, DType, Fps, MaxPixels, MinPixels, ModelPath, Order, Tokens, friendly, prompt_of
+from avjax.cli.options import (
+    Commands,
+    DType,
+    Fps,
+    MaxPixels,
+    MinPixels,
+    ModelPath,
+    Order,
+    Tokens,
+    exit_with_message,
+    prompt_of,
+)
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -45,7 +56,7 @@ def attention(
     min_pixels: MinPixels = None, max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Attention mass from the caption to each modality, by layer; or sink tokens and who attends to them."""
-    with friendly():
+    with exit_with_message():
         from avjax.analysis import attention_mass, find_sinks
 
         loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels)
@@ -84,7 +95,7 @@ def lens(
     max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """The logit lens: what each layer's activations say of given answers, by layer."""
-    with friendly():
+    with exit_with_message():
         from avjax.analysis import latent_audio_understanding, logit_lens, train_tuned_lens
 
         loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels)
@@ -119,7 +130,7 @@ def knockout(
     out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Attention knockout over windows of layers, head by head, or of everything but one pathway."""
-    with friendly():
+    with exit_with_message():
         from avjax.analysis import edge_sufficiency, knockout_heads, knockout_windows
 
         if heads and pathways:
@@ -167,7 +178,7 @@ def trace(
 
     --answer is what the clean run would say next, --other what the corrupt one would.
     """
-    with friendly():
+    with exit_with_message():
         from avjax.analysis import deciding_modality
         from avjax.analysis import trace as traced
 
@@ -206,7 +217,7 @@ def scale(
     out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Dose-response curves of each modality: its embeddings, values or attention times a factor."""
-    with friendly():
+    with exit_with_message():
         from avjax.analysis import scale_modalities
         from avjax.analysis.scaling import FACTORS
 
@@ -226,7 +237,7 @@ def attribute(
     out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Attribution patching: every edge and scale by its gradient, and the strongest exactly."""
-    with friendly():
+    with exit_with_message():
         from avjax.analysis import attribute as attributed
 
         loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels, opening)
@@ -253,7 +264,7 @@ def gates(
     max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Gate learning: the few heads or layers whose cut raises the answer most, on videos held out."""
-    with friendly():
+    with exit_with_message():
         from avjax.analysis import learn_gates
 
         loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels, opening)
@@ -284,7 +295,7 @@ def probe(
     out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Linear probes of the videos' labels, by site, pooling and layer."""
-    with friendly():
+    with exit_with_message():
         from avjax.analysis import probe_features, train_probes
         from avjax.analysis.probes.features import POOLINGS
 
@@ -311,7 +322,7 @@ def compare(
     out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """What a base without sound would say in place of each token of the captions."""
-    with friendly():
+    with exit_with_message():
         import avjax
         from avjax.analysis import compare_with_base, shift_shares
 

@@ -27,7 +27,7 @@ from avjax.cli.options import (
     Rules,
     Sync,
     Video,
-    friendly,
+    exit_with_message,
     isolated_reader,
     prompt_of,
 )
@@ -108,7 +108,7 @@ def run(
         return
     if model is None or prompt is None:
         raise typer.BadParameter(f"expected --model and --prompt, got no {'--model' if model is None else '--prompt'}")
-    with friendly():
+    with exit_with_message():
         import avjax
         from avjax.cli.tables import caption_rows, print_captions
         from avjax.edits.rules import parse_rules
@@ -147,7 +147,7 @@ def demo(
     ] = None,
 ) -> None:
     """The paper's main experiments on the built-in tiny-av, in a minute; leaves a page to open."""
-    with friendly():
+    with exit_with_message():
         import avjax
         from avjax.demo.show import show
         from avjax.devices.compilation import default_cache
@@ -179,7 +179,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show the tokens that a model sees of a clip: spans, counts, seconds and positions."""
-    with friendly():
+    with exit_with_message():
         from avjax.checkpoint.loading import load_processor
         from avjax.cli.tables import print_layout, span_rows
         from avjax.families.token_runs import TOKENS_PER_SECOND
@@ -221,7 +221,7 @@ def convert(
     to_hf: Annotated[bool, typer.Option("--to-hf", help="Write Hugging Face safetensors instead.")] = False,
 ) -> None:
     """Convert a checkpoint from Hugging Face to Orbax, or back, bit for bit."""
-    with friendly():
+    with exit_with_message():
         if to_hf:
             from converters.export import export
 
@@ -242,7 +242,7 @@ def verify(
     ] = None,
 ) -> None:
     """Compare with Hugging Face in float32, per tower, layer and logits. Needs the test extra."""
-    with friendly():
+    with exit_with_message():
         from avjax.cli.tables import print_differences
         from converters.verify import verify as compare
 

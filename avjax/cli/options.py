@@ -87,7 +87,7 @@ class Commands(typer.Typer):
 
 
 @contextlib.contextmanager
-def friendly() -> Iterator[None]:
+def exit_with_message() -> Iterator[None]:
     """Turns the errors that avjax raises on purpose into one message and exit status 2."""
     try:
         yield

@@ -17,7 +17,7 @@ from avjax.cli.options import (
     MinPixels,
     Rules,
     Video,
-    friendly,
+    exit_with_message,
     prompt_of,
 )
 
@@ -74,7 +74,7 @@ def plan(
 
     Of a specification its grid, metrics, settings and words are planned; options come before them.
     """
-    with friendly():
+    with exit_with_message():
         asked = _asked(grid, rule, answer, continuation, max_new_tokens, labelled=topology is None)
         if memory_bytes is not None:
             asked = dataclasses.replace(asked, memory_bytes=memory_bytes)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from avjax.cli.options import Cache, Commands, friendly, refuse_repeated
+from avjax.cli.options import Cache, Commands, exit_with_message, refuse_repeated
 
 # Exit statuses; 74 and 75 are EX_IOERR and EX_TEMPFAIL of sysexits.h.
 FAILED, DIFFERENT, UNWRITTEN, RESUME = 3, 4, 74, 75
@@ -79,7 +79,7 @@ def run_spec(
     others are there; 4, with --repeat, cells differ; 74, the store or the log cannot be written (a full disk); 75, it
     was asked to stop (SIGTERM, Ctrl-C). After 74 and 75, run it again to go on.
     """
-    with friendly(), _preempted():
+    with exit_with_message(), _preempted():
         import avjax
         from avjax.cli.tables import print_plan
         from avjax.devices.processes import everyone
@@ -273,7 +273,7 @@ def list_runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the runs under a directory."""
-    with friendly():
+    with exit_with_message():
         from avjax.cli.tables import print_rows
         from avjax.runs.reading import summary
 
@@ -294,7 +294,7 @@ def show(
     store: StorePath, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
 ) -> None:
     """Say what a run holds, what is missing and what failed."""
-    with friendly():
+    with exit_with_message():
         from avjax.cli.tables import print_rows
         from avjax.runs.reading import summary
         from avjax.runs.store import Store
@@ -318,7 +318,7 @@ def export(
     partial: Annotated[bool, typer.Option("--partial", help="Write what an unfinished run holds.")] = False,
 ) -> None:
     """Write all cells as one table (.csv, .parquet), or as a labelled dataset (.nc, .zarr)."""
-    with friendly():
+    with exit_with_message():
         from avjax.runs.export import export as write
         from avjax.runs.store import Store
 
@@ -335,7 +335,7 @@ def merge(
     Exit status: 0; 2, the stores are not of one run; 74, the one store cannot be written (a full disk). Merging again
     goes on.
     """
-    with friendly(), _writable():
+    with exit_with_message(), _writable():
         from avjax.runs.export import merge as write
         from avjax.runs.store import Store
 

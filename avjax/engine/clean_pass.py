@@ -35,7 +35,7 @@ class CleanPass:
     largest: jax.Array  # float32: the largest size of what a norm was fed, as far as the read-outs depend on it
 
 
-def first_of_last(length: jax.Array | int, num_rows: int) -> jax.Array:
+def start_of_last_rows(length: jax.Array | int, num_rows: int) -> jax.Array:
     """Where the last `num_rows` positions of a prompt begin; 0 when it has fewer."""
     return jnp.maximum(length - num_rows, 0)
 
@@ -53,7 +53,7 @@ def clean_pass(
       want_mass: keep the attention masses of those positions, which takes the whole last layer.
     """
     rotary = decoder.rotary(inputs.positions, inputs.embeddings.dtype)
-    first = first_of_last(inputs.length, num_rows)
+    first = start_of_last_rows(inputs.length, num_rows)
     exists = jnp.arange(inputs.embeddings.shape[0]) < inputs.length
 
     def rows(x: jax.Array) -> jax.Array:

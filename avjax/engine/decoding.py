@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from avjax.devices.mesh import by_variant, whole
-from avjax.engine.clean_pass import SharedPrompt, class_factors, first_of_last, layer_keys
+from avjax.engine.clean_pass import SharedPrompt, class_factors, layer_keys, start_of_last_rows
 from avjax.engine.overflow import NORMED, row_sizes
 from avjax.engine.reference import OwnPrompt
 from avjax.models.attention import Compat, OwnKeys, attend_rows
@@ -117,7 +117,7 @@ def _token_pass(
     x_I1D = by_variant(whole(decoder.embed(token_I)[:, None]))
     rotary = decoder.rotary(jnp.broadcast_to(position, (3, 1)), x_I1D.dtype)
     num_own, num_slots = own.keys.shape[2], decoded[0].shape[2]
-    first = first_of_last(length, num_own)
+    first = start_of_last_rows(length, num_own)
     rows = first + jnp.arange(num_own)
     row_exists, slot_exists = rows < length, jnp.arange(num_slots) <= slot
     row_classes = prompt.group_class[jax.lax.dynamic_slice_in_dim(prompt.inputs.groups, first, num_own)]

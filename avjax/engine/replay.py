@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from avjax.devices.mesh import by_variant, whole
-from avjax.engine.clean_pass import SharedPrompt, clean_mass, first_of_last
+from avjax.engine.clean_pass import SharedPrompt, clean_mass, start_of_last_rows
 from avjax.engine.overflow import NORMED, row_sizes
 from avjax.engine.region import RegionAttention, Rows
 from avjax.models.attention import Compat
@@ -64,7 +64,7 @@ def replay(
       keep_cache: return the rows' keys and values, for decoding.
     """
     clean, last = prompt.clean, decoder.cfg.num_layers - 1
-    first, num_reads = first_of_last(prompt.inputs.length, num_rows), clean.final.shape[0]
+    first, num_reads = start_of_last_rows(prompt.inputs.length, num_rows), clean.final.shape[0]
     all_rows, read_rows = Rows(prompt, first, num_rows), Rows(prompt, prompt.first_read, num_reads)
     region = RegionAttention(prompt=prompt, rows=all_rows, query_sets=query_sets, compat=compat)
     positions = jax.lax.dynamic_slice_in_dim(prompt.inputs.positions, first, num_rows, axis=1)
@@ -138,7 +138,7 @@ def _clean_carry(
 ) -> Carry:
     """The clean run's rows before the first layer, for every variant; and its caches and masses in every layer."""
     clean = prompt.clean
-    kept_first = first_of_last(prompt.inputs.length, clean.residual.shape[1])
+    kept_first = start_of_last_rows(prompt.inputs.length, clean.residual.shape[1])
     residual = clean.residual[jnp.minimum(start_layer, clean.residual.shape[0] - 1)]
     x_RD = jax.lax.dynamic_slice_in_dim(residual, first - kept_first, num_rows)
     cache = ()

@@ -205,7 +205,7 @@ def common_order(prompts: Iterable[Prompt]) -> str | None:
     return "mixed" if len(orders) > 1 else next(iter(orders), None)
 
 
-def of_each_sample(samples: Iterable[Any], given: Any, what: str) -> dict[Any, Any]:
+def per_sample(samples: Iterable[Any], given: Any, what: str) -> dict[Any, Any]:
     """What is given for each sample: by sample where it is a mapping, else the same for all.
 
     Raises:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from avjax.model import Model
-from avjax.provenance import of_run
+from avjax.provenance import run_provenance
 from avjax.runs.differences import changed_samples, identity_differences, listed
 from avjax.runs.run import Run
 from avjax.runs.store import Store
@@ -34,7 +34,7 @@ def begin(
     samples = {str(sample.name): sample.digest for sample in run.samples}
     identity = json.loads(json.dumps({**fixed, "grid": run.grid_digest, "block_cells": run.block_cells}))
     about = {"identity": identity, "samples": samples, "layout": vars(run.layout)}
-    about["provenance"] = of_run(model, directory or Path(), seed=None if spec is None else spec["seed"])
+    about["provenance"] = run_provenance(model, directory or Path(), seed=None if spec is None else spec["seed"])
     if spec is not None and directory is not None:
         about |= {"spec": spec, "directory": str(directory.absolute())}
     stored = store.begin(about)

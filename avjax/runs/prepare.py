@@ -28,7 +28,7 @@ from avjax.runs.run import Run, Sample
 from avjax.runs.spec.metrics import filled
 from avjax.runs.spec.spec import Clip, Spec
 from avjax.runs.store import Store
-from avjax.sweeping.cost import Plan, cost, together, with_passes
+from avjax.sweeping.cost import Plan, add_passes, cost, together
 from avjax.sweeping.prepare import prepare
 
 WORDS = (None, "auto", "from_video", "none")  # in place of a sound file
@@ -102,7 +102,7 @@ class Prepared:
         with self.reader:
             combined = together(one(number, not i) for i, number in enumerate(variants))
         captures = 0 if self.run.captured is None else sum(block.num_rows for block in self.run.blocks(shard))
-        return with_passes(combined, captures, replayed=self.spec.executor == "replay")
+        return add_passes(combined, captures, replayed=self.spec.executor == "replay")
 
 
 def prepare_run(spec: Spec, model: Model | None = None) -> Prepared:

@@ -119,7 +119,7 @@ def together(plans: Iterable[Plan]) -> Plan:
     return Plan(cells=several[0].cells, seconds=seconds, **combined)
 
 
-def with_passes(plan: Plan, more: int, *, replayed: bool = True) -> Plan:
+def add_passes(plan: Plan, more: int, *, replayed: bool = True) -> Plan:
     """The cost with full passes on top, each as much as one of the naive way.
 
     Args:

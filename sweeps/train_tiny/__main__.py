@@ -26,7 +26,7 @@ from avjax.checkpoint.builtin import BUILT_IN
 from avjax.families.qwen2_5_omni import Qwen2_5Omni
 from avjax.model import Model
 from avjax.models.network import Network
-from converters.convert import appearing, copy_side_files
+from converters.convert import atomic_directory, copy_side_files
 from converters.export import write_weights
 from sweeps.train_tiny import table
 from sweeps.train_tiny.architecture import untrained
@@ -99,7 +99,7 @@ def write_model(model: Model, network: Network, directory: Path, *, hears: bool)
     """
     if directory.is_dir():
         return
-    with appearing(directory, 2 * sum(leaf.size for leaf in jax.tree.leaves(network))) as building:
+    with atomic_directory(directory, 2 * sum(leaf.size for leaf in jax.tree.leaves(network))) as building:
         copy_side_files(Path(model.host.source), building)
         write_weights(network, model.config, building, "bfloat16")
         if not hears:

@@ -18,7 +18,7 @@ from sweeps.train_tiny.training import (
     DESCRIBE,
     GUESS,
     HARK,
-    HARK_IN_THE_DARK,
+    HEAR_OVER_BLACK,
     LISTEN,
     LOOK,
     LOOK_PAST,
@@ -76,7 +76,7 @@ VISION = Stage(
 AUDIO = Stage(
     name="audio",
     steps=600,
-    tasks={DESCRIBE: 0.37, LISTEN: 0.26, HARK: 0.1, HARK_IN_THE_DARK: 0.05, LOOK_PAST: 0.22},
+    tasks={DESCRIBE: 0.37, LISTEN: 0.26, HARK: 0.1, HEAR_OVER_BLACK: 0.05, LOOK_PAST: 0.22},
     rates={"decoder": GENTLE, "vision": 0.0, "audio": FULL},
     frozen_layers=FROZEN,
 )

@@ -58,7 +58,7 @@ DESCRIBE = Task(True, True, "see and hear")
 LOOK, GUESS = Task(True, False, "see"), Task(True, False, "see and hear")
 LOOK_PAST = Task(True, True, "see and hear", any_sound=True)
 LISTEN, HARK = (Task(False, True, question, open_ended=True) for question in ("hear", "see and hear"))
-HARK_IN_THE_DARK = Task(True, True, "see and hear", black=True, open_ended=True)
+HEAR_OVER_BLACK = Task(True, True, "see and hear", black=True, open_ended=True)
 READ = tuple(Task(False, False, question) for question in QUESTIONS)
 
 

@@ -7,7 +7,7 @@ import pytest
 
 import avjax
 from avjax.metrics import Caption, Logits, LogProb
-from avjax.sweeping.cost import with_passes
+from avjax.sweeping.cost import add_passes
 from tests.engine.test_knockout_compiles import prompt_of
 
 L, N, K, D, F, V = 8, 4, 2, 64, 128, 467
@@ -56,10 +56,10 @@ def test_seconds_come_from_a_calibration(omni_model: avjax.Model, prompt: avjax.
 def test_full_passes_cost_as_much_as_the_naive_way(omni_model: avjax.Model, prompt: avjax.Prompt):
     plan = dataclasses.replace(planned(omni_model, prompt, "last->video@3", metric=Logits((1, 2))), seconds=2.0)
     each = plan.naive_flops / plan.naive_forwards
-    more = with_passes(plan, 3)
+    more = add_passes(plan, 3)
     assert more.forwards == plan.forwards + 3 and more.flops == pytest.approx(plan.flops + 3 * each)
-    whole = with_passes(plan, 0, replayed=False)
+    whole = add_passes(plan, 0, replayed=False)
     assert whole.forwards == plan.forwards + plan.naive_forwards
     assert whole.flops == pytest.approx((plan.forwards + plan.naive_forwards) * each)
     assert whole.seconds == pytest.approx(2.0 * whole.flops / plan.flops)
-    assert with_passes(plan, 0) == plan
+    assert add_passes(plan, 0) == plan

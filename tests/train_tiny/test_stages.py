@@ -19,7 +19,7 @@ from sweeps.train_tiny.training import (
     DESCRIBE,
     GUESS,
     HARK,
-    HARK_IN_THE_DARK,
+    HEAR_OVER_BLACK,
     LISTEN,
     LOOK,
     LOOK_PAST,
@@ -124,7 +124,7 @@ def test_any_sound_is_neither_the_things_nor_the_captions(model: avjax.Model, fe
 
 
 def test_a_black_picture_is_black_and_what_is_heard_is_taught(model: avjax.Model, features: Features):
-    batch = draw(model, features, HARK_IN_THE_DARK, 8, np.random.default_rng(0))
+    batch = draw(model, features, HEAR_OVER_BLACK, 8, np.random.default_rng(0))
     black = seen_features(model, np.zeros((16, SIDE, SIDE, 3), np.uint8))
     np.testing.assert_array_equal(batch.patches, np.broadcast_to(black, (8, *black.shape)))
     for text, taught, mel in zip(texts(model, batch), batch.taught, np.asarray(batch.mel), strict=True):
