@@ -21,16 +21,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-av")
     parser.add_argument("--clips", type=int, default=16)
-    parser.add_argument("--out", type=Path, help="a netCDF file for the pathways' dataset")
+    parser.add_argument("--out", type=Path, help="a netCDF file for the pathways' data")
     options = parser.parse_args()
     model = avjax.load(options.model)
     clips = conflict(model, options.clips)
-    dataset = edge_sufficiency(model, clips.prompts, clips.metrics, pathways=("audio", "video", "text - answer"))
+    data = edge_sufficiency(model, clips.prompts, clips.metrics, pathways=("audio", "video", "text - answer"))
     print("logit of the sound that is heard minus that of the one that is suggested, nats")
-    for pathway in dataset["pathway"].values:
-        alone, random = (
-            float(dataset[name].sel(pathway=pathway).mean()) for name in ("logit_diff", "logit_diff_random")
-        )
+    for pathway in data["pathway"].values:
+        alone, random = (float(data[name].sel(pathway=pathway).mean()) for name in ("logit_diff", "logit_diff_random"))
         print(f"  {pathway:<14} alone {alone:+6.2f}, as many random keys {random:+6.2f}")
     heads = knockout_heads(model, clips.prompts, clips.metrics, keys=["video"])
     gain = (heads["logit_diff"] - heads["logit_diff_clean"]).mean("sample").isel(key=0).stack(place=("layers", "heads"))
@@ -44,7 +42,7 @@ def main() -> None:
     decided = Counter(deciding_modality(model, clips.prompts, clips.suggested)["by"].values.tolist())
     print("clips that one modality decides:", {by or "none": count for by, count in sorted(decided.items())})
     if options.out:
-        dataset.to_netcdf(options.out)
+        data.to_netcdf(options.out)
 
 
 if __name__ == "__main__":

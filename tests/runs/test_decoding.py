@@ -26,7 +26,7 @@ COMMAND = f"""
 import functools
 from avjax.cli import app
 from avjax.media.isolated import IsolatedReader
-from avjax.runs import specified
+from avjax.runs import prepare
 prepare.IsolatedReader = functools.partial(IsolatedReader, module={FAULTY!r})
 app()
 """
