@@ -98,8 +98,11 @@ class Metric:
         """Query and key selectors whose attention mass the metric reads."""
         return None
 
-    def computed(self) -> "Metric":
-        """The metric as its function needs it: the same for all answers that `prepare` reads, which share a program."""
+    def compiled_form(self) -> "Metric":
+        """The metric with its answers replaced by placeholders: metrics that differ in answers alone share a program.
+
+        What `prepare` returns holds the answers themselves.
+        """
         return self
 
     def attributes(self, model: Model) -> dict[str, Any]:
@@ -211,7 +214,7 @@ class _OfAnswer(Metric):
     def continuations(self, model: Model) -> tuple[tuple[int, ...], ...]:
         return _several(answer_forms(model, self.answer))
 
-    def computed(self) -> Metric:
+    def compiled_form(self) -> Metric:
         return dataclasses.replace(self, answer=(0,))
 
     def attributes(self, model: Model) -> dict[str, Any]:
@@ -335,7 +338,7 @@ class LogitDiff(Metric):
     def _forms(self, model: Model) -> tuple[tuple[int, ...], ...]:
         return answer_forms(model, self.a) + answer_forms(model, self.b)
 
-    def computed(self) -> Metric:
+    def compiled_form(self) -> Metric:
         return dataclasses.replace(self, a=(0,), b=(1,))
 
     def attributes(self, model: Model) -> dict[str, Any]:
@@ -374,7 +377,7 @@ class LogLikelihood(Metric):
     def continuation(self, model: Model) -> tuple[int, ...]:
         return _text_tokens(model, self.text)
 
-    def computed(self) -> Metric:
+    def compiled_form(self) -> Metric:
         return dataclasses.replace(self, text=(0,))
 
     def attributes(self, model: Model) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import xarray as xr
 from jax.scipy.stats import rankdata
 
 from avjax.analysis.by_sample import with_prompts
-from avjax.analysis.gradient_cases import Case, Metrics, arithmetic, cases, exact, of_one_kind, refuse_missing
+from avjax.analysis.gradient_cases import Case, Metrics, cases, exact, of_one_kind, refuse_missing
 from avjax.analysis.gradient_pass import Rows, Target, prepared, watched_objective
 from avjax.edits.edits import Edit, Knockout, Scale
 from avjax.engine.overflow import refuse_overflow
@@ -156,7 +156,7 @@ def _screened(model: Model, plan: _Plan, case: Case) -> dict[str, np.ndarray]:
     """One sample's estimates and counts by variable."""
     ready = prepared(model, case, plan.masks(case))
     (value, largest), gradient = gate_slopes(
-        model.network.decoder, ready.rows, ready.target, metric=arithmetic(case.metric), sites=plan.sites
+        model.network.decoder, ready.rows, ready.target, metric=case.metric.compiled_form(), sites=plan.sites
     )
     refuse_overflow(largest, f"sample {case.sample!r}")
     leaves = [value, *jax.tree.leaves(gradient)]

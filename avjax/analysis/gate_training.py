@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from avjax.analysis.gradient_cases import Case, arithmetic
+from avjax.analysis.gradient_cases import Case
 from avjax.analysis.gradient_pass import Prepared, Rows, Target, prepared, watched_objective
 from avjax.edits.edits import Knockout
 from avjax.engine.overflow import refuse_overflow
@@ -83,7 +83,7 @@ def grouped(model: Model, window: Window, train: Mapping[Any, Case]) -> list[Gro
         masks = [case.select(window.query), case.select(window.key)]
         ready = prepared(model, case, masks, first_row=int(np.flatnonzero(masks[0])[0]), with_clean=True)
         leaves, tree = jax.tree.flatten((ready.rows, ready.target))
-        key = (arithmetic(case.metric), tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
+        key = (case.metric.compiled_form(), tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves))
         by_shape.setdefault(key, []).append((case, ready))
     groups = []
     for members in by_shape.values():
@@ -94,7 +94,7 @@ def grouped(model: Model, window: Window, train: Mapping[Any, Case]) -> list[Gro
                 rows=rows,
                 target=target,
                 edges=jnp.asarray(np.stack(edges)),
-                metric=arithmetic(members[0][0].metric),
+                metric=members[0][0].metric.compiled_form(),
                 count=len(members),
             )
         )

@@ -12,16 +12,7 @@ import numpy as np
 from avjax.edits.edits import Edit
 from avjax.engine.reads import Reads, with_fed
 from avjax.engine.scoring import check_values
-from avjax.metrics import (
-    Caption,
-    LogitDiff,
-    LogLikelihood,
-    LogProb,
-    Metric,
-    Prob,
-    Values,
-    View,
-)
+from avjax.metrics import Caption, Metric, View
 from avjax.model import Model
 from avjax.prompts.prompt import Prompt, named_prompts, per_sample
 from avjax.prompts.selectors import Selector, select
@@ -82,7 +73,7 @@ def cases(model: Model, prompts: Any, metric: Metrics, *, at_clean: bool = True)
         ready, reads = one.prepare(model, prompt), Reads(continuations=one.continuations(model))
         continued = len(reads.continued)
         shapes = tuple((np.shape(leaf), np.asarray(leaf).dtype) for leaf in jax.tree.leaves(ready))
-        if (key := (arithmetic(one), shapes, continued)) not in checked:
+        if (key := (one.compiled_form(), shapes, continued)) not in checked:
             _refuse_no_slope(model, one, ready, continued, at_clean)
             checked.add(key)
         whole = prompt.continued(reads.fed)
@@ -148,19 +139,6 @@ def _is_extreme(value: Callable[[Any], float], at: Any, steps: Sequence[Any]) ->
     return odd < even
 
 
-def arithmetic(metric: Metric) -> Metric:
-    """The same metric without what `prepare` made arrays of: metrics that compute alike share one executable."""
-    match metric:
-        case LogProb() | Prob() if type(metric) in (LogProb, Prob):
-            return dataclasses.replace(metric, answer=0, name="")
-        case LogitDiff() if type(metric) is LogitDiff:
-            return dataclasses.replace(metric, a=0, b=1, name="")
-        case LogLikelihood() if type(metric) is LogLikelihood:
-            return dataclasses.replace(metric, text=[0], name="")
-        case _:
-            return metric
-
-
 def metric_value(metric: Metric, prepared: Any, at: tuple[Any, Any], clean: tuple[Any, Any]) -> jax.Array:
     """A metric of logits and log-probabilities of the continuation."""
     value = metric(
@@ -178,34 +156,12 @@ def metric_value(metric: Metric, prepared: Any, at: tuple[Any, Any], clean: tupl
     return jnp.asarray(value[""] if isinstance(value, Mapping) else value, jnp.float32)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _OfSample(Metric):
-    """One sample's metric for a sweep: equal to another's that computes alike, so that nothing compiles twice."""
-
-    arithmetic: Metric
-    name: str
-    given: Metric = dataclasses.field(compare=False)
-
-    def prepare(self, model: Model, prompt: Prompt) -> Any:
-        return self.given.prepare(model, prompt)
-
-    def continuations(self, model: Model) -> tuple[tuple[int, ...], ...]:
-        return self.given.continuations(model)
-
-    def read_tokens(self, model: Model) -> tuple[int, ...] | None:
-        return self.given.read_tokens(model)
-
-    def __call__(self, view: View) -> Values:
-        return self.arithmetic(view)
-
-
 def exact(model: Model, case: Case, variants: Sequence[Sequence[Edit]]) -> tuple[np.ndarray, float]:
     """The metric under each variant, and of the clean run, from the engine's sweep."""
-    metric = _OfSample(arithmetic=arithmetic(case.metric), name=case.metric.name, given=case.metric)
     settings: dict[str, Any] = {"allow_noop": True, "floor": False, "progress": False}
-    swept = sweep(model, {case.sample: case.prompt}, list(variants), metric, **settings)
-    values = swept[metric.name].to_numpy().astype(np.float64).reshape(len(variants))
-    clean = float(swept[f"{metric.name}_clean"].item())
+    swept = sweep(model, {case.sample: case.prompt}, list(variants), case.metric, **settings)
+    values = swept[case.metric.name].to_numpy().astype(np.float64).reshape(len(variants))
+    clean = float(swept[f"{case.metric.name}_clean"].item())
     if not np.isfinite([*values, clean]).all():
         raise ValueError(f"sample {case.sample!r}: expected a finite {case.metric.name}, got {values.tolist()}")
     return values, clean

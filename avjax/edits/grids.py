@@ -18,6 +18,7 @@ from avjax.nearest import did_you_mean
 from avjax.prompts.selectors import Selector
 
 Placement = Literal["trailing", "leading", "centred"]
+CLEAN = -1  # in place of a cell's index: the unedited run
 
 
 @dataclasses.dataclass(frozen=True)

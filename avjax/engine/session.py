@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from avjax.devices.mesh import MODEL, VARIANT
 from avjax.edits.edits import Edit, name_of
+from avjax.edits.grids import CLEAN
 from avjax.engine.batches import Batch, Region, batches, longest, region
 from avjax.engine.budget import Budget
 from avjax.engine.clean_pass import (
@@ -292,9 +293,6 @@ class Session:
                 compat=self.compat,
             )
             yield Reading(variants=variants, residual=residual, mass=mass, largest=largest)
-
-
-CLEAN = -1  # the variant that is the unedited run
 
 
 _clean_mass = jax.jit(clean_mass)

@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 
 from avjax.devices.processes import Team
+from avjax.edits.grids import CLEAN
 from avjax.model import Model
 from avjax.progress import Progress
 from avjax.prompts.prompt import Prompt
@@ -246,8 +247,8 @@ def _captured(model: Model, run: Run, block: Block, prompt: Prompt) -> xr.Datase
     if run.captured is None:
         return None
     edits = [()] * block.clean + run.edits(block)
-    places = [-1] * block.clean + [*block.cells]
-    names = [run.cells.cells[i].name if i >= 0 else "clean" for i in places]
+    places = [CLEAN] * block.clean + [*block.cells]
+    names = ["clean" if i == CLEAN else run.cells.cells[i].name for i in places]
     cells = [*zip(places, names, edits, strict=True)]
     settings = {name: run.settings.get(name) for name in ("compat", "allow_noop") if run.settings.get(name)}
     activations = run.captured.of(model, prompt, cells, **settings)

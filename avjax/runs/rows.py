@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import xarray as xr
 
-from avjax.edits.grids import Cells
+from avjax.edits.grids import CLEAN, Cells
 from avjax.edits.json_forms import to_json
 from avjax.prompts.prompt import TOKEN_COUNTS
 from avjax.sweeping.floor import Noise, floor
@@ -74,7 +74,7 @@ class Layout:
         """The coordinates of cells; those of the unedited run are null."""
         if not self.coordinates:
             return {}
-        edited = indices >= 0
+        edited = indices != CLEAN
         places = np.unravel_index(np.maximum(indices, 0), self.shape)
         by_dim = dict(zip(self.coordinates, places, strict=True))
         values = {dim: self.coordinates[dim] for dim in self.coordinates}
@@ -114,12 +114,12 @@ def encoded(
       clean: whether the unedited run is a row too.
       of_run: see `avjax.runs.identity.owner`.
     """
-    rows = np.concatenate([[-1], indices]) if clean else np.asarray(indices)
+    rows = np.concatenate([[CLEAN], indices]) if clean else np.asarray(indices)
     columns: dict[str, pa.Array] = {
         "cell_key": pa.array(list(keys)),
         "sample": pa.array([sample] * len(rows)),
         **layout.columns(rows),
-        CELL: pa.array([layout.cells[i] if i >= 0 else "clean" for i in rows]),
+        CELL: pa.array(["clean" if i == CLEAN else layout.cells[i] for i in rows]),
         "cell_index": pa.array(rows.astype(np.int32)),
         **{
             name: pa.array(np.full(len(rows), int(dataset_of_block[name].item()), np.int32))
@@ -172,7 +172,7 @@ def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
     for table in tables:
         rows = table["cell_index"].to_numpy()
         samples = np.array([place[name] for name in table["sample"].to_pylist()])
-        done[rows, samples] = True  # the unedited run is last
+        done[rows, samples] = True  # CLEAN is the last row
         for name, by_sample in counts.items():
             if name in table.column_names:  # parts of older versions do not say
                 by_sample[samples] = table[name].to_numpy()

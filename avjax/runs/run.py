@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from avjax.edits.edits import Edit, for_sample
-from avjax.edits.grids import Cells
+from avjax.edits.grids import CLEAN, Cells
 from avjax.metrics import Metric
 from avjax.prompts.prompt import Prompt
 from avjax.prompts.selectors import BySample
@@ -102,7 +102,7 @@ class Run:
         return {
             (self.samples[block.sample].name, place)
             for block in self.blocks(shard)
-            for place in [-1] * block.clean + [*block.cells]
+            for place in [CLEAN] * block.clean + [*block.cells]
         }
 
     def keys(self, block: Block) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from avjax.edits.grids import CLEAN
 from avjax.engine.session import Session
 from avjax.engine.touched import count_touched
 from avjax.metrics import Caption, Metric
@@ -36,7 +37,7 @@ class Columns:
         )
 
     def add(self, sample: int, one: Pass, variants: Sequence[int], values: Sequence[Any]) -> None:
-        """Values of each metric; variant -1 is the clean run."""
+        """Values of each metric; variant `CLEAN` is the unedited run."""
         for metric, column in zip(one.metrics, values, strict=True):
             by_suffix = column if isinstance(column, Mapping) else {"": column}
             for suffix, array in by_suffix.items():
@@ -50,7 +51,7 @@ class Columns:
             self.clean[name] = np.zeros((self.size[1], *shape), array.dtype)
             self.values[name] = np.zeros((*self.size, *shape), array.dtype)
         for variant, value in zip(variants, array, strict=False):
-            if variant < 0:
+            if variant == CLEAN:
                 self.clean[name][sample] = value
             elif variant == self.size[0]:  # the clean cell once more
                 noise = np.abs(np.asarray(value, np.float64) - self.clean[name][sample])

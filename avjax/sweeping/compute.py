@@ -128,7 +128,7 @@ def _in_order(by_slice: Mapping[int, xr.Dataset], samples: Sequence[Any]) -> xr.
 
 
 def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[tuple[int, ...], list[Any]]]:
-    """Blocks of variants with the metrics' values; the clean run is variant -1."""
+    """Blocks of variants with the metrics' values; the clean run is variant `CLEAN`."""
     model, prompt = session.model, session.prompt
     decoder = model.network.decoder
     predictors, continued, spans = session.reads.predictors, session.reads.continued, one.spans()
@@ -137,7 +137,7 @@ def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[t
     tokens = one.unembedded(model)
     places = places_of([metric.read_tokens(model) for metric in one.metrics], tokens)
     num_tokens = decoder.cfg.vocab_size if tokens is None else len(tokens)
-    computed = tuple(metric.computed() for metric in one.metrics)
+    compiled = tuple(metric.compiled_form() for metric in one.metrics)
     size = block_size(len(session.lowered) + 1, session.num_reads, num_tokens, session.budget.memory_bytes)
     readings = session.replayed() if executor == "replay" else session.referenced()
     clean = None
@@ -145,7 +145,7 @@ def _scored(session: Session, one: Pass, executor: Executor) -> Iterator[tuple[t
         logits, logprobs = read_block(decoder, residual, predictors, continued, tokens)
         if clean is None:
             clean = first_of_block(logits, logprobs, mass)
-        yield variants, score(logits, logprobs, mass, clean, prepared, attended, places, spans, metrics=computed)
+        yield variants, score(logits, logprobs, mass, clean, prepared, attended, places, spans, metrics=compiled)
 
 
 def _ahead(results: Iterator[Any], count: int = 2) -> Iterator[Any]:
