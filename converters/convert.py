@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from avjax.checkpoint.huggingface import CheckpointError, open_source
-from avjax.checkpoint.matching import Plan, make_plan
+from avjax.checkpoint.matching import Matching, match_parameters
 from avjax.checkpoint.naming import Naming
 from avjax.checkpoint.orbax import PARAMS
 from avjax.families.registry import read_config
@@ -53,7 +53,7 @@ class Provenance:
         return cls(**{**raw, "aliases": tuple(raw["aliases"])})
 
 
-def convert(source_path: str | Path, target: str | Path) -> Plan:
+def convert(source_path: str | Path, target: str | Path) -> Matching:
     """Writes an Orbax checkpoint in the source's own dtype, with its config, tokenizer and preprocessor files.
 
     Parameters are streamed: memory holds a few copies of one block, and the pages of one mapped shard. The target
@@ -69,7 +69,7 @@ def convert(source_path: str | Path, target: str | Path) -> Plan:
     target = Path(target)
     refuse_existing(target)
     source = open_source(source_path)
-    plan = make_plan(source, read_config(source.config))
+    plan = match_parameters(source, read_config(source.config))
     with atomic_directory(target, plan.nbytes) as building:
         save_parameters(building / PARAMS, plan.parameters)
         copy_side_files(source.directory, building)

@@ -37,7 +37,7 @@ HEAD_DIMS = {Site.Z: "head", Site.VALUE: "kv_head"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class _Plan:
+class _Screening:
     """What is differentiated, checked."""
 
     cases: dict[Any, Case]
@@ -118,7 +118,7 @@ def attribute(
     return data.assign_attrs(provenance(model, metric=name, estimate="minus the slope at the clean run"))
 
 
-def _planned(model: Model, prompts: Any, metric: Metrics, selectors: Sequence[Any], sites: Any) -> _Plan:
+def _planned(model: Model, prompts: Any, metric: Metrics, selectors: Sequence[Any], sites: Any) -> _Screening:
     planned_cases = cases(model, prompts, metric)
     present = [m for m in MODALITIES if all(case.select(m).any() for case in planned_cases.values())]
     queries, keys, groups = (tuple(present) if s is None else _several(s) for s in selectors)
@@ -127,7 +127,7 @@ def _planned(model: Model, prompts: Any, metric: Metrics, selectors: Sequence[An
     if wrong := [name for name in names if name not in editable]:
         hint = "; embed is resid_pre of layer 0" if "embed" in wrong else did_you_mean(wrong[0], editable)
         raise ValueError(f"sites: expected some of {', '.join(editable)}, got {', '.join(map(repr, wrong))}{hint}")
-    plan = _Plan(
+    plan = _Screening(
         cases=planned_cases, queries=queries, keys=keys, groups=groups, sites=tuple(dict.fromkeys(map(Site, names)))
     )
     if not (queries and keys) and not (plan.sites and groups):
@@ -152,7 +152,7 @@ def _several(given: Any) -> tuple[Selector, ...]:
     return tuple(given)
 
 
-def _screened(model: Model, plan: _Plan, case: Case) -> dict[str, np.ndarray]:
+def _screened(model: Model, plan: _Screening, case: Case) -> dict[str, np.ndarray]:
     """One sample's estimates and counts by variable."""
     ready = prepared(model, case, plan.masks(case))
     (value, largest), gradient = gate_slopes(
@@ -221,7 +221,7 @@ def _nothing(site: Site, cfg: DecoderConfig, size: int) -> SiteSources:
     )
 
 
-def _dataset(plan: _Plan, found: Mapping[str, np.ndarray], name: str, unit: str) -> xr.Dataset:
+def _dataset(plan: _Screening, found: Mapping[str, np.ndarray], name: str, unit: str) -> xr.Dataset:
     about = {
         "clean": f"{name} of the clean run",
         "edges": "visible query-key pairs of one head and layer",
@@ -257,7 +257,7 @@ def _dims(variable: str) -> tuple[str, ...]:
             return ("sample", "layer", *([head] if head else []), "group")
 
 
-def _verified(model: Model, plan: _Plan, data: xr.Dataset, top: int, bar: Progress) -> xr.Dataset:
+def _verified(model: Model, plan: _Screening, data: xr.Dataset, top: int, bar: Progress) -> xr.Dataset:
     """With the strongest candidates of each kind, their estimates and their exact effects."""
     chosen = [(kind, at) for kind in (EDGE, *plan.sites) for at in _strongest(data, kind, top)]
     estimates = np.stack([data[f"{kind}_estimate"].isel(at).to_numpy() for kind, at in chosen])
@@ -300,7 +300,7 @@ def _strongest(data: xr.Dataset, kind: str, top: int) -> list[dict[str, int]]:
     return [dict(zip(map(str, mean.dims), place.tolist(), strict=True)) for place in places]
 
 
-def _edit(plan: _Plan, kind: str, at: Mapping[str, int]) -> Edit:
+def _edit(plan: _Screening, kind: str, at: Mapping[str, int]) -> Edit:
     """A candidate's edit."""
     layers, heads = [at["layer"]], [at[dim] for dim in ("head", "kv_head") if dim in at] or None
     if kind == EDGE:

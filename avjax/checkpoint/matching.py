@@ -84,7 +84,7 @@ class Parameter:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Matching:
     """Every parameter of a network, and how the source was written."""
 
     parameters: Mapping[str, Parameter]
@@ -106,7 +106,7 @@ class Plan:
         return sum(p.nbytes for p in self.parameters.values())
 
 
-def make_plan(source: Source, config: ModelConfig) -> Plan:
+def match_parameters(source: Source, config: ModelConfig) -> Matching:
     """Matches every source tensor with its place.
 
     Raises:
@@ -137,7 +137,7 @@ def make_plan(source: Source, config: ModelConfig) -> Plan:
             f"{source.directory}: the conversion would be incomplete:\n  {shown}\n"
             "Check that config.json and the weights are of the same checkpoint."
         )
-    return Plan(parameters, naming, tuple(aliases), skipped)
+    return Matching(parameters, naming, tuple(aliases), skipped)
 
 
 def _match(
@@ -179,7 +179,7 @@ def _alias_problems(source: Source, alias: str, original: str) -> list[str]:
 
 def to_network(source: Source, config: ModelConfig, dtype: str, mesh: Mesh | None = None) -> Any:
     """The network with the source's parameters, cast to `dtype`, on their places on the mesh or the default device."""
-    plan = make_plan(source, config)
+    plan = match_parameters(source, config)
     arrays = {path: _placed(path, p.assemble(), dtype, mesh) for path, p in plan.parameters.items()}
     source.close()
     return fill(abstract_network(config, dtype), arrays)

@@ -17,7 +17,7 @@ from avjax.engine.clean_pass import SharedPrompt
 from avjax.engine.decoding import decode
 from avjax.engine.reference import OwnPrompt, reference_prompt
 from avjax.engine.session import Session
-from avjax.engine.touched import Touched, count_touched
+from avjax.engine.touched import Touched
 from avjax.model import Model, refuse_no_model
 from avjax.models.buckets import slot_bucket
 from avjax.models.intervention import Intervention
@@ -182,7 +182,7 @@ def _generations(
             text=session.model.decode_text(tokens[i, :n]),
             tokens=tokens[i, :n],
             logits=None if rows is None else rows[i, :n],
-            touched=count_touched(session.lowered, variant, int(n) - 1),
+            touched=session.touched.count(variant, int(n) - 1),
         )
         for i, (variant, n) in enumerate(zip(variants, lengths.tolist(), strict=False))
     }

@@ -42,7 +42,6 @@ class Lowered:
     groups: TokenGroups
     members: dict[bytes, np.ndarray]
     bank: "Bank"
-    counted: dict[Any, tuple[int, int]] = dataclasses.field(default_factory=dict)  # edges by pattern, once each
 
     def __len__(self) -> int:
         return len(self.ops)
@@ -92,7 +91,7 @@ class Lowered:
         dense = np.zeros((*shape, source_bucket(len(bank.dense))), np.float32)
         vector = np.zeros((*shape, source_bucket(len(bank.vectors))), np.float32)
         for row, variant in enumerate(variants):
-            for op in self.ops[variant]:
+            for place, op in enumerate(self.ops[variant]):
                 if not isinstance(op, SiteOp) or op.site is not site:
                     continue
                 groups = np.flatnonzero(self.members[op.where.tobytes()]).tolist()
@@ -102,7 +101,7 @@ class Lowered:
                     array[row][cells] *= np.float32(op.scale)
                 if op.source is not None:
                     weights = vector if op.source.rows is None else dense
-                    weights[row][..., bank.slots[id(op)]][cells] += np.float32(op.weight)
+                    weights[row][..., bank.slots[variant, place]][cells] += np.float32(op.weight)
         return SiteEdit(scale=jnp.asarray(scale), dense_weight=jnp.asarray(dense), vector_weight=jnp.asarray(vector))
 
 
@@ -113,24 +112,30 @@ class _Entries:
     dense: list[tuple[Callable[[], Any], np.ndarray, int]] = dataclasses.field(default_factory=list)  # rows, shift
     vectors: list[tuple[Callable[[], Any], int]] = dataclasses.field(default_factory=list)
     keys: dict[Any, list[int]] = dataclasses.field(default_factory=dict)
-    slots: dict[int, int] = dataclasses.field(default_factory=dict)  # by operation
+    slots: dict[tuple[int, int], int] = dataclasses.field(default_factory=dict)  # by variant and operation
 
 
 class Bank:
     """The sources that the operations mix in, each held once."""
 
-    def __init__(self, ops: Sequence[Sequence["Op"]], config: DecoderConfig, shifts: dict[int, int], final: bool):
-        """`shifts`: by how many layers an operation was moved; `final`: resid_post holds the last layer alone."""
+    def __init__(self, variants: Sequence[Sequence[Op]], config: DecoderConfig, *, final: bool):
+        """`final`: resid_post holds the last layer alone."""
         self.config, self.final = config, final
         self.entries: dict[Site, _Entries] = {}
         self._needs: dict[tuple[int, Site], tuple[Prompt, Site]] = {}
-        for op in (op for variant in ops for op in variant if isinstance(op, SiteOp)):
-            entries = self.entries.setdefault(op.site, _Entries())
-            if op.source is not None:
-                entries.slots[id(op)] = self._slot(entries, op, shifts.get(id(op), 0))
-                if op.source.needs is not None:
-                    prompt, site = op.source.needs
-                    self._needs[id(prompt), site] = (prompt, site)
+        for variant, ops in enumerate(variants):
+            for place, op in enumerate(ops):
+                if isinstance(op, SiteOp):
+                    self._add(op, variant, place)
+
+    def _add(self, op: SiteOp, variant: int, place: int) -> None:
+        entries = self.entries.setdefault(op.site, _Entries())
+        if op.source is None:
+            return
+        entries.slots[variant, place] = self._slot(entries, op)
+        if op.source.needs is not None:
+            prompt, site = op.source.needs
+            self._needs[id(prompt), site] = (prompt, site)
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -160,8 +165,8 @@ class Bank:
         return 1 if self.final and site is Site.RESID_POST else self.config.num_layers
 
     @staticmethod
-    def _slot(entries: _Entries, op: SiteOp, shift: int) -> int:
-        source = op.source
+    def _slot(entries: _Entries, op: SiteOp) -> int:
+        source, shift = op.source, op.shift
         assert source is not None
         known = entries.keys.setdefault((source.key, shift), [])
         if source.rows is None:
@@ -248,7 +253,7 @@ def lower(
     distinct = {mask.tobytes(): mask for mask in masks}
     groups = _padded(partition(list(distinct.values()), len(prompt)))
     members = dict(zip(distinct, groups.members, strict=True))
-    bank = Bank(ops, config, {}, final=False)
+    bank = Bank(ops, config, final=False)
     clean.expect(bank.needs)
     lowered = Lowered(prompt=prompt, config=config, ops=ops, groups=groups, members=members, bank=bank)
     _refuse_extremes(lowered, variants)
@@ -277,7 +282,6 @@ def folded(lowered: Lowered) -> Lowered:
     What is left at `resid_post` is the last layer's.
     """
     last = lowered.config.num_layers - 1
-    shifts: dict[int, int] = {}
     variants = []
     for ops in lowered.ops:
         # Moved edits stand before those that are at resid_pre already: the layer before ends first.
@@ -289,12 +293,11 @@ def folded(lowered: Lowered) -> Lowered:
                 continue
             inner = tuple(layer + 1 for layer in op.layers if layer < last)
             if inner:
-                moved.append(dataclasses.replace(op, site=Site.RESID_PRE, layers=inner))
-                shifts[id(moved[-1])] = 1
+                moved.append(dataclasses.replace(op, site=Site.RESID_PRE, layers=inner, shift=1))
             if last in op.layers:
                 rest.append(dataclasses.replace(op, layers=(last,)))
         variants.append((*moved, *rest))
-    bank = Bank(variants, lowered.config, shifts, final=True)
+    bank = Bank(variants, lowered.config, final=True)
     return dataclasses.replace(lowered, ops=tuple(variants), bank=bank)
 
 

@@ -40,6 +40,7 @@ class SiteOp:
     scale: float
     source: Source | None = None
     weight: float = 0.0
+    shift: int = 0  # layers by which the edit was moved; its source is that of so many layers before
 
     @property
     def adds(self) -> bool:

@@ -43,7 +43,8 @@ class Run:
       captures: by the name that was asked for. [L, T, ...] in the compute dtype; `embed` [T, D]; `pattern`
         [L, N, T, T], `mass` and `value_mass` [L, N, T, M] and `received` [L, N, M, T] in float32. A name with a layer,
         such as "blocks.3.hook_resid_post", gives that layer alone.
-      masses: bool [M] for each selector of `groups`: summing `mass` over its groups gives the selector's mass.
+      members: bool [M] for each selector of `groups`, the token groups that it is made of: summing `mass` over them
+        gives the selector's mass.
       touched: what the edits reached.
       prompt: what was run; a patch from this run aligns by it.
     """
@@ -51,9 +52,14 @@ class Run:
     logits: jax.Array
     at: np.ndarray
     captures: dict[str, jax.Array]
-    masses: dict[str, np.ndarray]
+    members: dict[str, np.ndarray]
     touched: Touched
     prompt: Prompt
+
+    @property
+    def masses(self) -> dict[str, np.ndarray]:
+        """The former name of `members`."""
+        return self.members
 
 
 def run(
@@ -142,7 +148,7 @@ def run_cell(
         logits=logits[: len(positions)],
         at=positions,
         captures={name: seen[site] if layer is None else seen[site][layer] for name, (site, layer) in sites.items()},
-        masses={name: lowered.members[mask.tobytes()] for name, mask in masks.items()},
+        members={name: lowered.members[mask.tobytes()] for name, mask in masks.items()},
         touched=count_touched(lowered, 0, 0),
         prompt=prompt,
     )

@@ -34,6 +34,7 @@ from avjax.engine.overflow import refuse_overflow
 from avjax.engine.reads import Reads
 from avjax.engine.reference import pad_inputs, reference_batch
 from avjax.engine.replay import replay
+from avjax.engine.touched import TouchedCounter
 from avjax.model import Model
 from avjax.models.attention import SharedKeys
 from avjax.models.buckets import bucket
@@ -99,6 +100,7 @@ class Session:
             selectors=[mask for read in self.reads.attention for mask in (read.query, read.key)],
         )
         self.folded = folded(self.lowered)
+        self.touched = TouchedCounter(self.lowered)
         self.num_positions = len(prompt) + fed
         self.size = bucket(self.num_positions)
         self.groups = _extended(self.lowered.groups, fed)

@@ -51,7 +51,7 @@ class BySample:
         return self.name
 
 
-class Layout(Protocol):
+class TokenLayout(Protocol):
     """What a selector reads of a prompt; each array has one entry per position."""
 
     @property
@@ -66,7 +66,7 @@ class Layout(Protocol):
     def frames(self) -> np.ndarray: ...  # int: step of the temporal grid of a video token; -1 elsewhere
 
 
-def select(layout: Layout, selector: Selector | BySample) -> np.ndarray:
+def select(layout: TokenLayout, selector: Selector | BySample) -> np.ndarray:
     """The positions that a selector names.
 
     Args:
@@ -146,7 +146,7 @@ def partition(masks: Sequence[np.ndarray], num_positions: int) -> TokenGroups:
     )
 
 
-def _positions(layout: Layout, spans: Sequence[tuple[int | None, int | None]], shown: str) -> np.ndarray:
+def _positions(layout: TokenLayout, spans: Sequence[tuple[int | None, int | None]], shown: str) -> np.ndarray:
     size = len(layout.kinds)
     mask = np.zeros(size + 1, bool)
     for start, stop in spans:
@@ -165,7 +165,7 @@ _RANGE = re.compile(rf"\s*{_BOUND.format(i=1)}\s*:\s*{_BOUND.format(i=2)}\s*")
 class _Parser:
     """Recursive descent over `|`, then `&`, then `-`, then names, spans and parentheses."""
 
-    def __init__(self, layout: Layout, text: str):
+    def __init__(self, layout: TokenLayout, text: str):
         self.layout, self.text, self.tokens, at = layout, text, [], 0
         while text[at:].strip():
             match = _TOKEN.match(text, at)

@@ -9,14 +9,14 @@ from typing import Any
 from avjax.model import Model
 from avjax.provenance import run_provenance
 from avjax.runs.differences import changed_samples, identity_differences, listed
-from avjax.runs.run import Run
+from avjax.runs.run import StoredRun
 from avjax.runs.store import Store
 
 
 def begin(
     store: Store,
     model: Model,
-    run: Run,
+    run: StoredRun,
     fixed: Mapping[str, Any],
     spec: Mapping[str, Any] | None = None,
     directory: Path | None = None,
@@ -55,7 +55,7 @@ def begin(
         )
 
 
-def _changed(store: Store, run: Run, before: Mapping[str, str]) -> list[str]:
+def _changed(store: Store, run: StoredRun, before: Mapping[str, str]) -> list[str]:
     """Names of samples whose clip or words changed after cells of them were kept."""
     old = dataclasses.replace(
         run, samples=tuple(dataclasses.replace(s, digest=before[str(s.name)]) for s in run.samples)

@@ -19,7 +19,7 @@ from avjax.runs.events import Tell, silent
 from avjax.runs.identity import digest, owner
 from avjax.runs.prompts_ahead import PATIENCE_SECONDS, StoppedError, prompt_together, prompts_ahead
 from avjax.runs.rows import encoded
-from avjax.runs.run import Block, Run
+from avjax.runs.run import Block, StoredRun
 from avjax.runs.store import Claim, Store
 from avjax.sweeping.compute import computed
 from avjax.sweeping.slices import Slice, run_slices, slices_here
@@ -45,7 +45,7 @@ class Outcome:
 
 def execute(
     model: Model,
-    run: Run,
+    run: StoredRun,
     store: Store,
     *,
     shard: tuple[int, int] = (0, 1),
@@ -110,7 +110,7 @@ class _Leader:
     def __init__(
         self,
         part: Slice,
-        run: Run,
+        run: StoredRun,
         blocks: Sequence[Block],
         team: Team,
         store: Store,
@@ -216,7 +216,7 @@ class _Leader:
 
 
 def _follow(
-    model: Model, run: Run, blocks: Sequence[Block], team: Team, keep_going: bool, stop: Callable[[], bool]
+    model: Model, run: StoredRun, blocks: Sequence[Block], team: Team, keep_going: bool, stop: Callable[[], bool]
 ) -> Outcome:
     """Computes the blocks that the leader names, in step with it; the leader stores them."""
     outcome = Outcome()
@@ -235,14 +235,14 @@ def _follow(
     return outcome
 
 
-def _computed(model: Model, run: Run, block: Block, prompt: Prompt) -> xr.Dataset:
+def _computed(model: Model, run: StoredRun, block: Block, prompt: Prompt) -> xr.Dataset:
     sample = run.samples[block.sample]
     variants = [list(edits) for edits in run.edits(block)]
     settings = {**run.settings, "floor": block.clean and run.settings.get("floor", True), "drawn": run.drawn}
     return computed(model, {sample.name: prompt}, variants, list(sample.metrics), progress=False, **settings)
 
 
-def _captured(model: Model, run: Run, block: Block, prompt: Prompt) -> xr.Dataset | None:
+def _captured(model: Model, run: StoredRun, block: Block, prompt: Prompt) -> xr.Dataset | None:
     """The activations that are kept of a block's cells."""
     if run.captured is None:
         return None

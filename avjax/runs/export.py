@@ -13,7 +13,7 @@ import xarray as xr
 from avjax.runs import captures
 from avjax.runs.differences import changed_samples, identity_differences
 from avjax.runs.reading import contents, tables
-from avjax.runs.rows import Layout, dataset, flattened
+from avjax.runs.rows import CellLayout, dataset, flattened
 from avjax.runs.store import Store
 
 ENDINGS = (".csv", ".parquet", ".nc", ".zarr")
@@ -36,7 +36,7 @@ def export(store: Store, out: Path, *, partial: bool = False) -> str:
     parts = [*tables(store)]
     if not parts:
         raise ValueError(f"{store.path}: expected cells to write, got none yet")
-    layout = Layout.from_json(store.read()["layout"])
+    layout = CellLayout.from_json(store.read()["layout"])
     done, count = sum(map(len, parts)), (len(layout.cells) + 1) * len(layout.samples)
     if done < count and not partial:
         failed = len(store.failures())
@@ -49,7 +49,7 @@ def export(store: Store, out: Path, *, partial: bool = False) -> str:
     return written if done == count else f"{written}, of an unfinished run: {done:,} of {count:,} cells"
 
 
-def _written(out: Path, parts: list[pa.Table], layout: Layout) -> str:
+def _written(out: Path, parts: list[pa.Table], layout: CellLayout) -> str:
     """Writes rows, or the dataset, by the file's ending; how many, in words."""
     if out.suffix in (".nc", ".zarr"):
         stored = dataset(parts, layout)

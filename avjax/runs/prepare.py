@@ -24,7 +24,7 @@ from avjax.runs.captures import Captured
 from avjax.runs.events import Tell, silent
 from avjax.runs.execute import Outcome, execute
 from avjax.runs.identity import digest, file_digest, metric_json, model_identity
-from avjax.runs.run import Run, Sample
+from avjax.runs.run import Sample, StoredRun
 from avjax.runs.spec.metrics import filled
 from avjax.runs.spec.spec import Clip, Spec
 from avjax.runs.store import Store
@@ -46,7 +46,7 @@ class Prepared:
 
     spec: Spec
     model: Model
-    run: Run
+    run: StoredRun
     fixed: dict[str, Any]
     reader: IsolatedReader
 
@@ -140,7 +140,7 @@ def _prepared(spec: Spec, model: Model) -> Prepared:
         at = spec.capture.at if isinstance(spec.capture.at, str) else tuple(spec.capture.at)
         captured = Captured(sites=tuple(spec.capture.sites), at=at)
         fixed["capture"] = spec.capture.model_dump()
-    run = Run(
+    run = StoredRun(
         digest=digest(fixed),
         cells=cells,
         samples=samples,

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from avjax.devices.processes import Team
 from avjax.prompts.prompt import Prompt
-from avjax.runs.run import Block, Run
+from avjax.runs.run import Block, StoredRun
 
 PATIENCE_SECONDS = 0.5  # between two looks at whether the run was asked to stop
 
@@ -17,7 +17,7 @@ class StoppedError(Exception):
 
 
 def prompts_ahead(
-    run: Run, blocks: Sequence[Block], stop: Callable[[], bool]
+    run: StoredRun, blocks: Sequence[Block], stop: Callable[[], bool]
 ) -> Iterator[tuple[Block, Callable[[], Prompt]]]:
     """Blocks, with what gives their prompt, which raises `StoppedError` when asked to stop before it is there.
 

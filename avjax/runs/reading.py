@@ -13,7 +13,7 @@ from etils import epath
 
 from avjax.prompts.prompt import TOKEN_COUNTS
 from avjax.runs.identity import owner
-from avjax.runs.rows import RUN, SAMPLE, Layout, dataset, decoded
+from avjax.runs.rows import RUN, SAMPLE, CellLayout, dataset, decoded
 from avjax.runs.store import Store
 
 
@@ -62,7 +62,7 @@ def read(store: Store) -> xr.Dataset:
     Raises:
       ValueError: as `contents`.
     """
-    return dataset(tables(store), Layout.from_json(store.read()["layout"]))
+    return dataset(tables(store), CellLayout.from_json(store.read()["layout"]))
 
 
 def summary(place: str | os.PathLike[str]) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def summary(place: str | os.PathLike[str]) -> dict[str, Any]:
     about = store.read()
     if missing := [key for key in ("layout", "provenance") if key not in about]:
         raise ValueError(f"{store.path}: expected a run, got a run.json without {', '.join(missing)}")
-    layout = Layout.from_json(about["layout"])
+    layout = CellLayout.from_json(about["layout"])
     parts = [pq.read_metadata(io.BytesIO(data)) for _, data in contents(store)]
     return {
         "store": str(store.path),

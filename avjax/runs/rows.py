@@ -32,7 +32,7 @@ OWN = ("cell_key", "cell_index")  # columns that are no part of the dataset
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class CellLayout:
     """A run's dataset before its values, as plain values.
 
     Attributes:
@@ -48,7 +48,7 @@ class Layout:
     cells: list[str]
 
     @classmethod
-    def of(cls, samples: Iterable[Any], cells: Cells) -> "Layout":
+    def of(cls, samples: Iterable[Any], cells: Cells) -> "CellLayout":
         if taken := sorted({*cells.dims, *cells.notes} & {*OWN}):
             raise ValueError(f"grid: the axis {taken[0]!r} has the name of a column of the store; pass name=")
         names = to_json(list(samples))
@@ -62,7 +62,7 @@ class Layout:
         )
 
     @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "Layout":
+    def from_json(cls, content: Mapping[str, Any]) -> "CellLayout":
         notes = {name: (dim, values) for name, (dim, values) in content["notes"].items()}
         return cls(content["samples"], content["coordinates"], notes, content["cells"])
 
@@ -98,7 +98,7 @@ def _column(listed: Sequence[Any], places: Sequence[int | None]) -> pa.Array:
 
 def encoded(
     dataset_of_block: xr.Dataset,
-    layout: Layout,
+    layout: CellLayout,
     sample: Any,
     indices: np.ndarray,
     keys: Sequence[str],
@@ -156,7 +156,7 @@ def decoded(part: bytes) -> pa.Table:
     return pq.read_table(pa.BufferReader(part))
 
 
-def dataset(tables: Iterable[pa.Table], layout: Layout) -> xr.Dataset:
+def dataset(tables: Iterable[pa.Table], layout: CellLayout) -> xr.Dataset:
     """The dataset of rows, as `avjax.sweep` gives it. What has no row yet is NaN, -1 or empty, and `done` is False.
 
     What parts say differently of a variable is left out of its attributes.

@@ -12,7 +12,7 @@ from avjax.prompts.prompt import Prompt
 from avjax.prompts.selectors import BySample
 from avjax.runs.captures import Captured
 from avjax.runs.identity import block_digest, cell_key, digest, edits_digest
-from avjax.runs.rows import Layout
+from avjax.runs.rows import CellLayout
 from avjax.sweeping.floor import drawn_samples
 
 CELLS_PER_BLOCK = 512  # with each block the unedited run is computed anew
@@ -54,7 +54,7 @@ class Block:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Run:
+class StoredRun:
     """A run whose parts are known; nothing has been decoded or computed.
 
     Attributes:
@@ -71,8 +71,8 @@ class Run:
     captured: Captured | None = None
 
     @property
-    def layout(self) -> Layout:
-        return Layout.of([sample.name for sample in self.samples], self.cells)
+    def layout(self) -> CellLayout:
+        return CellLayout.of([sample.name for sample in self.samples], self.cells)
 
     @functools.cached_property
     def drawn(self) -> set[Any]:

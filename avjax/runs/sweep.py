@@ -19,7 +19,7 @@ from avjax.runs.begin import begin
 from avjax.runs.execute import execute
 from avjax.runs.identity import digest, metric_json, model_identity, prompt_digest
 from avjax.runs.reading import read
-from avjax.runs.run import CELLS_PER_BLOCK, Run, Sample
+from avjax.runs.run import CELLS_PER_BLOCK, Sample, StoredRun
 from avjax.runs.store import Store
 from avjax.sweeping.compute import computed
 from avjax.sweeping.joining import without_equal_counts
@@ -104,7 +104,7 @@ def _stored_sweep(
         Sample(name=to_json(name), digest=prompt_digest(prompt), prompt=lambda p=prompt: p, metrics=several)
         for name, prompt in named.items()
     )
-    run = Run(digest=digest(fixed), cells=cells, samples=samples, settings=settings, block_cells=CELLS_PER_BLOCK)
+    run = StoredRun(digest=digest(fixed), cells=cells, samples=samples, settings=settings, block_cells=CELLS_PER_BLOCK)
     opened = Store(store)
     begin(opened, model, run, fixed)
     execute(model, run, opened, progress=progress)

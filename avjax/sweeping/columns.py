@@ -9,7 +9,6 @@ import xarray as xr
 
 from avjax.edits.grids import CLEAN
 from avjax.engine.session import Session
-from avjax.engine.touched import count_touched
 from avjax.metrics import Caption, Metric
 from avjax.prompts.prompt import token_counts
 from avjax.sweeping.floor import HOW, Noise, floor, noise_of
@@ -96,7 +95,7 @@ class Columns:
         """What each cell reaches of what each metric is fed."""
         for place, metric in enumerate(part.metrics):
             for variant in range(self.size[0]):
-                touched = count_touched(session.lowered, variant, part.num_fed(place))
+                touched = session.touched.count(variant, part.num_fed(place))
                 for name in COUNTS:
                     self.touched[metric.name][name][variant, sample] = getattr(touched, name)
 

@@ -29,7 +29,7 @@ from avjax.models.sites import Site
 from avjax.prompts.prompt import Inputs, Prompt
 from avjax.sweeping.prepare import Pass, Sweep
 from avjax.tpu.counting import work
-from avjax.tpu.synthetic import Layout
+from avjax.tpu.synthetic import SyntheticPrompt
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class TooLarge(ValueError):
     """The compiler found no room for a program on a chip."""
 
 
-def programs(planned: Sequence[Sweep], layout: Layout, *, quick: bool = False) -> list[Program]:
+def programs(planned: Sequence[Sweep], layout: SyntheticPrompt, *, quick: bool = False) -> list[Program]:
     """The programs of sweeps over one prompt, equal ones once.
 
     Args:
@@ -159,7 +159,7 @@ class Bench:
         return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf), sharding=place)
 
 
-def _encoders(bench: Bench, model: Model, layout: Layout) -> None:
+def _encoders(bench: Bench, model: Model, layout: SyntheticPrompt) -> None:
     dtype = model.dtype
     windows, sizes = vision_calls(model.config.vision, layout.vision_grid(model.config))
     values = math.prod(model.config.vision.patch_shape)

@@ -73,7 +73,7 @@ def abstract_model(config: ModelConfig, dtype: str, mesh: Mesh, source: str) -> 
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class SyntheticPrompt:
     """What a prompt of so many tokens holds.
 
     Attributes:
@@ -86,7 +86,7 @@ class Layout:
     hears: bool
 
     @classmethod
-    def of(cls, num_tokens: int, config: ModelConfig) -> "Layout":
+    def of(cls, num_tokens: int, config: ModelConfig) -> "SyntheticPrompt":
         """The longest clip that leaves room for the turns; a short prompt has smaller frames.
 
         Raises:

@@ -23,7 +23,7 @@ from avjax.prompts.selectors import KINDS
 from avjax.sweeping.prepare import prepare
 from avjax.tpu.chips import GIB, PASSES, Chip, Topology
 from avjax.tpu.programs import Program, TooLarge, held_bytes, programs
-from avjax.tpu.synthetic import Layout, NoRuns, abstract_model, named_config
+from avjax.tpu.synthetic import NoRuns, SyntheticPrompt, abstract_model, named_config
 
 Sizes = tuple[int, int, int]
 
@@ -206,7 +206,7 @@ class _Case:
         model = abstract_model(self.architecture, self.dtype, part, self.config)
         held = held_bytes(model.network)
         opening = [0] * len(model.encode_text(self.opening)) if self.opening else []
-        layout = Layout.of(self.prompt_tokens - len(opening), self.architecture)
+        layout = SyntheticPrompt.of(self.prompt_tokens - len(opening), self.architecture)
         prompt = layout.prompt(self.architecture).continued(opening)
         media = int(np.isin(prompt.kinds, [KINDS.index("video"), KINDS.index("audio")]).sum())
         samples = CACHED_CLIPS // (2 if layout.hears else 1)  # a clip's picture and its sound are two outputs

@@ -20,7 +20,7 @@ from avjax.checkpoint.loading import load
 from avjax.edits.grids import as_cells
 from avjax.prompts.prompt import Prompt
 from avjax.runs.rows import encoded
-from avjax.runs.run import Run, Sample
+from avjax.runs.run import Sample, StoredRun
 from avjax.runs.store import Claim, Store
 
 NUM_SAMPLES, FACTORS, EVERY = 2000, 25, 10
@@ -30,7 +30,7 @@ def no_clip() -> Prompt:
     raise RuntimeError("listing decodes no clip")
 
 
-def million() -> Run:
+def million() -> StoredRun:
     """2,000 samples x 500 cells in blocks of 512."""
     factors = avjax.axis("factor", [float(f) for f in np.linspace(0.1, 2.5, FACTORS)])
     grid = avjax.grid(
@@ -39,10 +39,10 @@ def million() -> Run:
     )
     cells = as_cells(grid, load("tiny-av").config.decoder)
     samples = tuple(Sample(name=f"{i}", digest=f"{i}", prompt=no_clip, metrics=()) for i in range(NUM_SAMPLES))
-    return Run(digest="run", cells=cells, samples=samples, settings={}, block_cells=512)
+    return StoredRun(digest="run", cells=cells, samples=samples, settings={}, block_cells=512)
 
 
-def part(run: Run) -> bytes:
+def part(run: StoredRun) -> bytes:
     """Of a block, with a number and a caption in each cell."""
     block = run.blocks()[0]
     count = len(block.cells)

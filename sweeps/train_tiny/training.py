@@ -74,7 +74,7 @@ class Batch:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Layout:
+class ClipLayout:
     """What all prompts of one kind share."""
 
     prompt: Prompt
@@ -99,7 +99,7 @@ def heard_features(model: Model, samples: np.ndarray) -> np.ndarray:
     return waveform_features(samples, model.processor.options, source="clip").mel
 
 
-def layout(model: Model, clip: world.Clip, task: Task) -> Layout:
+def layout(model: Model, clip: world.Clip, task: Task) -> ClipLayout:
     """The prompt of a clip, whose tokens are those of every clip's."""
     processor, vision = model.processor, model.config.vision
     chosen = clip.frames[evenly_spaced(len(clip.frames), SAMPLED_FRAMES)]
@@ -112,7 +112,7 @@ def layout(model: Model, clip: world.Clip, task: Task) -> Layout:
     inside = task.picture and task.sound
     prompt = processor.prompt_of(ask(task.question), videos=videos, audio=audio, audio_in_video=inside)
     ids = model.config.tokens
-    return Layout(
+    return ClipLayout(
         prompt=prompt,
         video=np.flatnonzero(prompt.token_ids == ids.video),
         audio=np.flatnonzero(prompt.token_ids == ids.audio),
@@ -137,7 +137,7 @@ def taught_tokens(captions: np.ndarray, task: Task) -> np.ndarray:
     return taught
 
 
-def loss(network: Qwen2_5Omni, batch: Batch, place: Layout) -> tuple[jax.Array, jax.Array]:
+def loss(network: Qwen2_5Omni, batch: Batch, place: ClipLayout) -> tuple[jax.Array, jax.Array]:
     """Mean negative log-likelihood (nats) per taught token, and the share of those that are predicted."""
     logits, real = caption_logits(network, batch, place), batch.taught
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(batch.captions, 0))
@@ -145,7 +145,7 @@ def loss(network: Qwen2_5Omni, batch: Batch, place: Layout) -> tuple[jax.Array, 
     return jnp.sum(nll * real) / jnp.sum(real), jnp.sum(hits * real) / jnp.sum(real)
 
 
-def caption_logits(network: Qwen2_5Omni, batch: Batch, place: Layout) -> jax.Array:
+def caption_logits(network: Qwen2_5Omni, batch: Batch, place: ClipLayout) -> jax.Array:
     """float32 [B, A, V], what each caption token is predicted from."""
     decoder, ids = network.decoder, jnp.asarray(place.prompt.token_ids)
     size, fed = len(place.prompt), batch.captions[:, :-1]
@@ -233,7 +233,7 @@ def start(network: Any, transformation: optax.GradientTransformation) -> Any:
     return transformation.init(network)
 
 
-def stepper(place: Layout, transformation: optax.GradientTransformation) -> Any:
+def stepper(place: ClipLayout, transformation: optax.GradientTransformation) -> Any:
     """A compiled step: (network, state, batch) -> (network, state, loss, share of tokens predicted)."""
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))

@@ -180,7 +180,7 @@ def test_the_streamed_sites_equal_the_pattern(omni_model, words):
         norms = np.repeat(norms.transpose(0, 2, 1), 2, axis=1)[:, :, None]
         earlier = np.tril(np.ones((40, 40)), -1)
         for group, span in zip(groups, (slice(0, 12), slice(10, 40)), strict=True):
-            chosen = got.masses[group]
+            chosen = got.members[group]
             weighted = np.asarray(got.captures["value_mass"])[..., chosen].sum(-1)
             np.testing.assert_allclose(weighted, (pattern * norms)[..., span].sum(-1), rtol=0, atol=TOLERANCE)
             received = np.asarray(got.captures["received"])[:, :, chosen].sum(2)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from avjax.checkpoint.huggingface import CheckpointError, Source, TensorInfo
-from avjax.checkpoint.matching import Plan, make_plan
+from avjax.checkpoint.matching import Matching, match_parameters
 from avjax.families.registry import abstract_network, family_of, read_config
 from avjax.models.parameters import parameter_paths
 from tests.converters import published
@@ -29,9 +29,9 @@ def sized(request: pytest.FixtureRequest) -> tuple[str, dict[str, tuple[int, ...
     return request.param, published.shapes(published.hf_config(request.param))
 
 
-def planned(name: str, shapes: dict[str, tuple[int, ...]]) -> Plan:
+def planned(name: str, shapes: dict[str, tuple[int, ...]]) -> Matching:
     source = source_of(shapes, name)
-    return make_plan(source, read_config(source.config))
+    return match_parameters(source, read_config(source.config))
 
 
 def test_every_tensor_has_one_place(sized: tuple[str, dict[str, tuple[int, ...]]]):

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from avjax.checkpoint.huggingface import open_source
-from avjax.checkpoint.matching import make_plan
+from avjax.checkpoint.matching import match_parameters
 from avjax.families.registry import abstract_network, read_config
 from avjax.models.parameters import parameter_paths
 from sweeps.train_tiny.files import write_preprocessor, write_tokenizer
@@ -105,7 +105,7 @@ def measure(*arguments: str | Path) -> dict[str, int]:
 
 def test_memory_stays_within_one_stack_and_one_shard(large: Path):
     source = open_source(large)
-    plan = make_plan(source, read_config(source.config))
+    plan = match_parameters(source, read_config(source.config))
     shard = max(path.stat().st_size for path in large.glob("*.safetensors"))
     bound = plan.largest + shard
     print(

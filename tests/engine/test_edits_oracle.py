@@ -258,7 +258,7 @@ def test_pattern_and_mass(omni_model, prompt, oracle, clean):
     assert np.abs(np.asarray(got.captures["pattern"]) - expected).max() <= 1e-5
     spans = [range(5), range(3, 20), [43], range(44), range(20, 43)]
     for group, span in zip(groups, spans, strict=True):
-        mass = np.asarray(got.captures["mass"])[..., got.masses[group]].sum(-1)
+        mass = np.asarray(got.captures["mass"])[..., got.members[group]].sum(-1)
         assert np.abs(mass - expected[..., list(span)].sum(-1)).max() <= 1e-5, group
 
 

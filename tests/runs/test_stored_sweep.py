@@ -31,7 +31,7 @@ from avjax.runs.execute import execute
 from avjax.runs.export import export, merge
 from avjax.runs.identity import edits_digest, metric_json, model_identity
 from avjax.runs.reading import read, summary, unusable
-from avjax.runs.run import Run, Sample
+from avjax.runs.run import Sample, StoredRun
 from avjax.runs.store import Store
 from tests.engine.test_knockout_compiles import prompt_of
 
@@ -149,12 +149,12 @@ def test_stopping_decodes_no_more_clips(omni_model: avjax.Model, prompts: dict[s
     assert outcome.stopped and outcome.computed == 17 and len(decoded) <= 2
 
 
-def run_of(model: avjax.Model, prompts: dict[str, Prompt], block_cells: int = 3) -> Run:
+def run_of(model: avjax.Model, prompts: dict[str, Prompt], block_cells: int = 3) -> StoredRun:
     samples = tuple(
         Sample(name=name, digest=name, prompt=lambda p=prompt: p, metrics=METRICS) for name, prompt in prompts.items()
     )
     cells = as_cells(GRID, model.config.decoder)
-    return Run(digest="run", cells=cells, samples=samples, settings={}, block_cells=block_cells)
+    return StoredRun(digest="run", cells=cells, samples=samples, settings={}, block_cells=block_cells)
 
 
 def test_shares_make_up_the_whole(omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path):
@@ -384,7 +384,7 @@ def test_ctrl_c_ends_a_sweep_at_once(
     begun: list[str] = []
     before = executing._computed  # pyright: ignore[reportPrivateUsage]
 
-    def computed(model: Any, run: Run, block: Any, prompt: Prompt) -> xr.Dataset:
+    def computed(model: Any, run: StoredRun, block: Any, prompt: Prompt) -> xr.Dataset:
         begun.append(block.name)
         if len(begun) == 2:
             signal.raise_signal(signal.SIGINT)
@@ -415,7 +415,7 @@ def test_a_process_that_follows_can_stop_the_run(
     monkeypatch.setattr(OneStops, "minimum", lambda self, value: value)
     cells = as_cells(GRID, omni_model.config.decoder)
     samples = (Sample(name="a", digest="a", prompt=lambda: prompts["a"], metrics=(KL(),)),)
-    run = Run(digest="run", cells=cells, samples=samples, settings={}, block_cells=3)
+    run = StoredRun(digest="run", cells=cells, samples=samples, settings={}, block_cells=3)
     store = Store(tmp_path / "run")
     store.begin({"layout": vars(run.layout)})
     outcome = execute(omni_model, run, store, progress=False)

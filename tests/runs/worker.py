@@ -19,7 +19,7 @@ from avjax.edits.grids import as_cells
 from avjax.models.config import DecoderConfig
 from avjax.runs import execute as executing
 from avjax.runs.execute import execute
-from avjax.runs.run import Block, Run, Sample
+from avjax.runs.run import Block, Sample, StoredRun
 from avjax.runs.store import Store
 
 NUM_SAMPLES, BLOCK_CELLS = 5, 10
@@ -38,7 +38,7 @@ CONFIG = DecoderConfig(
 )
 
 
-def run() -> Run:
+def run() -> StoredRun:
     """2,005 cells: 5 samples x (400 + the unedited one)."""
     grid = avjax.grid(
         avjax.Knockout(
@@ -49,14 +49,14 @@ def run() -> Run:
         )
     )
     samples = tuple(Sample(name=f"clip {i}", digest=str(i), prompt=_no_clip, metrics=()) for i in range(NUM_SAMPLES))
-    return Run(digest="fake", cells=as_cells(grid, CONFIG), samples=samples, settings={}, block_cells=BLOCK_CELLS)
+    return StoredRun(digest="fake", cells=as_cells(grid, CONFIG), samples=samples, settings={}, block_cells=BLOCK_CELLS)
 
 
 def _no_clip() -> Any:
     return None
 
 
-def computed(model: Any, run: Run, block: Block, prompt: Any) -> xr.Dataset:
+def computed(model: Any, run: StoredRun, block: Block, prompt: Any) -> xr.Dataset:
     """Numbers that are drawn from the block's name."""
     rng = np.random.default_rng(int(block.name, 16))
     count = len(block.cells)

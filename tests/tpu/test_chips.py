@@ -14,7 +14,7 @@ from avjax.families.registry import abstract_network, read_config
 from avjax.models.parameters import parameter_paths
 from avjax.tpu.chips import CHIPS, GIB, Topology
 from avjax.tpu.counting import work
-from avjax.tpu.synthetic import Layout, named_config
+from avjax.tpu.synthetic import SyntheticPrompt, named_config
 from tests.hub_configs import HUB_OMNI
 
 
@@ -63,7 +63,7 @@ def test_an_unknown_model_is_refused():
 @pytest.mark.parametrize("tokens", [100, 300, 2500])
 def test_a_prompt_has_the_tokens_of_its_clip(name: str, tokens: int):
     config = named_config(name)
-    layout = Layout.of(tokens, config)
+    layout = SyntheticPrompt.of(tokens, config)
     prompt, (steps, height, width) = layout.prompt(config), layout.vision_grid(config)
     counts = prompt.counts()
     assert sum(counts.values()) == tokens == len(prompt)
@@ -74,7 +74,7 @@ def test_a_prompt_has_the_tokens_of_its_clip(name: str, tokens: int):
 
 def test_too_short_a_prompt_is_refused():
     with pytest.raises(ValueError, match="expected at least 69 for a second of clip, got 60"):
-        Layout.of(60, named_config("qwen2.5-omni-3b"))
+        SyntheticPrompt.of(60, named_config("qwen2.5-omni-3b"))
 
 
 @pytest.mark.parametrize(
