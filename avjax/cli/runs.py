@@ -17,7 +17,6 @@ from avjax.cli.options import Cache, Commands, exit_with_message, refuse_repeate
 # Exit statuses; 74 and 75 are EX_IOERR and EX_TEMPFAIL of sysexits.h.
 FAILED, DIFFERENT, UNWRITTEN, RESUME = 3, 4, 74, 75
 SPECS = (".yaml", ".yml", ".json")
-ELSEWHERE = ("mesh=", "mesh.", "memory_bytes=", "decode_seconds=")  # what a run on another machine may change
 SHOWN, WIDTH = 20, 60  # values that differ, and how much of each
 runs = Commands(pretty_exceptions_enable=False, no_args_is_help=True, help="What runs on disk hold.")
 StorePath = Annotated[str, typer.Argument(help="A run's directory, or gs://...")]
@@ -84,14 +83,22 @@ def run_spec(
         from avjax.cli.tables import print_plan
         from avjax.devices.processes import everyone
         from avjax.runs.prepare import prepare_run
+        from avjax.runs.repeat import check_comparable, run_to_repeat, spec_of_run
         from avjax.runs.store import Store
 
         words = overrides or []
         if repeat is not None and spec is not None and "=" in str(spec):
             spec, words = None, [str(spec), *words]
-        if (spec is None) == (repeat is None):
-            raise ValueError("run: expected a specification or --repeat; give one of them")
-        read, place = _read(spec, words, store) if spec is not None else _repeated(str(repeat), words, store)
+        if spec is not None and repeat is not None:
+            raise ValueError("run: expected a specification or --repeat, got both; give one of them")
+        before = None if repeat is None else run_to_repeat(repeat, other_than=store)
+        if spec is not None:
+            read, place = _read(spec, words, store)
+        elif before is not None:
+            read, place = spec_of_run(before, words), None
+            check_comparable(before)
+        else:
+            raise ValueError("run: expected a specification or --repeat, got neither; give one of them")
         share = _share(shard)
         if distributed:
             if repeat is not None and store is None:
@@ -113,8 +120,8 @@ def run_spec(
             with _writable():
                 everyone().run_together(lambda: _check_parts(kept, repair))
             outcome = _executed(prepared, kept, share, log_json, profile)
-            if repeat is not None and not outcome.stopped and kept.parts():
-                _report_differences(Store(_run_of(repeat)), kept, prepared.run.places(share), tolerance)
+            if before is not None and not outcome.stopped and kept.parts():
+                _report_differences(before, kept, prepared.run.places(share), tolerance)
         named = place if repeat is None else store or repeat  # not a temporary directory, which is gone
         typer.echo(f"{named}: {outcome.computed:,} cells computed, {len(outcome.failed)} clips failed", err=True)
         if outcome.stopped:
@@ -133,57 +140,6 @@ def _read(file: Path, overrides: list[str], store: str | None) -> tuple[Any, str
     if beside is not None and "://" not in beside:
         beside = str(read.directory / Path(beside).expanduser())
     return read, store or beside
-
-
-def _run_of(repeat: str) -> str:
-    return repeat.removesuffix("run.json").rstrip("/") or "." if repeat.endswith("run.json") else repeat
-
-
-def _repeated(repeat: str, overrides: list[str], store: str | None) -> tuple[Any, None]:
-    """The specification that a run was made from.
-
-    Raises:
-      ValueError: it was made without one, is to be changed, is to be compared with itself, or has no cells as they
-        were written.
-    """
-    from avjax.runs.spec.spec import Spec
-    from avjax.runs.store import Store
-
-    if strange := [text for text in overrides if not text.startswith(ELSEWHERE)]:
-        raise ValueError(
-            f"--repeat: expected overrides of mesh, memory_bytes or decode_seconds alone, got {', '.join(strange)}; a "
-            "changed run is another run"
-        )
-    if store is not None and Path(store).resolve() == Path(_run_of(repeat)).resolve():
-        raise ValueError(f"--store {store}: expected another store than that of the run, got the same; choose another")
-    run = Store(_run_of(repeat))
-    about = run.read()
-    if "spec" not in about:
-        raise ValueError(
-            f"{repeat}: expected a run of a specification, got one of avjax.sweep(store=...); call that again with "
-            "another store, and compare them with avjax.runs.compare"
-        )
-    _check_comparable(run, about["directory"])
-    return Spec.of(about["spec"], about["directory"], repeat, overrides), None
-
-
-def _check_comparable(run: Any, directory: str) -> None:
-    """Refuses before anything is computed what could only be compared in vain."""
-    from avjax.runs.reading import unusable
-
-    if not Path(directory).is_dir():
-        raise ValueError(
-            f"{run.path}: expected the directory that its files are relative to, got no {directory}; put it back, or "
-            'write where it is now into "directory" of run.json'
-        )
-    if not run.parts():
-        raise ValueError(f"{run.path}: expected cells to compare with, got none yet; finish that run first")
-    if strange := unusable(run):
-        listed = "\n".join(map(str, strange))
-        raise ValueError(
-            f"{run.path}: expected parts as they were written, got others; `avjax run SPEC --store {run.path} "
-            f"--repair` computes their cells again:\n{listed}"
-        )
 
 
 def _check_parts(store: Any, repair: bool) -> None:
