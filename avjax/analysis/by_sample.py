@@ -7,14 +7,16 @@ import xarray as xr
 
 from avjax.edits.edits import Edit
 from avjax.edits.grids import Grid, as_cells
+from avjax.edits.identities import refuse_identities
+from avjax.engine.generate import checked_executor
 from avjax.metrics import Metric
 from avjax.model import Model
 from avjax.progress import Progress
 from avjax.prompts.prompt import Prompt, common_order, named_prompts, per_sample, token_counts
 from avjax.runs.sweep import sweep
+from avjax.sweeping.compute import prepare_slices
 from avjax.sweeping.floor import measured_samples
-from avjax.sweeping.joining import join_samples
-from avjax.sweeping.prepare import prepare
+from avjax.sweeping.joining import join_samples, without_equal_counts
 
 Prompts = Prompt | Sequence[Prompt] | Mapping[Any, Prompt]
 Metrics = Metric | Sequence[Metric]
@@ -38,20 +40,30 @@ def sweep_samples(
       options: of `avjax.sweep`.
 
     Raises:
-      ValueError: a sample has no metrics, or metrics of other names.
+      ValueError: a sample has no metrics, or metrics of other names; or a store is given for metrics by sample.
     """
     named = named_prompts(prompts)
     if not isinstance(metrics, Mapping):
         return sweep(model, named, grid, metrics, progress=progress, **options)
     by_sample = metrics_of(named, metrics)
-    checks = {option: options[option] for option in ("memory_bytes", "compat", "allow_noop") if option in options}
-    for name, prompt in named.items():
-        prepare(model, {name: prompt}, grid, by_sample[name], **checks)  # refuses before anything runs
-    parts, measured = [], measured_samples(model, [*named], len(as_cells(grid, model.config.decoder).cells))
+    refuse_identities(grid, options.get("allow_noop", False))
+    if options.pop("store", None) is not None:
+        raise ValueError(
+            "store: expected one metric for all samples, got metrics by sample; write a specification, whose answers "
+            "may hold {labels} of each clip"
+        )
+    executor = checked_executor(options.pop("executor", "replay"))
+    measured = measured_samples(model, [*named], len(as_cells(grid, model.config.decoder).cells))
+    prepared = {
+        name: prepare_slices(
+            model, {name: prompt}, grid, by_sample[name], **{"floor": name in measured, **options}
+        )  # refuses before anything runs
+        for name, prompt in named.items()
+    }
+    parts = []
     with Progress("sweep", len(named), "samples", enabled=progress) as bar:
-        for name, prompt in named.items():
-            settings = {"floor": name in measured, **options, "progress": False}
-            parts.append(sweep(model, {name: prompt}, grid, by_sample[name], **settings))
+        for name in named:
+            parts.append(without_equal_counts(prepared.pop(name).compute(executor=executor, progress=False)))
             bar.advance(1)
     return joined(parts)
 

@@ -1,5 +1,6 @@
 """`avjax run ANALYSIS`: the analyses of `avjax.analysis` on clips of the user's, a line each."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,11 +12,10 @@ import typer
 from avjax.cli.options import (
     Commands,
     DType,
-    Fps,
-    MaxPixels,
-    MinPixels,
     ModelPath,
     Order,
+    Reading,
+    Resources,
     Tokens,
     exit_with_message,
     prompt_of,
@@ -41,25 +41,74 @@ Other = Annotated[
 Keys = Annotated[list[str] | None, typer.Option("--key", help="Tokens that are attended to; may be repeated.")]
 Query = Annotated[str, typer.Option(help="Tokens that attend.")]
 Caption = Annotated[str | None, typer.Option(help="Along this caption; by default the model's own.")]
-Out = Annotated[Path | None, typer.Option(help="A netCDF file for the whole dataset.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the whole dataset as JSON.")]
+Out = Annotated[Path | None, typer.Option(help="A netCDF file for the whole dataset.", rich_help_panel="Output")]
+Json = Annotated[bool, typer.Option("--json", help="Print the whole dataset as JSON.", rich_help_panel="Output")]
 MODALITIES = ("audio", "video", "text")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What every analysis takes: a model and clips, a prompt for each."""
+
+    model: ModelPath
+    prompt: Words
+    video: Videos
+    audio: Sound = None
+    dtype: DType = "float32"
+    order: Order = "media-first"
+    reading: Reading
+    resources: Resources
+
+    def load(self, opening: str = "") -> tuple["Model", dict[str, "Prompt"]]:
+        """The model, and a prompt for each video."""
+        import avjax
+
+        model = avjax.load(self.model, dtype=self.dtype)
+        return model, self.prompts(model, opening=opening)
+
+    def prompts(
+        self, model: "Model", *, videos: Sequence[Path] | None = None, audio: str | None = None, **words: Any
+    ) -> dict[str, "Prompt"]:
+        """By the name of each video's file; `videos` and `audio` in place of those that were given."""
+        from avjax.edits.edits import numbered
+
+        paths = self.video if videos is None else videos
+        sound = self.audio if audio is None else audio
+        return {
+            name: prompt_of(model, self.prompt, self.reading, video=path, audio=sound, order=self.order, **words)
+            for name, path in zip(numbered([path.name for path in paths]), paths, strict=True)
+        }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+    """What becomes of an analysis's dataset."""
+
+    out: Out = None
+    as_json: Json = False
+
+    def show(self, dataset: "xr.Dataset", names: Sequence[str], over: Sequence[str] = ()) -> None:
+        """Prints means of some variables, or the whole dataset as JSON; writes it where asked."""
+        if self.out is not None:
+            dataset.to_netcdf(self.out, engine="h5netcdf")
+        if self.as_json:
+            typer.echo(json.dumps(_plain(dataset.to_dict()), default=str, allow_nan=False))
+        else:
+            print_means(dataset, names, over)
 
 
 @analyses.command()
 def attention(
-    model: ModelPath, prompt: Words, video: Videos, audio: Sound = None, key: Keys = None, query: Query = "generated",
+    inputs: Inputs, output: Output, key: Keys = None, query: Query = "generated",
     caption: Caption = None, max_new_tokens: Tokens = 50,
     sinks: Annotated[bool, typer.Option("--sinks", help="Sink tokens instead, and their modality dominance.")] = False,
     threshold: Annotated[float | None, typer.Option(help="Of |RMSNorm| at a sink; by default by width.")] = None,
-    dtype: DType = "float32", order: Order = "media-first", fps: Fps = None,
-    min_pixels: MinPixels = None, max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Attention mass from the caption to each modality, by layer; or sink tokens and who attends to them."""
-    with exit_with_message():
+    with exit_with_message(), inputs.resources.applied():
         from avjax.analysis import attention_mass, find_sinks
 
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels)
+        loaded, prompts = inputs.load()
         if sinks:
             dataset = find_sinks(loaded, prompts, threshold)
             reached = float(dataset["dimension_peak"].max())
@@ -69,17 +118,17 @@ def attention(
                 f"threshold {dataset.attrs['threshold']:.1f}",
                 err=True,
             )
-            _show(dataset, ("sink_layers", "mds"), out, as_json)
+            output.show(dataset, ("sink_layers", "mds"))
             return
         dataset = attention_mass(
             loaded, prompts, key or MODALITIES, query, captions=caption, max_new_tokens=max_new_tokens
         )
-        _show(dataset, ("mass", "per_key", "value_weighted"), out, as_json, over=("head",))
+        output.show(dataset, ("mass", "per_key", "value_weighted"), over=("head",))
 
 
 @analyses.command()
 def lens(
-    model: ModelPath, prompt: Words, video: Videos, answer: Answer, audio: Sound = None,
+    inputs: Inputs, output: Output, answer: Answer,
     where: Annotated[str, typer.Option(help="Tokens whose activations are read.")] = "audio",
     site: Annotated[str, typer.Option(help="Where they are read.")] = "resid_post",
     norm: Annotated[bool, typer.Option(help="Through the final norm; the published code goes without.")] = True,
@@ -90,52 +139,47 @@ def lens(
     latent: Annotated[
         bool, typer.Option("--latent", help="Latent audio understanding instead: --answer is each video's sound.")
     ] = False,
-    caption: Caption = None, dtype: DType = "float32",
-    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None,
-    max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
+    caption: Caption = None,
 ) -> None:  # fmt: skip
     """The logit lens: what each layer's activations say of given answers, by layer."""
-    with exit_with_message():
+    with exit_with_message(), inputs.resources.applied():
         from avjax.analysis import latent_audio_understanding, logit_lens, train_tuned_lens
 
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels)
+        loaded, prompts = inputs.load()
         trained = None
         if tuned:
-            known = _prompts(loaded, prompt, tuned, audio, order, fps, min_pixels, max_pixels)
+            known = inputs.prompts(loaded, videos=tuned)
             trained = train_tuned_lens(loaded, known, prompts, where, site, captions=caption, held_out_captions=caption)
-            if not as_json:
-                _show(trained.report, ("kl_before", "kl_after"), None, as_json=False)
+            if not output.as_json:
+                print_means(trained.report, ("kl_before", "kl_after"))
         if latent:
             if caption is not None:
                 raise ValueError("--caption: latent audio is read at the prompt's own tokens; leave it out")
             events, reading = _each(prompts, answer, "--answer"), {"where": where, "site": site, "norm": norm}
             dataset = latent_audio_understanding(loaded, prompts, events, k=k, lens=trained, **reading)
-            _show(dataset, ("recall", "recall_swapped", "understanding"), out, as_json)
+            output.show(dataset, ("recall", "recall_swapped", "understanding"))
             return
         dataset = logit_lens(
             loaded, prompts, where, site, norm=norm, k=k, answers=answer, captions=caption, lens=trained
         )
-        _show(dataset, ("rank", "log_prob", "entropy"), out, as_json, over=("position",))
+        output.show(dataset, ("rank", "log_prob", "entropy"), over=("position",))
 
 
 @analyses.command()
 def knockout(
-    model: ModelPath, prompt: Words, video: Videos, answer: Answer, other: Other = None, audio: Sound = None,
-    opening: Opening = "", key: Keys = None, query: Query = "answer",
+    inputs: Inputs, output: Output, answer: Answer, other: Other = None, opening: Opening = "",
+    key: Keys = None, query: Query = "answer",
     width: Annotated[int, typer.Option(min=1, help="Layers in a window.")] = 4,
     heads: Annotated[bool, typer.Option("--heads", help="Head by head instead of windows.")] = False,
     pathways: Annotated[bool, typer.Option("--pathways", help="Keep each key group alone instead.")] = False,
-    dtype: DType = "float32",
-    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
-    out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Attention knockout over windows of layers, head by head, or of everything but one pathway."""
-    with exit_with_message():
+    with exit_with_message(), inputs.resources.applied():
         from avjax.analysis import edge_sufficiency, knockout_heads, knockout_windows
 
         if heads and pathways:
             raise ValueError("knockout: expected --heads or --pathways, got both; run one after the other")
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels, opening)
+        loaded, prompts = inputs.load(opening)
         metrics, name = _metrics(prompts, answer, other)
         if pathways:
             dataset = edge_sufficiency(loaded, prompts, metrics, query=query, pathways=key or MODALITIES)
@@ -143,13 +187,12 @@ def knockout(
             dataset = knockout_heads(loaded, prompts, metrics, query=query, keys=key or MODALITIES[:2])
         else:
             dataset = knockout_windows(loaded, prompts, metrics, query=query, keys=key or MODALITIES[:2], width=width)
-        _show(dataset, (name, f"{name}_clean", f"{name}_random"), out, as_json, over=("draw",))
+        output.show(dataset, (name, f"{name}_clean", f"{name}_random"), over=("draw",))
 
 
 @analyses.command()
 def trace(
-    model: ModelPath, prompt: Words, video: Videos, answer: Answer, other: Other = None, audio: Sound = None,
-    opening: Opening = "",
+    inputs: Inputs, output: Output, answer: Answer, other: Other = None, opening: Opening = "",
     decides: Annotated[
         bool, typer.Option("--decides", help="Which modality alone decides each video's answer, instead.")
     ] = False,
@@ -170,115 +213,100 @@ def trace(
             "rounding does to them."
         ),
     ] = None,
-    dtype: DType = "float32",
-    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
-    out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Causal tracing: clean activations restored in a corrupt run.
 
     --answer is what the clean run would say next, --other what the corrupt one would.
     """
-    with exit_with_message():
+    with exit_with_message(), inputs.resources.applied():
         from avjax.analysis import deciding_modality
         from avjax.analysis import trace as traced
 
         corruption = _corruption(corrupt)
-        sampling = (order, fps, min_pixels, max_pixels)
-        loaded, clean = _loaded(model, dtype, prompt, video, audio, *sampling, opening)
+        loaded, clean = inputs.load(opening)
         if decides:
             dataset = deciding_modality(loaded, clean, _each(clean, answer, "--answer"))
-            _show(dataset, ("lost",), out, as_json)
-            if not as_json:
+            output.show(dataset, ("lost",))
+            if not output.as_json:
                 typer.echo(dataset["by"].to_pandas().to_string())
             return
         if not other:
             raise ValueError("--other: expected what the corrupt run would say, got nothing; or give --decides")
-        broken = _prompts(loaded, prompt, video, audio, *sampling, opening, corrupt=corruption)
+        broken = inputs.prompts(loaded, opening=opening, corrupt=corruption)
         answers, others = _each(clean, answer, "--answer"), _each(clean, other, "--other")
         dataset = traced(
             loaded, clean, broken, answers, others, groups=group or (*MODALITIES, "last"),
             sites=site or ("resid_post",), width=width, min_gap=min_gap,
         )  # fmt: skip
-        _show(dataset, ("ie_clean", "ie_corrupt", "recovery"), out, as_json)
-        if not as_json:
+        output.show(dataset, ("ie_clean", "ie_corrupt", "recovery"))
+        if not output.as_json:
             typer.echo(f"recovery is missing in {dataset.attrs['recovery_missing']}, whose runs differ too little;")
             typer.echo(f"the smallest gap is {dataset.attrs['min_gap']}")
 
 
 @analyses.command()
 def scale(
-    model: ModelPath, prompt: Words, video: Videos, answer: Answer, other: Other = None, audio: Sound = None,
-    opening: Opening = "",
+    inputs: Inputs, output: Output, answer: Answer, other: Other = None, opening: Opening = "",
     what: Annotated[str, typer.Option(help="attention, value or embed.")] = "attention",
     factor: Annotated[list[float] | None, typer.Option(help="May be repeated; 1 leaves alone.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Layers in a window; by default all at once.")] = None,
-    dtype: DType = "float32",
-    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
-    out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Dose-response curves of each modality: its embeddings, values or attention times a factor."""
-    with exit_with_message():
+    with exit_with_message(), inputs.resources.applied():
         from avjax.analysis import scale_modalities
         from avjax.analysis.scaling import FACTORS
 
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels, opening)
+        loaded, prompts = inputs.load(opening)
         metrics, name = _metrics(prompts, answer, other)
         options: dict[str, Any] = {"what": what, "factors": factor or FACTORS, "width": width}
-        _show(scale_modalities(loaded, prompts, metrics, **options), (name, f"{name}_clean"), out, as_json)
+        output.show(scale_modalities(loaded, prompts, metrics, **options), (name, f"{name}_clean"))
 
 
 @analyses.command()
 def attribute(
-    model: ModelPath, prompt: Words, video: Videos, answer: Answer, other: Other = None, audio: Sound = None,
-    opening: Opening = "", key: Keys = None, query: Query = "answer",
+    inputs: Inputs, output: Output, answer: Answer, other: Other = None, opening: Opening = "",
+    key: Keys = None, query: Query = "answer",
     top: Annotated[int, typer.Option(min=1, help="Candidates of each kind that are verified.")] = 20,
-    dtype: DType = "float32",
-    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
-    out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Attribution patching: every edge and scale by its gradient, and the strongest exactly."""
-    with exit_with_message():
+    with exit_with_message(), inputs.resources.applied():
         from avjax.analysis import attribute as attributed
 
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels, opening)
+        loaded, prompts = inputs.load(opening)
         metrics, _ = _metrics(prompts, answer, other)
         dataset = attributed(loaded, prompts, metrics, queries=query, keys=key, top=top)
-        _show(dataset, (), out, as_json)
-        if not as_json:
+        output.show(dataset, ())
+        if not output.as_json:
             means = dataset[["estimate", "exact"]].mean("sample").to_dataframe()[["estimate", "exact"]]
             typer.echo(means.round(4).to_string())
 
 
 @analyses.command()
 def gates(
-    model: ModelPath, prompt: Words, video: Videos, answer: Answer, other: Other = None, audio: Sound = None,
-    opening: Opening = "",
+    inputs: Inputs, output: Output, answer: Answer, other: Other = None, opening: Opening = "",
     key: Annotated[str, typer.Option(help="Tokens that are attended to.")] = "video", query: Query = "answer",
     per: Annotated[str, typer.Option(help="head or layer.")] = "head",
     penalty: Annotated[str, typer.Option(help="l0 or l1.")] = "l0",
     strength: Annotated[float, typer.Option(help="What a cut costs, in the metric's units.")] = 0.1,
     steps: Annotated[int, typer.Option(min=1)] = 200,
     held_out: Annotated[float, typer.Option(help="The share of videos to measure on.")] = 0.5,
-    seed: int = 0, dtype: DType = "float32",
-    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None,
-    max_pixels: MaxPixels = None, out: Out = None, as_json: Json = False,
+    seed: int = 0,
 ) -> None:  # fmt: skip
     """Gate learning: the few heads or layers whose cut raises the answer most, on videos held out."""
-    with exit_with_message():
+    with exit_with_message(), inputs.resources.applied():
         from avjax.analysis import learn_gates
 
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels, opening)
+        loaded, prompts = inputs.load(opening)
         metrics, _ = _metrics(prompts, answer, other)
         options: dict[str, Any] = {"per": per, "penalty": penalty, "strength": strength, "steps": steps, "seed": seed}
         dataset = learn_gates(loaded, prompts, metrics, query=query, key=key, held_out=held_out, **options)
-        _show(dataset, ("cut", "change"), out, as_json)
+        output.show(dataset, ("cut", "change"))
 
 
 @analyses.command()
 def probe(
-    model: ModelPath, prompt: Words, video: Videos,
+    inputs: Inputs, output: Output,
     label: Annotated[list[str], typer.Option(help="The class of each video, in their order.")],
-    audio: Sound = None,
     site: Annotated[list[str] | None, typer.Option(help="Whose activations are read; may be repeated.")] = None,
     where: Annotated[str, typer.Option(help="Tokens that are pooled.")] = "audio",
     seeds: Annotated[int, typer.Option(min=1, help="Splits into training and test videos.")] = 5,
@@ -290,16 +318,13 @@ def probe(
         typer.Option(help="Of the control task: the type of each video, such as what is seen and heard."),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="A directory for the probes.")] = None,
-    dtype: DType = "float32",
-    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
-    out: Out = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Linear probes of the videos' labels, by site, pooling and layer."""
-    with exit_with_message():
+    with exit_with_message(), inputs.resources.applied():
         from avjax.analysis import probe_features, train_probes
         from avjax.analysis.probes.features import POOLINGS
 
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, order, fps, min_pixels, max_pixels)
+        loaded, prompts = inputs.load()
         labels = _each(prompts, label, "--label")
         features = probe_features(loaded, prompts, site or ("resid_post",), where, pooling or POOLINGS)
         options: dict[str, Any] = {"seeds": tuple(range(seeds)), "validation_fraction": validation}
@@ -309,68 +334,33 @@ def probe(
         if save is not None:
             probes.save(save)
         shown = ("accuracy", "balanced_accuracy", "auroc", "control_accuracy", "selectivity")
-        _show(probes.results, shown, out, as_json, over=("seed",))
+        output.show(probes.results, shown, over=("seed",))
 
 
 @analyses.command()
 def compare(
-    model: ModelPath, prompt: Words, video: Videos,
+    inputs: Inputs, output: Output,
     base: Annotated[str, typer.Option(help="A checkpoint of the same vocabulary; it sees and does not hear.")],
     word: Annotated[list[str] | None, typer.Option(help="A word of the class 'named'; may be repeated.")] = None,
-    audio: Sound = None, caption: Caption = None, max_new_tokens: Tokens = 50, dtype: DType = "float32",
-    order: Order = "media-first", fps: Fps = None, min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
-    out: Out = None, as_json: Json = False,
+    caption: Caption = None, max_new_tokens: Tokens = 50,
 ) -> None:  # fmt: skip
     """What a base without sound would say in place of each token of the captions."""
-    with exit_with_message():
+    with exit_with_message(), inputs.resources.applied():
         import avjax
         from avjax.analysis import compare_with_base, shift_shares
 
-        sampling = (order, fps, min_pixels, max_pixels)
-        loaded, prompts = _loaded(model, dtype, prompt, video, audio, *sampling)
-        other = avjax.load(base, dtype=dtype)
+        loaded, prompts = inputs.load()
+        other = avjax.load(base, dtype=inputs.dtype)
         dataset = compare_with_base(
-            loaded, other, prompts, _prompts(other, prompt, video, "none", *sampling), captions=caption,
+            loaded, other, prompts, inputs.prompts(other, audio="none"), captions=caption,
             classes={"named": word} if word else None, max_new_tokens=max_new_tokens,
         )  # fmt: skip
         typer.echo(f"caveat: {dataset.attrs['caveat']}", err=True)
-        _show(dataset, ("kl_model_base", "kl_base_model", "rank"), out, as_json)
-        if not as_json:
+        output.show(dataset, ("kl_model_base", "kl_base_model", "rank"))
+        if not output.as_json:
             shares = shift_shares(dataset)
             typer.echo(f"share of tokens, of {dataset.sizes['sample']} captions")
             typer.echo(shares["share"].to_pandas().assign(tokens=shares["tokens"].to_pandas()).round(4).to_string())
-
-
-def _loaded(
-    model: str, dtype: str, words: str, videos: Sequence[Path], audio: str | None, *options: Any
-) -> tuple["Model", dict[str, "Prompt"]]:
-    import avjax
-
-    loaded = avjax.load(model, dtype=dtype)
-    return loaded, _prompts(loaded, words, videos, audio, *options)
-
-
-def _prompts(
-    model: "Model",
-    words: str,
-    videos: Sequence[Path],
-    audio: str | None,
-    order: str,
-    fps: float | None,
-    min_pixels: int | None,
-    max_pixels: int | None,
-    opening: str = "",
-    corrupt: Any = (),
-) -> dict[str, "Prompt"]:
-    """A prompt for each video, by its file's name, with the start of the answer."""
-    from avjax.edits.edits import numbered
-
-    names = numbered([path.name for path in videos])
-    settings = {"corrupt": corrupt, "opening": opening, "order": order}
-    return {
-        name: prompt_of(model, words, path, audio, None, None, fps, min_pixels, max_pixels, **settings)
-        for name, path in zip(names, videos, strict=True)
-    }
 
 
 def _metrics(prompts: Mapping[str, Any], answer: list[str], other: list[str] | None) -> tuple[dict[str, Any], str]:
@@ -397,29 +387,19 @@ def _each(prompts: Mapping[str, Any], words: Sequence[str], option: str) -> dict
     return dict(zip(prompts, list(words) * (len(prompts) if len(words) == 1 else 1), strict=True))
 
 
-def _show(
-    dataset: "xr.Dataset", names: Sequence[str], out: Path | None, as_json: bool, over: Sequence[str] = ()
-) -> None:
-    """Prints means over samples of some variables, or the whole dataset as JSON; writes it where asked."""
-    if out is not None:
-        dataset.to_netcdf(out, engine="h5netcdf")
-    if as_json:
-        typer.echo(json.dumps(_plain(dataset.to_dict()), default=str, allow_nan=False))
-        return
+def print_means(dataset: "xr.Dataset", names: Sequence[str], over: Sequence[str] = ()) -> None:
+    """Means over samples, and over other dimensions, of those variables that the dataset has."""
     from avjax.analysis.means import floor_line, mean_table
     from avjax.statistics import below_floor
 
-    for name in names:
-        if name in dataset:
-            dims, units = ("sample", *over), str(dataset[name].attrs.get("units", ""))
-            values, below = (
-                dataset[name].mean([d for d in dims if d in dataset[name].dims]),
-                below_floor(dataset, name, dims),
-            )
-            typer.echo(f"{name} ({units}), mean over {_clips(dataset, name)} clips")
-            typer.echo(mean_table(values, below))
-            if line := floor_line(below, dataset.get(f"{name}_floor"), units):
-                typer.echo(line)
+    for name in (name for name in names if name in dataset):
+        dims, units = ("sample", *over), str(dataset[name].attrs.get("units", ""))
+        means = dataset[name].mean([d for d in dims if d in dataset[name].dims])
+        below = below_floor(dataset, name, dims)
+        typer.echo(f"{name} ({units}), mean over {_clips(dataset, name)} clips")
+        typer.echo(mean_table(means, below))
+        if line := floor_line(below, dataset.get(f"{name}_floor"), units):
+            typer.echo(line)
 
 
 def _clips(dataset: "xr.Dataset", name: str) -> str:

@@ -3,8 +3,9 @@
 import contextlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,20 +13,15 @@ from avjax.cli.analyses import analyses
 from avjax.cli.options import (
     MODEL_HELP,
     Audio,
-    Cache,
     Commands,
     DType,
-    Fidelity,
-    Fps,
     Image,
-    MaxPixels,
-    Memory,
-    MinPixels,
     ModelPath,
     Order,
     Positions,
+    Reading,
+    Resources,
     Rules,
-    Sync,
     Video,
     exit_with_message,
     isolated_reader,
@@ -33,6 +29,11 @@ from avjax.cli.options import (
 )
 from avjax.cli.plan import plan
 from avjax.cli.runs import RunGroup, run_spec, runs, schema
+
+if TYPE_CHECKING:
+    from avjax.engine.generate import Generation
+    from avjax.model import Model
+    from avjax.prompts.prompt import Prompt
 
 app = Commands(
     help="Interventions on audio-visual language models, in JAX.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -68,6 +69,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 @analyses.callback(invoke_without_command=True)
 def run(
     context: typer.Context,
+    *,
     model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The user's words.")] = None,
     video: Video = None,
@@ -89,13 +91,8 @@ def run(
     ] = None,
     allow_noop: Annotated[bool, typer.Option(help="Run rules that touch nothing.")] = False,
     dtype: DType = "float32",
-    fps: Fps = None,
-    min_pixels: MinPixels = None,
-    max_pixels: MaxPixels = None,
-    sync: Sync = None,
-    media: Fidelity = None,
-    memory_bytes: Memory = None,
-    cache_dir: Cache = None,
+    reading: Reading,
+    resources: Resources,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Caption a clip, clean and under each rule, side by side; run an analysis: `avjax run knockout --help`; or run a
@@ -108,62 +105,72 @@ def run(
         return
     if model is None or prompt is None:
         raise typer.BadParameter(f"expected --model and --prompt, got no {'--model' if model is None else '--prompt'}")
-    with exit_with_message():
+    with exit_with_message(), resources.applied():
         import avjax
         from avjax.cli.tables import caption_rows, print_captions
         from avjax.edits.rules import parse_rules
-        from avjax.prompts.compat import checked_compat, max_new_tokens_for
 
-        rules = [parse_rules(text) for text in rule or []]  # before anything slow
-        if cache_dir is not None:
-            avjax.cache_compilations(cache_dir)
+        variants = [parse_rules(text) for text in rule or []]  # before anything slow
         loaded = avjax.load(model, dtype=dtype)
-        sampling = (fps, min_pixels, max_pixels)
-        protocol = {"order": order, "positions": positions, "sync": sync, "media": media}
-        made = prompt_of(loaded, prompt, video, audio, image, system, *sampling, **protocol)
-        options: dict[str, Any] = {"compat": compat, "allow_noop": allow_noop, "memory_bytes": memory_bytes}
-        if rules:
-            limit = max_new_tokens_for(checked_compat(compat), max_new_tokens)
-            planned = avjax.plan(loaded, made, rules, avjax.metrics.Caption(limit), **options)
-            typer.echo(f"plan: {planned}", err=True)
-        generations = avjax.generate_variants(
-            loaded, made, [(), *rules], max_new_tokens=max_new_tokens, keep_logits=False, **options
-        )
-        names = ["clean", *("; ".join(map(str, edits)) for edits in rules)]
+        words = {"system": system, "order": order, "positions": positions}
+        clip = prompt_of(loaded, prompt, reading, video=video, audio=audio, image=image, **words)
+        settings: dict[str, Any] = {"compat": compat, "allow_noop": allow_noop}
+        if variants:
+            generations = _planned_captions(loaded, clip, variants, max_new_tokens, **settings)
+        else:
+            generations = avjax.generate_variants(
+                loaded, clip, [()], max_new_tokens=max_new_tokens, keep_logits=False, **settings
+            )
+        names = ["clean", *("; ".join(map(str, edits)) for edits in variants)]
         if as_json:
-            shown = {"model": model, "prompt": prompt, "tokens": made.counts(), "order": made.order, "compat": compat}
-            shown |= {"positions": positions, "media": media or "avjax", "variants": caption_rows(names, generations)}
+            shown = {"model": model, "prompt": prompt, "tokens": clip.counts(), "order": clip.order, "compat": compat}
+            shown |= {"positions": positions, "media": reading.media or "avjax"}
+            shown |= {"variants": caption_rows(names, generations)}
             typer.echo(json.dumps(shown, indent=2, ensure_ascii=False))
         else:
-            print_captions(made, names, generations)
+            print_captions(clip, names, generations)
+
+
+def _planned_captions(
+    model: "Model", prompt: "Prompt", variants: Sequence[Any], max_new_tokens: int | None, **settings: Any
+) -> list["Generation"]:
+    """Captions, clean and of each variant, after saying what they cost; prepared once for both."""
+    from avjax.edits.identities import refuse_identities
+    from avjax.engine.generate import decoded, generation_penalty
+    from avjax.metrics import Caption
+    from avjax.sweeping.cost import cost
+    from avjax.sweeping.prepare import prepare
+
+    refuse_identities(variants, settings["allow_noop"])
+    sweep = prepare(model, prompt, variants, Caption(max_new_tokens), **settings)
+    typer.echo(f"plan: {cost(sweep, calibrate=True)}", err=True)
+    (session,), (caption,) = sweep.sessions.values(), sweep.captions
+    return decoded(session, caption.limit, generation_penalty(session), "replay")
 
 
 @app.command()
 def demo(
+    *,
     clip: Annotated[Path | None, typer.Option(help="A video with sound, in place of clips of the tiny world.")] = None,
     out: Annotated[Path, typer.Option(help="Directory for the page, figures, clips and numbers.")] = Path("avjax-demo"),
-    cache_dir: Annotated[
-        Path | None, typer.Option(help="Where compiled programs are kept; by default the user's cache directory.")
-    ] = None,
+    resources: Resources,
 ) -> None:
     """The paper's main experiments on the built-in tiny-av, in a minute; leaves a page to open."""
-    with exit_with_message():
-        import avjax
+    with exit_with_message(), resources.applied():
         from avjax.demo.show import show
-        from avjax.devices.compilation import default_cache
+        from avjax.devices.compilation import cache_compilations, default_cache
 
-        if cache_dir is not None:
-            avjax.cache_compilations(cache_dir)
-        else:
-            # Without a place of its own the demo is slower, not wrong.
+        if resources.cache_dir is None:
+            # Without a directory that it can write to the demo is slower, not wrong.
             with contextlib.suppress(OSError, RuntimeError):
-                avjax.cache_compilations(default_cache())
+                cache_compilations(default_cache())
         show(clip, out)
 
 
 @app.command()
 def inspect(
     clip: Annotated[Path, typer.Argument(help="A video, sound or image file.")],
+    *,
     model: ModelPath,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help="The user's words.")] = "Describe this.",
     audio: Annotated[
@@ -171,11 +178,7 @@ def inspect(
     ] = None,
     order: Order = "media-first",
     positions: Positions = "trained",
-    fps: Fps = None,
-    min_pixels: MinPixels = None,
-    max_pixels: MaxPixels = None,
-    sync: Sync = None,
-    media: Fidelity = None,
+    reading: Reading,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show the tokens that a model sees of a clip: spans, counts, seconds and positions."""
@@ -186,12 +189,10 @@ def inspect(
         from avjax.prompts.processor import FROM_VIDEO
 
         processor = load_processor(model)
-        options = processor.options.override(
-            fps=fps, min_pixels=min_pixels, max_pixels=max_pixels, sync=sync, media=media
-        )
+        options = processor.options.override(**vars(reading))
         with isolated_reader() as reader:
             kind = reader.media_kind(clip)
-            made = processor.with_reader(reader).prompt(
+            prompted = processor.with_reader(reader).prompt(
                 prompt,
                 video=clip if kind == "video" else None,
                 audio=clip if kind == "audio" else "auto" if audio is None else audio,
@@ -201,13 +202,13 @@ def inspect(
                 order=order,  # pyright: ignore[reportArgumentType] - checked there
                 positions=positions,  # pyright: ignore[reportArgumentType]
             )
-            own_sound = kind == "video" and "audio" in made.counts() and audio in (None, FROM_VIDEO, str(clip))
+            own_sound = kind == "video" and "audio" in prompted.counts() and audio in (None, FROM_VIDEO, str(clip))
             offset = reader.sound_offset_seconds(clip) if own_sound else 0.0
         if as_json:
-            shown = {"clip": str(clip), "tokens": made.counts(), "sound_offset_seconds": offset}
-            typer.echo(json.dumps({**shown, "spans": span_rows(made)}, indent=2))
+            shown = {"clip": str(clip), "tokens": prompted.counts(), "sound_offset_seconds": offset}
+            typer.echo(json.dumps({**shown, "spans": span_rows(prompted)}, indent=2))
             return
-        print_layout(made, str(clip))
+        print_layout(prompted, str(clip))
         if abs(offset) > 1 / TOKENS_PER_SECOND:
             side = "after" if offset > 0 else "before"
             advice = f"--media {options.media} does not keep that" if options.as_published else "see --sync"

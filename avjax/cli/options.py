@@ -1,6 +1,7 @@
 """Options that commands share, and what they make of them."""
 
 import contextlib
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from avjax.cli.option_groups import with_option_groups
 from avjax.prompts.wording import as_options
 
 if TYPE_CHECKING:
@@ -16,20 +18,27 @@ if TYPE_CHECKING:
     from avjax.model import Model
     from avjax.prompts.prompt import Prompt
 
+READING, RESOURCES = "How clips are read", "Resources"  # panels of `--help`
 MODEL_HELP = "tiny-av, tiny-vl, a converted or Hugging Face directory, or a hub id."
 ModelPath = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)]
 DType = Annotated[str, typer.Option(help="float32 or bfloat16.")]
-Fps = Annotated[float | None, typer.Option(help="Video frames per second that the model looks at.")]
-MinPixels = Annotated[int | None, typer.Option(help="Smallest resized frame, in pixels.")]
-MaxPixels = Annotated[int | None, typer.Option(help="Largest resized frame, in pixels.")]
+Fps = Annotated[
+    float | None, typer.Option(rich_help_panel=READING, help="Video frames per second that the model looks at.")
+]
+MinPixels = Annotated[int | None, typer.Option(rich_help_panel=READING, help="Smallest resized frame, in pixels.")]
+MaxPixels = Annotated[int | None, typer.Option(rich_help_panel=READING, help="Largest resized frame, in pixels.")]
 Sync = Annotated[
     str | None,
-    typer.Option(help="Where a video's sound lies: 'clock', under its picture, or 'published', without gaps."),
+    typer.Option(
+        rich_help_panel=READING,
+        help="Where a video's sound lies: 'clock', under its picture, or 'published', without gaps.",
+    ),
 ]
 Fidelity = Annotated[
     str | None,
     typer.Option(
         "--media",
+        rich_help_panel=READING,
         help="How files are read: 'avjax', as players show them, or 'qwen-omni-utils', as that package does.",
     ),
 ]
@@ -55,8 +64,14 @@ Positions = Annotated[
     str, typer.Option(help="trained, or transformers-5.3: as transformers 5.22 to 5.24 number Qwen2.5-VL.")
 ]
 Tokens = Annotated[int, typer.Option(min=1, help="The most tokens of a caption.")]
-Memory = Annotated[int | None, typer.Option(help="Bytes beside the parameters; by default half of what is free.")]
-Cache = Annotated[Path | None, typer.Option(help="A directory where compiled programs and encoder outputs are kept.")]
+Memory = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=RESOURCES, help="Bytes beside the parameters; by default half of what is free."),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(rich_help_panel=RESOURCES, help="A directory that keeps compiled programs and encoder outputs."),
+]
 
 
 def refuse_repeated(command: Any, ctx: Any, args: list[str]) -> None:
@@ -80,10 +95,15 @@ class OnceCommand(TyperCommand):
 
 
 class Commands(typer.Typer):
-    """A group of such commands."""
+    """A group of such commands, which may take options in groups."""
 
     def command(self, *args: Any, **settings: Any) -> Callable[..., Any]:
-        return super().command(*args, **{"cls": OnceCommand, **settings})
+        register = super().command(*args, **{"cls": OnceCommand, **settings})
+        return lambda command: register(with_option_groups(command))
+
+    def callback(self, *args: Any, **settings: Any) -> Callable[..., Any]:
+        register = super().callback(*args, **settings)
+        return lambda command: register(with_option_groups(command))
 
 
 @contextlib.contextmanager
@@ -96,32 +116,52 @@ def exit_with_message() -> Iterator[None]:
         raise typer.Exit(2) from error
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reading:
+    """How clips are sampled, resized and read."""
+
+    fps: Fps = None
+    min_pixels: MinPixels = None
+    max_pixels: MaxPixels = None
+    sync: Sync = None
+    media: Fidelity = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What a command may use of the machine."""
+
+    memory_bytes: Memory = None
+    cache_dir: Cache = None
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """The bound of memory holds meanwhile; the caches stay."""
+        from avjax.devices.compilation import cache_compilations
+        from avjax.devices.memory import memory_limit
+        from avjax.models.encoder_cache import cache_encodings
+
+        if self.cache_dir is not None:
+            cache_compilations(self.cache_dir)
+            cache_encodings(self.cache_dir / "encoded")
+        with memory_limit(self.memory_bytes):
+            yield
+
+
 def prompt_of(
     model: "Model",
     text: str,
+    reading: Reading,
+    *,
     video: Path | None,
     audio: str | None,
-    image: list[Path] | None,
-    system: str | None,
-    fps: float | None,
-    min_pixels: int | None,
-    max_pixels: int | None,
-    corrupt: Any = (),
-    opening: str = "",
-    order: Any = "media-first",
-    positions: Any = "trained",
-    sync: str | None = None,
-    media: str | None = None,
+    image: list[Path] | None = None,
+    **words: Any,
 ) -> "Prompt":
-    """A prompt from what the command line gives."""
-    options = {"fps": fps, "min_pixels": min_pixels, "max_pixels": max_pixels, "corrupt": corrupt, "opening": opening}
-    options |= {"sync": sync, "media": media}
-    sound = "auto" if audio is None else audio
+    """A prompt from what the command line gives; `words` are more of `Model.prompt`."""
+    files = {"video": video, "audio": "auto" if audio is None else audio, "image": image}
     with isolated_reader() as reader:
-        files = {"video": video, "audio": sound, "image": image}
-        return model.with_reader(reader).prompt(
-            text, **files, system=system, order=order, positions=positions, **options
-        )
+        return model.with_reader(reader).prompt(text, **files, **words, **vars(reading))
 
 
 def isolated_reader() -> "IsolatedReader":

@@ -7,19 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avjax.cli.options import (
-    MODEL_HELP,
-    Audio,
-    Fps,
-    Image,
-    MaxPixels,
-    Memory,
-    MinPixels,
-    Rules,
-    Video,
-    exit_with_message,
-    prompt_of,
-)
+from avjax.cli.options import MODEL_HELP, Audio, Image, Reading, Resources, Rules, Video, exit_with_message, prompt_of
 
 if TYPE_CHECKING:
     from avjax.prompts.compat import Compat
@@ -28,6 +16,7 @@ YAML = (".yaml", ".yml")
 
 
 def plan(
+    *,
     model: Annotated[str | None, typer.Option("--model", "-m", help=MODEL_HELP)] = None,
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The user's words.")] = None,
     video: Video = None,
@@ -48,10 +37,8 @@ def plan(
         str | None,
         typer.Option(help="float32 or bfloat16; by default the specification's, else float32, on a topology bfloat16."),
     ] = None,
-    fps: Fps = None,
-    min_pixels: MinPixels = None,
-    max_pixels: MaxPixels = None,
-    memory_bytes: Memory = None,
+    reading: Reading,
+    resources: Resources,
     topology: Annotated[
         str | None,
         typer.Option(help="TPU chips, such as v5e:2x4; compiles for them, needs none, nor a model's weights."),
@@ -74,13 +61,13 @@ def plan(
 
     Of a specification its grid, metrics, settings and words are planned; options come before them.
     """
-    with exit_with_message():
+    with exit_with_message(), resources.applied():
         asked = _asked(grid, rule, answer, continuation, max_new_tokens, labelled=topology is None)
-        if memory_bytes is not None:
-            asked = dataclasses.replace(asked, memory_bytes=memory_bytes)
+        if resources.memory_bytes is not None:
+            asked = dataclasses.replace(asked, memory_bytes=resources.memory_bytes)
         here = {"--model": model, "--prompt": prompt, "--video": video, "--audio": audio, "--image": image or None}
         here |= {"--order": order}
-        here |= {"--fps": fps, "--min-pixels": min_pixels, "--max-pixels": max_pixels}
+        here |= {f"--{name.replace('_', '-')}": value for name, value in vars(reading).items()}
         there = {"--config": config, "--prompt-tokens": prompt_tokens, "--mesh": mesh, "--quick": quick or None}
         if topology is not None:
             _refuse(here, "plan --topology: expected --config and --prompt-tokens")
@@ -96,22 +83,11 @@ def plan(
         from avjax.cli.tables import print_plan
 
         loaded = avjax.load(model, dtype=dtype or asked.dtype or "float32")
-        made = prompt_of(
-            loaded,
-            text,
-            video,
-            audio,
-            image,
-            asked.system,
-            fps,
-            min_pixels,
-            max_pixels,
-            opening=asked.opening,
-            order=order or asked.order,
-            positions=asked.positions,
-        )
+        words = {"system": asked.system, "opening": asked.opening, "order": order or asked.order}
+        words |= {"positions": asked.positions}
+        clip = prompt_of(loaded, text, reading, video=video, audio=audio, image=image, **words)
         settings = {name: getattr(asked, name) for name in ("compat", "allow_noop", "memory_bytes")}
-        planned = avjax.plan(loaded, made, asked.cells, asked.metrics, **settings)
+        planned = avjax.plan(loaded, clip, asked.cells, asked.metrics, **settings)
         if as_json:
             typer.echo(json.dumps(dataclasses.asdict(planned) | {"speedup": planned.speedup}, indent=2))
         else:

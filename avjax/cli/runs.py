@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from avjax.cli.options import Cache, Commands, exit_with_message, refuse_repeated
+from avjax.cli.options import Commands, Resources, exit_with_message, refuse_repeated
 
 # Exit statuses; 74 and 75 are EX_IOERR and EX_TEMPFAIL of sysexits.h.
 FAILED, DIFFERENT, UNWRITTEN, RESUME = 3, 4, 74, 75
@@ -53,6 +53,7 @@ class RunGroup(TyperGroup):
 
 
 def run_spec(
+    *,
     spec: Annotated[Path | None, typer.Argument(help="A YAML or JSON file; `avjax schema` describes it.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, such as grid.layers.width=8.")] = None,
     store: Annotated[str | None, typer.Option(help="In place of the specification's store.")] = None,
@@ -62,7 +63,7 @@ def run_spec(
     distributed: Annotated[
         bool, typer.Option("--distributed", help="Join the processes that Slurm, GKE, MPI or a TPU VM has started.")
     ] = False,
-    cache_dir: Cache = None,
+    resources: Resources,
     log_json: Annotated[
         str | None, typer.Option(help="A file that gets a line of JSON for each event; '-' is standard error.")
     ] = None,
@@ -78,15 +79,15 @@ def run_spec(
     others are there; 4, with --repeat, cells differ; 74, the store or the log cannot be written (a full disk); 75, it
     was asked to stop (SIGTERM, Ctrl-C). After 74 and 75, run it again to go on.
     """
-    with exit_with_message(), _preempted():
-        import avjax
+    with exit_with_message(), resources.applied(), _preempted():
         from avjax.cli.tables import print_plan
         from avjax.devices.processes import everyone
         from avjax.runs.prepare import prepare_run
         from avjax.runs.repeat import check_comparable, run_to_repeat, spec_of_run
         from avjax.runs.store import Store
 
-        words = overrides or []
+        words = list(overrides or [])
+        words += [] if resources.memory_bytes is None else [f"memory_bytes={resources.memory_bytes}"]
         if repeat is not None and spec is not None and "=" in str(spec):
             spec, words = None, [str(spec), *words]
         if spec is not None and repeat is not None:
@@ -104,9 +105,6 @@ def run_spec(
             if repeat is not None and store is None:
                 raise ValueError("--repeat --distributed: expected --store, which all processes share; add it")
             read = _joined(read)
-        if cache_dir is not None:
-            avjax.cache_compilations(cache_dir)
-            avjax.cache_encodings(cache_dir / "encoded")
         prepared = prepare_run(read)
         if dry_run:
             print_plan(prepared.plan(share))

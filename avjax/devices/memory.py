@@ -1,7 +1,9 @@
 """How much memory a sweep may use when nobody says."""
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -11,6 +13,18 @@ from jax.sharding import Mesh
 from avjax.devices.processes import Team
 
 MEMORY_SHARE = 0.5  # of what is free, when no budget is given
+_limit: int | None = None
+
+
+@contextlib.contextmanager
+def memory_limit(memory_bytes: int | None) -> Iterator[None]:
+    """What `memory_bytes=None` means meanwhile, in all threads; None is the default."""
+    global _limit
+    before, _limit = _limit, memory_bytes
+    try:
+        yield
+    finally:
+        _limit = before
 
 
 def checked_memory_bytes(memory_bytes: int | None) -> int:
@@ -19,6 +33,8 @@ def checked_memory_bytes(memory_bytes: int | None) -> int:
     Raises:
       ValueError: it is no number of bytes.
     """
+    if memory_bytes is None:
+        memory_bytes = _limit
     if memory_bytes is None:
         return default_memory_bytes()
     if isinstance(memory_bytes, bool) or not isinstance(memory_bytes, int | np.integer):

@@ -1,6 +1,7 @@
 """A sweep in this process: sessions one after the other, their readings scored in blocks of variants."""
 
 import collections
+import dataclasses
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
@@ -59,20 +60,62 @@ def computed(
       drawn: samples of which cells may be computed again for it; None takes some of those given.
     """
     settings = {"memory_bytes": memory_bytes, "compat": compat, "allow_noop": allow_noop, "floor": floor}
+    prepared = prepare_slices(model, prompts, grid, metrics, **settings)
+    return prepared.compute(executor=executor, progress=progress, drawn=drawn)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PreparedSlices:
+    """A sweep that is checked on each slice of the model's mesh, ready to be computed once.
+
+    Attributes:
+      by_slice: what each slice here computes, by its index.
+    """
+
+    model: Model
+    prompts: Mapping[Any, Prompt]
+    compat: Compat | None
+    slices: Sequence[Slice]
+    by_slice: Mapping[int, Sweep]
+
+    def compute(
+        self, *, executor: Executor = "replay", progress: bool = True, drawn: Collection[Any] | None = None
+    ) -> xr.Dataset:
+        """The dataset; see `computed`. Sessions are used up."""
+        order = common_order(self.prompts.values())
+        attributes = provenance(self.model, executor=executor, compat=self.compat, order=order)
+
+        def swept(part: Slice) -> xr.Dataset:
+            own = self.by_slice[part.index]
+            again = drawn_samples([*own.prompts], len(own.cells.cells)) if drawn is None else drawn
+            return _swept(own, executor, attributes, again, progress and part is self.slices[0])
+
+        team = Team(self.model.mesh)
+        return _in_order(team.merged(run_slices(swept, self.slices, team)), [*self.prompts])
+
+
+def prepare_slices(
+    model: Model,
+    prompts: Prompt | Sequence[Prompt] | Mapping[Any, Prompt],
+    grid: Grid | Edit | str | Sequence[Any],
+    metrics: Metric | Sequence[Metric],
+    *,
+    compat: Compat | None = None,
+    **settings: Any,
+) -> PreparedSlices:
+    """Checks a sweep on each slice of the model's mesh; `settings` are those of `prepare`.
+
+    Raises:
+      ValueError: something does not fit.
+    """
     named = named_prompts(prompts)
     parts, team = [part for part in slices_here(model) if part.deal(named)], Team(model.mesh)
-    attributes = provenance(model, executor=executor, compat=compat, order=common_order(named.values()))
 
     def checked(part: Slice) -> Sweep:
-        return prepare(part.model, part.deal(named), grid, metrics, **settings)
+        return prepare(part.model, part.deal(named), grid, metrics, compat=compat, **settings)
 
-    def swept(part: Slice) -> xr.Dataset:
-        own = planned[part.index]
-        again = drawn_samples([*own.prompts], len(own.cells.cells)) if drawn is None else drawn
-        return _swept(own, executor, attributes, again, progress and part is parts[0])
-
-    planned = run_slices(checked, parts, team, in_turn=True)
-    return _in_order(team.merged(run_slices(swept, parts, team)), [*named])
+    by_slice = run_slices(checked, parts, team, in_turn=True)
+    return PreparedSlices(model=model, prompts=named, compat=compat, slices=parts, by_slice=by_slice)
 
 
 def _swept(

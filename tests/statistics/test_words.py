@@ -54,7 +54,7 @@ def test_probabilities(omni_model, prompt, expected, executor):
         assert got[f"Prob_{word}"].attrs["answer_tokens"] == str([list(f) for f in forms_of(omni_model, word)])
 
 
-@pytest.mark.parametrize("pair", itertools.combinations(WORDS, 2), ids="-".join)
+@pytest.mark.parametrize("pair", [*itertools.combinations(WORDS, 2)], ids="-".join)
 def test_logit_differences(omni_model, prompt, expected, pair):
     """Of words that share their first token too, and of words of one token as before."""
     got = avjax.sweep(omni_model, prompt, RULE, metrics.LogitDiff(*pair), progress=False)
