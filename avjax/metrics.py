@@ -483,8 +483,8 @@ class AttentionMass(Metric):
         return self.query, self.key
 
     def attributes(self, model: Model) -> dict[str, Any]:
-        about = {"query": str(self.query), "key": str(self.key)}
-        return about if self.text is None else about | {"continuation": str(self.text)}
+        attributes = {"query": str(self.query), "key": str(self.key)}
+        return attributes if self.text is None else attributes | {"continuation": str(self.text)}
 
     def __call__(self, view: View) -> Values:
         assert view.mass is not None and view.key_share is not None

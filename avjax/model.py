@@ -21,7 +21,7 @@ from avjax.media.corruption import Corruption
 from avjax.media.reading import Reader
 from avjax.media.sources import ImageSource, VideoSource
 from avjax.models.config import ModelConfig
-from avjax.models.encoder_cache import kept, same_buffers
+from avjax.models.encoder_cache import cached_encoding, same_buffers
 from avjax.models.encoding import encode_audio, encode_vision
 from avjax.models.network import Network
 from avjax.prompts.processor import Order, Processor, Sound
@@ -259,7 +259,10 @@ class Model:
         # Models made from this one share the cache, but not what other parameters computed.
         if key not in cache or not all(map(same_buffers, cache[key][0], parameters)):
             name = "vision" if isinstance(clip, VisionFeatures) else "audio"
-            cache[key] = (parameters, kept(self.host, name, tower, self.dtype, key, lambda: self._encode_clip(clip)))
+            cache[key] = (
+                parameters,
+                cached_encoding(self.host, name, tower, self.dtype, key, lambda: self._encode_clip(clip)),
+            )
             while len(cache) > CACHED_CLIPS:
                 cache.popitem(last=False)
         cache.move_to_end(key)

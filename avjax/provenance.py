@@ -65,12 +65,15 @@ def git_state(directory: Path) -> dict[str, Any] | None:
     # It neither writes to the repository nor runs the monitor that the repository may name.
     git = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(directory)]
 
-    def said(*words: str) -> str:
+    def git_output(*words: str) -> str:
         done = subprocess.run([*git, *words], capture_output=True, text=True, check=True, timeout=GIT_SECONDS)
         return done.stdout
 
     try:
-        return {"commit": said("rev-parse", "HEAD").strip(), "dirty": bool(said("status", "--porcelain", "-uno"))}
+        return {
+            "commit": git_output("rev-parse", "HEAD").strip(),
+            "dirty": bool(git_output("status", "--porcelain", "-uno")),
+        }
     except (OSError, UnicodeDecodeError, subprocess.SubprocessError):
         return None
 

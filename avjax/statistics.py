@@ -82,13 +82,15 @@ def bootstrap(
             _add(columns, {f"{name}_floor": floor}, name)
             below = _marks(columns.get(name if _is_change_itself(dataset[name]) else f"{name}_change"), floor)
             _add(columns, {} if below is None else {f"{name}_below_floor": below}, name)
-    about = _attributes(dataset.sizes[over], over, plan, level, method, adjust)
-    about["skipped"] = ", ".join(str(n) for n, v in dataset.data_vars.items() if over in v.dims and n not in variables)
+    attributes = _attributes(dataset.sizes[over], over, plan, level, method, adjust)
+    attributes["skipped"] = ", ".join(
+        str(n) for n, v in dataset.data_vars.items() if over in v.dims and n not in variables
+    )
     if too_few:
-        about["no_interval"] = f"fewer than {MIN_SAMPLES} samples along {over}: {', '.join(too_few)}"
+        attributes["no_interval"] = f"fewer than {MIN_SAMPLES} samples along {over}: {', '.join(too_few)}"
     if distances := [n for n, v in variables.items() if v.attrs.get("distance") and not n.endswith("_clean")]:
-        about["not_tested"] = f"{', '.join(distances)}: {NOT_TESTED}"
-    return xr.Dataset(columns, attrs={**dataset.attrs, **about})
+        attributes["not_tested"] = f"{', '.join(distances)}: {NOT_TESTED}"
+    return xr.Dataset(columns, attrs={**dataset.attrs, **attributes})
 
 
 def below_floor(dataset: xr.Dataset, name: str, dims: Any = "sample") -> xr.DataArray | None:
@@ -250,9 +252,9 @@ def _averaged(
 
 
 def _summary(name: str, variable: xr.DataArray, template: xr.DataArray, means: Means) -> dict[str, xr.DataArray]:
-    about = {k: v for k, v in variable.attrs.items() if k != "averages"}
+    attributes = {k: v for k, v in variable.attrs.items() if k != "averages"}
     columns = {"": means.value, "_low": means.low, "_high": means.high}
-    arrays = {name + suffix: _like(template, column, about) for suffix, column in columns.items()}
+    arrays = {name + suffix: _like(template, column, attributes) for suffix, column in columns.items()}
     return {**arrays, f"{name}_count": _like(template, means.count, {"units": "count"})}
 
 
@@ -311,13 +313,13 @@ def _attributes(
     interval = f"{words[method]} over {over}, level {level:g}, n {n}{drawn}"
     if n < MIN_SAMPLES:
         interval = f"none: {n} samples along {over}, at least {MIN_SAMPLES} are needed ({interval})"
-    about = {"interval": interval, "method": method, "level": level, "samples": n}
+    attributes = {"interval": interval, "method": method, "level": level, "samples": n}
     if adjust is not None:
-        about["adjust"] = (
+        attributes["adjust"] = (
             f"Benjamini-Hochberg over the cells of each NAME_change, false discovery rate {1 - level:.4g}; cells "
             "without an interval are left out"
         )
-    return about
+    return attributes
 
 
 def _ratio(numerator: Any, denominator: Any, name: str, least: Any) -> Any:

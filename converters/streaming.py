@@ -50,8 +50,8 @@ def _with_chunks(metadata: dict[str, Any], shape: tuple[int, ...]) -> dict[str, 
 
 def open_parameters(directory: Path) -> dict[str, ts.TensorStore]:
     """Every saved parameter by its dotted path, unread."""
-    found = {}
+    parameters = {}
     for array in sorted(directory.glob("*/.zarray")):
         spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": f"{array.parent.absolute()}/"}}
-        found[array.parent.name] = ts.open(spec, open=True).result()
-    return found
+        parameters[array.parent.name] = ts.open(spec, open=True).result()
+    return parameters

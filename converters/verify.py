@@ -140,9 +140,9 @@ def _audio_rows(tower: AudioTower, reference: Any, rng: np.random.Generator) -> 
     chunks = -(-MEL_FRAMES // frames)
     padded = np.pad(mel, ((0, chunks * frames - MEL_FRAMES), (0, 0))).reshape(chunks, frames, -1)
     lengths = jnp.asarray(chunk_lengths(MEL_FRAMES, frames, chunks))
-    _, seen = tower(jnp.asarray(padded), lengths, capture_layers=True)
+    _, captures = tower(jnp.asarray(padded), lengths, capture_layers=True)
     for i, expected in enumerate(layers):
-        got = np.asarray(seen)[i].reshape(-1, tower.cfg.embed_dim)[: num_positions(MEL_FRAMES)]
+        got = np.asarray(captures)[i].reshape(-1, tower.cfg.embed_dim)[: num_positions(MEL_FRAMES)]
         yield _row(f"audio tower, layer {i}", got, expected, TOWER_TOLERANCE)
     yield _row("audio tower, output", encode_audio(tower, mel, jnp.float32), output, TOWER_TOLERANCE)
 
@@ -160,9 +160,9 @@ def _vision_rows(model: Model, reference: Any, rng: np.random.Generator) -> Iter
     layout = window_layout(tower.cfg, height, width)
     windows = np.where(layout.valid[..., None], patches.reshape(steps, height * width, -1)[:, layout.patch_index], 0)
     capture = jax.jit(lambda tower, *args: tower(*args, capture_layers=True)[1])
-    seen = capture(tower, jnp.asarray(windows), layout.rows_columns, layout.valid)
+    captures = capture(tower, jnp.asarray(windows), layout.rows_columns, layout.valid)
     for i, expected in enumerate(layers):
-        got = np.asarray(seen[i])[:, layout.valid].reshape(expected.shape)
+        got = np.asarray(captures[i])[:, layout.valid].reshape(expected.shape)
         yield _row(f"vision tower, layer {i}", got, expected, TOWER_TOLERANCE)
     yield _row("vision tower, output", encode_vision(tower, patches, GRID, jnp.float32), output, TOWER_TOLERANCE)
 

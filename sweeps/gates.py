@@ -30,9 +30,9 @@ def main() -> None:
     )  # fmt: skip
     print(f"cut {int(dataset['cut'].sum())} of {dataset['cut'].size}: {dataset.attrs['edits']}")
     variants = {str(s): [r] * bool(r) for s, r in zip(dataset["set"].values[:6], dataset["edits"].values, strict=False)}
-    said = [(test.clips[n], behaviour.caption(model, p, variants)) for n, p in test.prompts.items()]
+    by_clip = [(test.clips[n], behaviour.caption(model, p, variants)) for n, p in test.prompts.items()]
     for name in variants:
-        scores = [behaviour.score(captions[name].text or "", clip) for clip, captions in said]
+        scores = [behaviour.score(captions[name].text or "", clip) for clip, captions in by_clip]
         rates = {w: sum(getattr(s, w) for s in scores) / len(scores) for w in ("sound", "suggested", "picture")}
         print(f"{name:11} {float(dataset['change'].sel(set=name)):+.2f} nats; captions:", rates)
     if options.out is not None:

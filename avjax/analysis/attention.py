@@ -116,8 +116,8 @@ def attention_mass(
         for name, one in asked.items():
             datasets.append(_reduced(one, *_read(sessions.pop(name), keys, one.rows), per_token))
             bar.advance(1)
-    about = {"query": str(query), "edits": "; ".join(map(str, changes)) or None}
-    return with_prompts(_dataset(model, asked, datasets, labels, per_token, about), named)
+    attributes = {"query": str(query), "edits": "; ".join(map(str, changes)) or None}
+    return with_prompts(_dataset(model, asked, datasets, labels, per_token, attributes), named)
 
 
 def _refuse_absent(name: Any, prompt: Prompt, keys: Sequence[Selector], query: Selector) -> None:
@@ -176,9 +176,9 @@ def _masses(
     decoder: Decoder, inputs: Inputs, edit: Intervention | None, rows: jax.Array, members: jax.Array
 ) -> tuple[list[jax.Array], jax.Array]:
     """[Q, C, L, N] of both sites; and the largest size of what a norm was fed, see `avjax.engine.overflow`."""
-    _, _, seen = prefill(decoder, inputs, edit, capture=(Site.MASS, Site.VALUE_MASS, Site.PEAK))
-    sums = [dot("lnqm,mc->qcln", seen[site][:, :, rows], members) for site in (Site.MASS, Site.VALUE_MASS)]
-    return sums, largest_read(seen[Site.PEAK], inputs)
+    _, _, captures = prefill(decoder, inputs, edit, capture=(Site.MASS, Site.VALUE_MASS, Site.PEAK))
+    sums = [dot("lnqm,mc->qcln", captures[site][:, :, rows], members) for site in (Site.MASS, Site.VALUE_MASS)]
+    return sums, largest_read(captures[Site.PEAK], inputs)
 
 
 def _reduced(asked: CaptionQueries, mass: np.ndarray, weighted: np.ndarray, per_token: bool) -> dict[str, np.ndarray]:

@@ -222,7 +222,7 @@ def _nothing(site: Site, cfg: DecoderConfig, size: int) -> SiteSources:
 
 
 def _dataset(plan: _Screening, found: Mapping[str, np.ndarray], name: str, unit: str) -> xr.Dataset:
-    about = {
+    descriptions = {
         "clean": f"{name} of the clean run",
         "edges": "visible query-key pairs of one head and layer",
         "positions": "tokens of the group",
@@ -230,7 +230,9 @@ def _dataset(plan: _Screening, found: Mapping[str, np.ndarray], name: str, unit:
     }
     variables = {}
     for key, values in found.items():
-        long_name = about.get(key, f"first-order effect on {name} of scaling {key.removesuffix('_estimate')} to 0")
+        long_name = descriptions.get(
+            key, f"first-order effect on {name} of scaling {key.removesuffix('_estimate')} to 0"
+        )
         units = "count" if key in ("edges", "positions") else unit
         attrs = {"units": units, "long_name": long_name, "averages": int(units != "count")}
         variables[key] = (_dims(key), values, attrs)

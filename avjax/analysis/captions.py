@@ -57,8 +57,8 @@ def captioned(
         model.check(prompt)
         given = by_sample[name]
         if given is None:
-            [said] = generate_variants(model, prompt, [()], max_new_tokens=max_new_tokens, keep_logits=False)
-            tokens = said.tokens
+            [generation] = generate_variants(model, prompt, [()], max_new_tokens=max_new_tokens, keep_logits=False)
+            tokens = generation.tokens
         elif isinstance(given, str):
             if not given.strip():
                 raise ValueError(f"captions: the caption of sample {name!r} is empty; give it words, or leave it out")

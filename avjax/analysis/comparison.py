@@ -108,8 +108,8 @@ def check_base(model: Model, base: Model) -> None:
 def _check_words(name: Any, prompt: Prompt, other: Prompt) -> None:
     """The same words before and after the media."""
     words = [KINDS.index(kind) for kind in ("text", "generated")]
-    said = [p.token_ids[np.isin(p.kinds, words) & ~p.special] for p in (prompt, other)]
-    if not np.array_equal(said[0], said[1]):
+    words_of_each = [p.token_ids[np.isin(p.kinds, words) & ~p.special] for p in (prompt, other)]
+    if not np.array_equal(words_of_each[0], words_of_each[1]):
         raise ValueError(
             f"compare: the prompts of sample {name!r} say different words to the model and to the base; make both from "
             "one text, one system turn and one opening"
@@ -124,8 +124,8 @@ def _check_media(name: Any, prompt: Prompt, other: Prompt) -> None:
             f"compare: expected the base's prompt of sample {name!r} to have the model's pictures and no sound, got "
             f"{counts[0]} tokens for the model and {counts[1]} for the base; make it with base.prompt(text, video=...)"
         )
-    seen = [[clip.patches for clip in (*p.videos, *p.images)] for p in (prompt, other)]
-    for mine, its in zip(*seen, strict=True):
+    patches = [[clip.patches for clip in (*p.videos, *p.images)] for p in (prompt, other)]
+    for mine, its in zip(*patches, strict=True):
         if mine.shape == its.shape and not np.allclose(mine, its, atol=1e-3):
             raise ValueError(f"compare: the prompts of sample {name!r} show different pictures to model and base")
 

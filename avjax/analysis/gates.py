@@ -285,11 +285,11 @@ def _intervals(data: xr.Dataset, seed: int) -> xr.Dataset:
     """Mean changes with their bounds, paired over held-out samples; the attributes say how, or why there are none."""
     random = [name for name in data["set"].values if str(name).startswith("random")]
     gained = data["held_out"].sel(set=FOUND, drop=True) - data["held_out"].sel(set=random).mean("set")
-    about = data["held_out"].attrs
+    attributes = data["held_out"].attrs
     columns = xr.Dataset(
         {
-            "change": (data["held_out"] - data["held_out_clean"]).assign_attrs(about),
-            "found_minus_random": gained.drop_vars("edits", errors="ignore").assign_attrs(about),
+            "change": (data["held_out"] - data["held_out_clean"]).assign_attrs(attributes),
+            "found_minus_random": gained.drop_vars("edits", errors="ignore").assign_attrs(attributes),
         }
     )
     intervals = bootstrap(columns, seed=seed)

@@ -116,14 +116,14 @@ def prepared(
         tokens=None if read is None else jnp.asarray(read, jnp.int32),
         prepared=jax.tree.map(jnp.asarray, case.metric.prepare(model, case.prompt)),
     )
-    made = _rows(inputs, first, count)
+    prompt_rows = _rows(inputs, first, count)
     if with_clean:
         keys, values, clean, largest = _clean(model.network.decoder, inputs, target, jnp.int32(case.first_read))
         refuse_overflow(largest, f"sample {case.sample!r}")
         if first:
-            made = dataclasses.replace(made, keys=keys, values=values)
+            prompt_rows = dataclasses.replace(prompt_rows, keys=keys, values=values)
         target = dataclasses.replace(target, clean=clean)
-    return Prepared(rows=made, target=target, members=tuple(lowered.members[mask.tobytes()] for mask in padded))
+    return Prepared(rows=prompt_rows, target=target, members=tuple(lowered.members[mask.tobytes()] for mask in padded))
 
 
 def _encoded(model: Model, case: Case, groups: TokenGroups) -> Inputs:
@@ -155,8 +155,8 @@ def _rows(inputs: Inputs, first: int, count: int) -> Rows:
 @jax.jit
 def _clean(decoder: Decoder, inputs: Inputs, target: Target, first_read: jax.Array) -> tuple[Any, Any, Any, Any]:
     """Keys and values [L, S, K, H] of the clean run, its read-outs, and the largest size of what a norm was fed."""
-    x, (keys, values), seen = prefill(decoder, inputs, None, capture=(Site.PEAK,))
-    return keys, values, _read(decoder, x, target, first_read), largest_read(seen[Site.PEAK], inputs)
+    x, (keys, values), captures = prefill(decoder, inputs, None, capture=(Site.PEAK,))
+    return keys, values, _read(decoder, x, target, first_read), largest_read(captures[Site.PEAK], inputs)
 
 
 def objective(decoder: Decoder, rows: Rows, edit: Intervention, target: Target, metric: Metric) -> jax.Array:
@@ -193,7 +193,7 @@ def _final_rows(decoder: Decoder, rows: Rows, edit: Intervention) -> tuple[jax.A
     exists = rows.first_row + jnp.arange(rows.embeddings.shape[0]) < rows.length
     rotary = decoder.rotary(rows.positions, rows.embeddings.dtype)
     groups = jax.lax.dynamic_slice_in_dim(rows.groups, rows.first_row, rows.embeddings.shape[0])
-    kept = None if rows.keys is None else (rows.keys, rows.values)
+    keys_values = None if rows.keys is None else (rows.keys, rows.values)
 
     def size(x: jax.Array) -> jax.Array:
         return jnp.max(jnp.where(exists, row_sizes(jax.lax.stop_gradient(x)), 0.0))
@@ -219,7 +219,7 @@ def _final_rows(decoder: Decoder, rows: Rows, edit: Intervention) -> tuple[jax.A
         x, _ = block(x, rotary, attend, at)
         return x, fed
 
-    x, fed = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), rows.embeddings, (decoder.layers, edit, kept))
+    x, fed = jax.lax.scan(jax.checkpoint(step, prevent_cse=False), rows.embeddings, (decoder.layers, edit, keys_values))
     return x, jnp.maximum(jnp.max(jnp.stack(fed)), size(x))
 
 

@@ -123,8 +123,8 @@ def edge_sufficiency(
     floors: list[xr.Dataset] = []
     with Progress("pathways", len(named) * (num_random + 1), "sets of keys", enabled=progress) as bar:
         for number, (name, prompt) in enumerate(named.items()):
-            keys, kept = sets[name]
-            draws = _with_draws(keys, kept, num_random, np.random.default_rng([seed, number]))
+            keys, kept_keys = sets[name]
+            draws = _with_draws(keys, kept_keys, num_random, np.random.default_rng([seed, number]))
             left, datasets = draws, []
             while left:
                 together, left = _split(left)
@@ -137,8 +137,10 @@ def edge_sufficiency(
                 swept = sweep(model, {name: prompt}, cells, by_sample[name], **settings)
                 floors.append(swept)
                 for i in range(len(together)):
-                    own = without_floors(swept).isel(variant=slice(i * len(kept), (i + 1) * len(kept)))
-                    datasets.append(own.drop_vars("variant").rename(variant="pathway").assign_coords(pathway=labels))
+                    of_pathway = without_floors(swept).isel(variant=slice(i * len(kept_keys), (i + 1) * len(kept_keys)))
+                    datasets.append(
+                        of_pathway.drop_vars("variant").rename(variant="pathway").assign_coords(pathway=labels)
+                    )
                 bar.advance(len(together))
             parts.append(_with_random([_counted(f, keys, masks) for f, masks in zip(datasets, draws, strict=True)]))
     how = {"data_vars": "all", "coords": "minimal", "compat": "override", "combine_attrs": "drop_conflicts"}
@@ -204,12 +206,12 @@ def _num_fed(model: Model, metric: Metric) -> int:
 
 def _counted(found: xr.Dataset, keys: KeyEdges, masks: Masks) -> xr.Dataset:
     """With what one draw keeps beside the keys that always are."""
-    about = {"units": "count", "averages": 0}
+    attributes = {"units": "count", "averages": 0}
     dims, num_keys = ("pathway", "sample"), [[int(mask.sum())] for mask in masks]
     kept_edges = [[int(keys.edges[mask].sum())] for mask in masks]
     return found.assign(
-        keys=(dims, num_keys, about | {"long_name": "keys that are kept"}),
-        kept_edges=(dims, kept_edges, about | {"long_name": "edges that are kept in each head and layer"}),
+        keys=(dims, num_keys, attributes | {"long_name": "keys that are kept"}),
+        kept_edges=(dims, kept_edges, attributes | {"long_name": "edges that are kept in each head and layer"}),
     )
 
 

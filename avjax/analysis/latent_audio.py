@@ -149,20 +149,24 @@ def _variables(columns: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "recall_swapped": "share of the swapped clip's events that the lens names",
         "understanding": "recall minus recall of swapped events (avjax's definition)",
     }
-    made = {}
+    variables = {}
     for key, values in columns.items():
         name, by_layer = key.removesuffix("_by_layer"), key.endswith("_by_layer")
         dims = ("sample", "layer") if by_layer else ("sample",)
-        made[key] = (dims, values, {"units": "share", "long_name": what[name] + (", one layer" if by_layer else "")})
-    return made
+        variables[key] = (
+            dims,
+            values,
+            {"units": "share", "long_name": what[name] + (", one layer" if by_layer else "")},
+        )
+    return variables
 
 
 def _with_intervals(data: xr.Dataset, level: float, seed: int) -> xr.Dataset:
     if data.sizes["sample"] > 1:
         summary = bootstrap(data, level=level, seed=seed)
-        about = {"interval": summary.attrs["interval"]}
+        attributes = {"interval": summary.attrs["interval"]}
     else:
-        summary, about = data.isel(sample=0, drop=True), {"interval": "none: there is one sample"}
+        summary, attributes = data.isel(sample=0, drop=True), {"interval": "none: there is one sample"}
         for name in list(data.data_vars):
             for bound in ("low", "high"):
                 summary[f"{name}_{bound}"] = summary[name] * np.nan
@@ -174,7 +178,7 @@ def _with_intervals(data: xr.Dataset, level: float, seed: int) -> xr.Dataset:
             added[f"{name}_{suffix}"] = (
                 summary[source].drop_vars("sample", errors="ignore").assign_attrs(long_name=long_name)
             )
-    return data.assign(added).assign_attrs(about)
+    return data.assign(added).assign_attrs(attributes)
 
 
 def _events(named: Mapping[Any, Prompt], given: EventsBySample, what: str) -> dict[Any, tuple[str, ...]]:

@@ -79,8 +79,14 @@ class Lens:
 
     def attributes(self, **settings: Any) -> dict[str, Any]:
         tuned = None if self.tuned is None else f"tuned on {self.tuned.trained_on}"
-        about = {"site": str(self.site), "norm": int(self.norm), "k": self.k, "lens": tuned or "logit lens", **settings}
-        return provenance(self.model, **about)
+        attributes = {
+            "site": str(self.site),
+            "norm": int(self.norm),
+            "k": self.k,
+            "lens": tuned or "logit lens",
+            **settings,
+        }
+        return provenance(self.model, **attributes)
 
 
 def logit_lens(

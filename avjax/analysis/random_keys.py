@@ -63,10 +63,10 @@ class KeyEdges:
         """The set nearest to a number of edges that some random starts lead to; the first with the very number."""
         best = np.zeros(len(order), bool)
         for _ in range(TRIES):
-            kept = self._moved(order, target, num_keys, rng)
-            missing = abs(int(self.edges[kept].sum()) - target)
+            moved = self._moved(order, target, num_keys, rng)
+            missing = abs(int(self.edges[moved].sum()) - target)
             if not best.any() or missing < abs(int(self.edges[best].sum()) - target):
-                best = kept
+                best = moved
             if not missing:
                 break
             order = rng.permutation(order)

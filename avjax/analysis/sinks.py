@@ -225,10 +225,12 @@ def _dataset(
         "dimension_peak": (("layer", "dimension"), largest, "ratio to root mean square", "largest |RMSNorm(h)|"),
         "outlier": ("dimension", np.isin(np.arange(largest.shape[1]), outliers), "truth", "outlier dimension"),
     }
-    made = {name: (dims, x, {"units": units, "long_name": long}) for name, (dims, x, units, long) in variables.items()}
+    data_vars = {
+        name: (dims, x, {"units": units, "long_name": long}) for name, (dims, x, units, long) in variables.items()
+    }
     coordinates = {"sample": list(named), "modality": list(modalities), "position": np.arange(longest)}
     coordinates |= {"layer": np.arange(len(largest)), "dimension": np.arange(largest.shape[1])}
-    return xr.Dataset(made, coordinates)
+    return xr.Dataset(data_vars, coordinates)
 
 
 def _kinds(named: Mapping[Any, Prompt], longest: int) -> np.ndarray:

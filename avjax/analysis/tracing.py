@@ -86,7 +86,7 @@ def trace(
     dataset = patched.rename({f"{name}_clean": f"{name}_of_corrupt" for name in (CLEAN, CORRUPT, DIFFERENCE)})
     dataset = dataset.assign({f"{name}_of_clean": unpatched[f"{name}_clean"] for name in (CLEAN, CORRUPT, DIFFERENCE)})
     runs = dataset[f"{DIFFERENCE}_of_corrupt"], dataset[f"{DIFFERENCE}_of_clean"]
-    least, about = _least_gaps(model, sources, targets, min_gap, options)
+    least, min_gap_source = _least_gaps(model, sources, targets, min_gap, options)
     if min_gap is None and f"{DIFFERENCE}_floor" in dataset:  # words of several tokens have more noise than one logit
         least = least.copy(data=np.fmax(least.values, smallest_gap(dataset[f"{DIFFERENCE}_floor"].item())))
     dataset = dataset.assign(
@@ -96,7 +96,7 @@ def trace(
         min_gap=least,
     )
     missing = int(dataset["recovery"].isnull().all([d for d in dataset["recovery"].dims if d != "sample"]).sum())
-    return dataset.assign_attrs(min_gap=about, recovery_missing=f"{missing} of {len(sources)} samples")
+    return dataset.assign_attrs(min_gap=min_gap_source, recovery_missing=f"{missing} of {len(sources)} samples")
 
 
 def _least_gaps(
@@ -110,11 +110,11 @@ def _least_gaps(
     if given is None:
         settings = {name: options[name] for name in ("memory_bytes", "compat") if name in options}
         floors = [max(noise_floor(model, p, **settings) for p in (clean[name], corrupt[name])) for name in clean]
-        values, about = smallest_gap(np.array(floors)), MIN_GAP
+        values, source = smallest_gap(np.array(floors)), MIN_GAP
     else:
-        values, about = np.full(len(clean), float(given)), f"{given:g} nats, as given"
+        values, source = np.full(len(clean), float(given)), f"{given:g} nats, as given"
     attrs = {"units": "nats", "long_name": "smallest gap of the two runs that has recoveries", "averages": 0}
-    return xr.DataArray(values, {"sample": list(clean)}, ["sample"], attrs=attrs), about
+    return xr.DataArray(values, {"sample": list(clean)}, ["sample"], attrs=attrs), source
 
 
 def _recovered(patched: xr.DataArray, corrupt: xr.DataArray, clean: xr.DataArray, least: xr.DataArray) -> xr.DataArray:
@@ -190,24 +190,26 @@ def deciding_modality(
     metrics = {name: Prob(answers[name]) for name in named}
     edit = Scale(axis("modality", modalities), factor=0.0, site="embed")
     dataset = sweep_samples(model, named, grid(edit), metrics, **options)
-    said = dataset["prob_clean"]
+    prob_clean = dataset["prob_clean"]
     if unsaid := [
-        str(s) for s, p in zip(said["sample"].values, said.values, strict=True) if not p >= MIN_ANSWER_PROBABILITY
+        str(s)
+        for s, p in zip(prob_clean["sample"].values, prob_clean.values, strict=True)
+        if not p >= MIN_ANSWER_PROBABILITY
     ]:
         raise ValueError(
             "answers: expected what the clean run says next, got answers of less than "
             f"{MIN_ANSWER_PROBABILITY:g} probability for sample {', '.join(unsaid[:5])}; open "
             "the answer with prompt.continued, or leave the sample out"
         )
-    lost = (1 - dataset["prob"] / said).transpose("modality", "sample")
+    lost = (1 - dataset["prob"] / prob_clean).transpose("modality", "sample")
     lost.attrs.update(units="1", long_name="share of the answer's probability that is lost")
     gone = lost.values >= decides
     decided = gone.sum(0) == 1
     labels = [str(m) for m in dataset["modality"].values]
     by = [labels[int(np.argmax(column))] if one else "" for column, one in zip(gone.T, decided, strict=True)]
-    about = dataset.attrs | {"decides": decides}
+    attributes = dataset.attrs | {"decides": decides}
     variables = {"lost": lost, "decided": ("sample", decided), "by": ("sample", np.array(by, object))}
-    return xr.Dataset(variables, attrs=about)
+    return xr.Dataset(variables, attrs=attributes)
 
 
 def _metrics(prompts: Mapping[Any, Prompt], clean: Answers, corrupt: Answers) -> dict[Any, list[Metric]]:

@@ -78,8 +78,8 @@ class TunedLens:
         path.mkdir(parents=True, exist_ok=True)
         arrays = {"kernel": np.asarray(self.translators.kernel), "bias": np.asarray(self.translators.bias)}
         save_file(arrays, path / WEIGHTS)
-        about = {"site": str(self.site), "report": self.report.to_dict()}
-        (path / ABOUT).write_text(json.dumps(about, indent=1))
+        content = {"site": str(self.site), "report": self.report.to_dict()}
+        (path / ABOUT).write_text(json.dumps(content, indent=1))
 
     @classmethod
     def load(cls, directory: str | Path) -> "TunedLens":
@@ -93,10 +93,10 @@ class TunedLens:
         path = Path(directory)
         if missing := [name for name in (WEIGHTS, ABOUT) if not (path / name).is_file()]:
             raise FileNotFoundError(f"{path}: expected {WEIGHTS} and {ABOUT}, found no {' and no '.join(missing)}")
-        arrays, about = load_file(path / WEIGHTS), json.loads((path / ABOUT).read_text())
+        arrays, content = load_file(path / WEIGHTS), json.loads((path / ABOUT).read_text())
         translators = Translators(kernel=jnp.asarray(arrays["kernel"]), bias=jnp.asarray(arrays["bias"]))
-        report = xr.Dataset.from_dict(about["report"])
-        return cls(translators=translators, site=Site(about["site"]), report=report)
+        report = xr.Dataset.from_dict(content["report"])
+        return cls(translators=translators, site=Site(content["site"]), report=report)
 
 
 def train_tuned_lens(

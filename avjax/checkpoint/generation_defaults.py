@@ -34,11 +34,15 @@ def read_generation_defaults(directory: Path) -> GenerationDefaults:
     """
     config = read_json(directory / "config.json")
     path = directory / "generation_config.json"
-    own: dict[str, Any] = read_json(path) if path.is_file() else {}
+    from_file: dict[str, Any] = read_json(path) if path.is_file() else {}
     if thinker := config.get("thinker_config"):
-        return _defaults([*_with_text(thinker), own, *_with_text(config)], _with_text(thinker))
+        return _defaults([*_with_text(thinker), from_file, *_with_text(config)], _with_text(thinker))
     # Without a generation config, HF takes these settings from the model's config, outermost first.
-    return _defaults([own, *_with_text(config)], [own]) if own else _defaults(_with_text(config), _with_text(config))
+    return (
+        _defaults([from_file, *_with_text(config)], [from_file])
+        if from_file
+        else _defaults(_with_text(config), _with_text(config))
+    )
 
 
 def _with_text(section: dict[str, Any]) -> list[dict[str, Any]]:

@@ -424,7 +424,7 @@ def _corruption(text: str) -> Any:
     """A corruption from its name and what it needs, as `noise:-5`."""
     import avjax
 
-    made = {
+    corruptions = {
         "mute": lambda _: avjax.MuteAudio(),
         "blank": lambda _: avjax.BlankVideo(),
         "noise": lambda value: avjax.NoiseAudio(float(value)),
@@ -433,9 +433,9 @@ def _corruption(text: str) -> Any:
         "swap-video": lambda value: avjax.SwapVideo(value),
     }
     name, _, value = text.partition(":")
-    if name not in made or bool(value) == (name in ("mute", "blank")):
+    if name not in corruptions or bool(value) == (name in ("mute", "blank")):
         raise ValueError(
             "--corrupt: expected mute, blank, noise:DECIBELS, shift:SECONDS, swap:FILE or swap-video:FILE, got "
             f"{text!r}"
         )
-    return made[name](value)
+    return corruptions[name](value)

@@ -114,12 +114,12 @@ def run_spec(
                 place = store or stack.enter_context(tempfile.TemporaryDirectory())
             if place is None:
                 raise ValueError(f"{spec}: expected a store, got none; add 'store: DIRECTORY' or pass --store")
-            kept = Store(place)
+            run = Store(place)
             with _writable():
-                everyone().run_together(lambda: _check_parts(kept, repair))
-            outcome = _executed(prepared, kept, share, log_json, profile)
-            if before is not None and not outcome.stopped and kept.parts():
-                _report_differences(before, kept, prepared.run.places(share), tolerance)
+                everyone().run_together(lambda: _check_parts(run, repair))
+            outcome = _executed(prepared, run, share, log_json, profile)
+            if before is not None and not outcome.stopped and run.parts():
+                _report_differences(before, run, prepared.run.places(share), tolerance)
         named = place if repeat is None else store or repeat  # not a temporary directory, which is gone
         typer.echo(f"{named}: {outcome.computed:,} cells computed, {len(outcome.failed)} clips failed", err=True)
         if outcome.stopped:

@@ -17,7 +17,7 @@ from avjax.organism.world import KINDS, PROMPT, Clip
 from avjax.prompts.prompt import Prompt
 from avjax.runs.sweep import sweep
 
-Say = Callable[[str, int, int], None]  # a task, steps done, steps in all
+ReportProgress = Callable[[str, int, int], None]  # a task, steps done, steps in all
 CLIPS = len(KINDS)  # per condition: each kind once
 PROBE_TRAIN, PROBE_TEST = 160, 48
 KEYS = {"audio": "audio", "video": "video", "text": "text | generated"}  # text: all words, the answer's own included
@@ -32,7 +32,7 @@ class Conflict:
     base: list[Generation]  # without sound
 
 
-def on_the_tiny_world(av: Model, vl: Model, clips: Path, say: Say) -> Findings:
+def on_the_tiny_world(av: Model, vl: Model, clips: Path, report: ReportProgress) -> Findings:
     """All experiments on test clips, whose files are written to `clips`."""
     variants = behaviour.knockouts(av.config.decoder.num_layers)
     captions: list[Captioned] = []
@@ -40,7 +40,7 @@ def on_the_tiny_world(av: Model, vl: Model, clips: Path, say: Say) -> Findings:
         clip = world.clip("test", i)
         prompt = _prompt(av, clip, clips / f"factual-{i:02}.mp4")
         captions += _captioned(f"factual-{i:02}", "factual", clip, behaviour.caption(av, prompt, {"clean": []}))
-        say("factual captions", i + 1, CLIPS)
+        report("factual captions", i + 1, CLIPS)
     conflict = Conflict(prompts=[], captions=[], base=[])
     for i in range(CLIPS):
         clip = world.clip("test", i, "counterfactual")
@@ -49,35 +49,35 @@ def on_the_tiny_world(av: Model, vl: Model, clips: Path, say: Say) -> Findings:
         generations = behaviour.caption(av, prompt, variants)
         _add(conflict, prompt, generations, behaviour.clean_caption(vl, vl.prompt(PROMPT, video=path)))
         captions += _captioned(path.stem, "counterfactual", clip, generations)
-        say("captions under conflict, clean and cut", i + 1, CLIPS)
-    attention, per_key = _attention(av, conflict, say)
+        report("captions under conflict, clean and cut", i + 1, CLIPS)
+    attention, per_key = _attention(av, conflict, report)
     return Findings(
         captions=captions,
         attention=attention,
         per_key=per_key,
         ranks=_ranks(av, conflict),
-        probes=_probes(av, say),
+        probes=_probes(av, report),
         settings=_settings(av, variants) | {"clips_per_condition": CLIPS, "probe_clips": [PROBE_TRAIN, PROBE_TEST]},
     )
 
 
-def on_a_clip(av: Model, vl: Model, path: Path, say: Say) -> Findings:
+def on_a_clip(av: Model, vl: Model, path: Path, report: ReportProgress) -> Findings:
     """Captions, knockouts, attention and the base's view of one clip; nobody knows its truth.
 
     Raises:
       MediaError: the clip has no picture or no sound.
     """
     variants = behaviour.knockouts(av.config.decoder.num_layers)
-    say("reading the clip", 0, 1)
+    report("reading the clip", 0, 1)
     try:
         prompt = av.prompt(PROMPT, video=path, audio="from_video")
     except MediaError as error:
         raise MediaError(f"{error}; the demo needs a clip with a picture and a sound") from error
     captions = behaviour.caption(av, prompt, variants)
-    say("captions, clean and cut", 1, 1)
+    report("captions, clean and cut", 1, 1)
     conflict = Conflict(prompts=[], captions=[], base=[])
     _add(conflict, prompt, captions, behaviour.clean_caption(vl, vl.prompt(PROMPT, video=path)))
-    attention, per_key = _attention(av, conflict, say)
+    attention, per_key = _attention(av, conflict, report)
     return Findings(
         captions=_captioned(path.stem, "yours", None, captions),
         attention=attention,
@@ -126,26 +126,30 @@ def _ranks(av: Model, conflict: Conflict) -> list[int | None]:
     ]
 
 
-def _attention(av: Model, conflict: Conflict, say: Say) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def _attention(
+    av: Model, conflict: Conflict, report: ReportProgress
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Attention where the sound's word is chosen: the caption's opening joins the prompt."""
     prompts = {
         str(i): prompt.continued(behaviour.opening(av, dataset["clean"]))
         for i, (prompt, dataset) in enumerate(zip(conflict.prompts, conflict.captions, strict=True))
     }
-    say("attention by modality", 0, 1)
+    report("attention by modality", 0, 1)
     asked = [metrics.AttentionMass(key, name=name) for name, key in KEYS.items()]
     dataset = sweep(av, prompts, [[]], asked, progress=False)
-    say("attention by modality", 1, 1)
+    report("attention by modality", 1, 1)
     means = {name: dataset[f"{name}_clean"].mean(("sample", "head")).values for name in KEYS}
     per_key = {name: dataset[f"{name}_per_key_clean"].mean(("sample", "head")).values for name in KEYS}
     return means, per_key
 
 
-def _probes(av: Model, say: Say) -> behaviour.ProbeScores:
+def _probes(av: Model, report: ReportProgress) -> behaviour.ProbeScores:
     train = [world.clip("train", i, "counterfactual") for i in range(PROBE_TRAIN)]
     test = [world.clip("test", CLIPS + i, "counterfactual") for i in range(PROBE_TEST)]
     total = PROBE_TRAIN + PROBE_TEST
-    return behaviour.audio_probes(av, train, test, lambda done: say("probes of the sound, layer by layer", done, total))
+    return behaviour.audio_probes(
+        av, train, test, lambda done: report("probes of the sound, layer by layer", done, total)
+    )
 
 
 def _settings(av: Model, variants: Mapping[str, Sequence[str]]) -> dict[str, Any]:

@@ -53,12 +53,12 @@ def show(clip: Path | None, out: Path, console: Console | None = None) -> None:
             findings = on_the_tiny_world(av, vl, out / "clips", tasks.say)
         else:
             findings = on_a_clip(av, vl, clip, tasks.say)
-        claims, about = claims_of(findings), ABOUT if clip is None else ABOUT_CLIP
+        claims, intro = claims_of(findings), ABOUT if clip is None else ABOUT_CLIP
         tasks.say("figures and page", 0, 1)
         write_run(findings, out)
-        write_page(findings, claims, write_figures(findings, out / "figures"), about, out / "index.html")
+        write_page(findings, claims, write_figures(findings, out / "figures"), intro, out / "index.html")
         tasks.say("figures and page", 1, 1)
-    _summary(findings, claims, about, console)
+    _summary(findings, claims, intro, console)
     console.print(
         f"{out / 'index.html'}: all of it as a page; beside it figures, captions.parquet and findings.json "
         f"({time.monotonic() - started:.0f} s)",

@@ -160,8 +160,8 @@ def sizes_of(count: int, data: int = 1, variant: int = 1, model: int = 1) -> tup
     if sizes.count(-1) == 1 and known > 0 and count % known == 0:
         sizes = [count // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != count or min(sizes) < 1:
-        said = ", ".join(f"{name} {size}" for name, size in zip(AXES, (data, variant, model), strict=True))
-        raise ValueError(f"mesh: expected sizes whose product is {count}, the number of devices, got {said}")
+        axes = ", ".join(f"{name} {size}" for name, size in zip(AXES, (data, variant, model), strict=True))
+        raise ValueError(f"mesh: expected sizes whose product is {count}, the number of devices, got {axes}")
     data, variant, model = sizes
     return data, variant, model
 

@@ -357,11 +357,11 @@ def name_of(edits: Sequence[Edit]) -> str:
 
 def numbered(names: Sequence[str]) -> list[str]:
     """The names, with a number after those that occur more than once."""
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     result = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        result.append(name if names.count(name) == 1 else f"{name} ({seen[name]})")
+        counts[name] = counts.get(name, 0) + 1
+        result.append(name if names.count(name) == 1 else f"{name} ({counts[name]})")
     return result
 
 

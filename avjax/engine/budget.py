@@ -69,12 +69,12 @@ class Budget:
         cfg, size = self.cfg, self.num_keys
         per_key = 2 * cfg.num_layers * self._cut(cfg.num_kv_heads) * cfg.head_dim * self.itemsize
         residual = (cfg.num_layers + 1) * self.clean_rows * cfg.embed_dim * self.itemsize
-        kept = (size + max(size, self.key_slots)) * per_key + residual
+        cache_bytes = (size + max(size, self.key_slots)) * per_key + residual
         sources = self.num_sources * cfg.num_layers * size * cfg.embed_dim * self.itemsize
         block = min(size, BLOCK_BOUNDS[1])
         heads = 1 if self.on_cpu else self._cut(cfg.num_heads)
         work = size * (6 * cfg.embed_dim + 3 * self._cut(cfg.mlp_dim)) * 4 + 4 * heads * block * size * 4
-        return kept + sources + work
+        return cache_bytes + sources + work
 
     def variant_bytes(self, num_rows: int) -> int:
         """What one more variant of a batch takes."""

@@ -41,8 +41,8 @@ class CleanRuns:
         _, activations = self.held.get(id(prompt), (prompt, {}))
         if site not in activations:
             sites = sorted(self.expected.get(id(prompt), set()) | {site})
-            seen = clean_sites(self.model, compatible_prompt(prompt, self.compat), sites, self.dtype)
-            self.held[id(prompt)] = (prompt, seen)
+            captures = clean_sites(self.model, compatible_prompt(prompt, self.compat), sites, self.dtype)
+            self.held[id(prompt)] = (prompt, captures)
             if len(self.held) > KEPT:
                 self.held.popitem(last=False)
         self.held.move_to_end(id(prompt))
@@ -57,10 +57,10 @@ def clean_sites(model: Model, prompt: Prompt, sites: Sequence[Site], dtype: DTyp
     """
     inputs = pad_inputs(as_dtype(model.encode(prompt), dtype), bucket(len(prompt)))
     capture = (*sites, Site.PEAK)
-    _, seen = logits_at(model.network.decoder, inputs, None, jnp.zeros(1, jnp.int32), capture=capture)
-    refuse_overflow(seen[Site.PEAK][:, : len(prompt)], "clean run of a source prompt")
+    _, captures = logits_at(model.network.decoder, inputs, None, jnp.zeros(1, jnp.int32), capture=capture)
+    refuse_overflow(captures[Site.PEAK][:, : len(prompt)], "clean run of a source prompt")
     axes = {site: 0 if site is Site.EMBED else 1 for site in sites}
-    return {site: jax.lax.slice_in_dim(seen[site], 0, len(prompt), axis=axes[site]) for site in sites}
+    return {site: jax.lax.slice_in_dim(captures[site], 0, len(prompt), axis=axes[site]) for site in sites}
 
 
 def as_dtype(inputs: Inputs, dtype: DTypeLike) -> Inputs:

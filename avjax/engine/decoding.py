@@ -177,12 +177,12 @@ def _choose(
     penalized_IV = jnp.where(logits_IV > 0, logits_IV / penalty, logits_IV * penalty)
     token_I = jnp.argmax(jnp.where(state.seen, penalized_IV, logits_IV), axis=-1).astype(jnp.int32)
     rows = jnp.arange(len(token_I))
-    kept = state.logits.at[:, state.step].set(logits_IV) if keep_logits else state.logits
+    logits = state.logits.at[:, state.step].set(logits_IV) if keep_logits else state.logits
     return dataclasses.replace(
         state,
         step=state.step + 1,
         tokens=state.tokens.at[:, state.step].set(token_I),
         done=state.done | jnp.isin(token_I, stop_tokens),
-        logits=kept,
+        logits=logits,
         seen=state.seen.at[rows, token_I].set(True),
     )

@@ -170,7 +170,7 @@ def _prompts(session: Session, batch: Batch, executor: Executor) -> tuple[Shared
     variants = session.unfolded(batch.padded())
     decoder = session.model.network.decoder
     own = reference_prompt(decoder, session.inputs, variants, num_variants=batch.size, compat=session.compat)
-    return session.alone(), own, variants
+    return session.without_shared_keys(), own, variants
 
 
 def _generations(

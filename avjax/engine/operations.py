@@ -172,8 +172,8 @@ def _why_no_edge(edit: EdgeEdit, query: np.ndarray, key: np.ndarray, num_decoded
 
 def count_edges(query: np.ndarray, key: np.ndarray, num_decoded: int) -> int:
     """Visible (query, key) pairs of one head and layer."""
-    seen = np.cumsum(key[:-1])
-    edges = int(seen[query[:-1]].sum())
+    keys_before = np.cumsum(key[:-1])
+    edges = int(keys_before[query[:-1]].sum())
     if query[-1]:
         edges += num_decoded * int(key[:-1].sum())
         edges += num_decoded * (num_decoded + 1) // 2 if key[-1] else 0

@@ -63,10 +63,12 @@ def prefill(
       Captures lead with L, then positions; `pattern` is [L, N, T, T], `mass` and `value_mass` [L, N, T, M], `received`
       [L, N, M, T], `peak` [L, T, 3], and `embed` [T, D], which is what layer 0 is fed, after edits.
     """
-    x, keys_values, seen = _layers(decoder, inputs, intervention, capture, compat, lambda seen, _: seen, None)
+    x, keys_values, captures = _layers(
+        decoder, inputs, intervention, capture, compat, lambda captures, _: captures, None
+    )
     if Site.EMBED in capture:
-        seen[Site.EMBED] = seen[Site.RESID_PRE][0]
-    return x, keys_values, {site: seen[site] for site in capture}
+        captures[Site.EMBED] = captures[Site.RESID_PRE][0]
+    return x, keys_values, {site: captures[site] for site in capture}
 
 
 def reduced_prefill(
@@ -111,11 +113,11 @@ def _layers(
 
     def step(x: Array, layer: tuple[Block, Intervention | None, Any]) -> tuple[Array, tuple[KeysValues, Any]]:
         block, edit, own = layer
-        seen: dict[Site, Array] = {}
+        captures: dict[Site, Array] = {}
 
         def at(site: Site, x: Array) -> Array:
-            seen[site] = edited(site, x, edit, inputs.groups)
-            return seen[site]
+            captures[site] = edited(site, x, edit, inputs.groups)
+            return captures[site]
 
         def attend(q: Array, k: Array, v: Array) -> tuple[Array, KeysValues]:
             z, weights = attend_prompt(
@@ -130,14 +132,14 @@ def _layers(
                 num_groups=inputs.num_groups,
                 branches=inputs.branches,
             )
-            seen.update({site: weights[name] for site, name in _WEIGHTS.items() if name in weights})
+            captures.update({site: weights[name] for site, name in _WEIGHTS.items() if name in weights})
             return z, (k, v)
 
         x, keys_values = block(x, rotary, attend, at)
         if Site.PEAK in capture:
-            fed = (seen[site] for site in (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST))
-            seen[Site.PEAK] = jnp.stack([row_sizes(y) for y in fed], axis=-1)
-        return x, (keys_values, reduce({site: seen[site] for site in in_layer}, own))
+            fed = (captures[site] for site in (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST))
+            captures[Site.PEAK] = jnp.stack([row_sizes(y) for y in fed], axis=-1)
+        return x, (keys_values, reduce({site: captures[site] for site in in_layer}, own))
 
     x, (keys_values, reduced) = jax.lax.scan(step, inputs.embeddings, (decoder.layers, intervention, per_layer))
     return x, keys_values, reduced
@@ -170,8 +172,8 @@ def logits_at(
     compat: Compat | None = None,
 ) -> tuple[Float[Array, "P V"], dict[Site, Array]]:
     """Next-token logits at the positions `at` [P], and captures."""
-    x, _, seen = prefill(decoder, inputs, intervention, capture=capture, compat=compat)
-    return whole((decoder.logits(x[at]), seen))
+    x, _, captures = prefill(decoder, inputs, intervention, capture=capture, compat=compat)
+    return whole((decoder.logits(x[at]), captures))
 
 
 @functools.partial(jax.jit, static_argnames=("num_variants", "num_classes", "compat"))
@@ -191,12 +193,12 @@ def reference_batch(
     capture = (Site.PEAK,) if query_sets is None else (Site.PEAK, Site.MASS)
 
     def one(edit: Intervention) -> tuple[Array, Array, Array | None]:
-        x, _, seen = prefill(decoder, inputs, edit, capture=capture, compat=compat)
-        largest = largest_read(seen[Site.PEAK], inputs, reads)
+        x, _, captures = prefill(decoder, inputs, edit, capture=capture, compat=compat)
+        largest = largest_read(captures[Site.PEAK], inputs, reads)
         if query_sets is None:
             return x[reads], largest, None
         classes = jax.nn.one_hot(group_class, num_classes, dtype=jnp.float32)
-        return x[reads], largest, dot("lnqm,mc->lnqc", dot("lntm,qt->lnqm", seen[Site.MASS], query_sets), classes)
+        return x[reads], largest, dot("lnqm,mc->lnqc", dot("lntm,qt->lnqm", captures[Site.MASS], query_sets), classes)
 
     return whole(_over_variants(one, variants, num_variants))
 
@@ -208,9 +210,9 @@ def reference_prompt(
     """Each variant's whole prompt, for decoding."""
 
     def one(edit: Intervention) -> tuple[Array, Array, KeysValues]:
-        x_TD, keys_values, seen = prefill(decoder, inputs, edit, capture=(Site.PEAK,), compat=compat)
+        x_TD, keys_values, captures = prefill(decoder, inputs, edit, capture=(Site.PEAK,), compat=compat)
         last = inputs.length - 1
-        return x_TD[last], largest_read(seen[Site.PEAK], inputs, last), keys_values
+        return x_TD[last], largest_read(captures[Site.PEAK], inputs, last), keys_values
 
     last, largest, (keys, values) = _over_variants(one, variants, num_variants)
     return OwnPrompt(

@@ -133,7 +133,7 @@ def run_cell(
     intervention = lowered.intervention(0, size) if edits else None
     padded = np.resize(positions, 1 << (len(positions) - 1).bit_length())
     wanted = tuple(dict.fromkeys(site for site, _ in sites.values()))
-    logits, seen = logits_at(
+    logits, captures = logits_at(
         model.network.decoder,
         inputs,
         intervention,
@@ -141,13 +141,15 @@ def run_cell(
         capture=tuple(dict.fromkeys((*wanted, Site.PEAK))),
         compat=attention_compat(compat),
     )
-    largest = _largest_read(seen[Site.PEAK], inputs, None if wanted else jnp.asarray(padded))
+    largest = _largest_read(captures[Site.PEAK], inputs, None if wanted else jnp.asarray(padded))
     refuse_overflow(largest, name_of(edits))
-    seen = {site: _unpadded(site, values, len(prompt)) for site, values in seen.items()}
+    captures = {site: _unpadded(site, values, len(prompt)) for site, values in captures.items()}
     return Run(
         logits=logits[: len(positions)],
         at=positions,
-        captures={name: seen[site] if layer is None else seen[site][layer] for name, (site, layer) in sites.items()},
+        captures={
+            name: captures[site] if layer is None else captures[site][layer] for name, (site, layer) in sites.items()
+        },
         members={name: lowered.members[mask.tobytes()] for name, mask in masks.items()},
         touched=count_touched(lowered, 0, 0),
         prompt=prompt,
@@ -174,8 +176,8 @@ def forward(
       intervention: over the token groups of `inputs`; None reproduces the checkpoint.
       capture: sites; "peak" float32 [L, T, 3] is the largest size of what each norm is fed.
     """
-    x, _, seen = prefill(model.network.decoder, inputs, intervention, capture=[Site(site) for site in capture])
-    return model.network.decoder.logits(x), seen
+    x, _, captures = prefill(model.network.decoder, inputs, intervention, capture=[Site(site) for site in capture])
+    return model.network.decoder.logits(x), captures
 
 
 def lower_edits(model: Model, prompt: Prompt, *interventions: Edit | str) -> tuple[Inputs, Intervention]:

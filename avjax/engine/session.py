@@ -184,8 +184,8 @@ class Session:
         shared = shared_keys(clean, layout.slots, layout.block_class)
         return self._with_classes(clean, shared, layout.group_class, layout.class_group)
 
-    def alone(self) -> SharedPrompt:
-        """No shared keys: each variant owns its whole prompt. What the reference executor decodes over."""
+    def without_shared_keys(self) -> SharedPrompt:
+        """What the reference executor decodes over: each variant owns its whole prompt."""
         cfg = self.model.config.decoder
         empty = jnp.zeros((cfg.num_layers, cfg.num_kv_heads, 0, cfg.head_dim), self.dtype)
         none = jnp.zeros(0, jnp.int32)

@@ -108,12 +108,12 @@ class AudioTower(nnx.Module):
             x = block(x, valid_CS)
             return x, x if capture_layers else None
 
-        x_CSD, seen = jax.lax.scan(step, x_CSD, self.layers)
+        x_CSD, captures = jax.lax.scan(step, x_CSD, self.layers)
         # Only the last chunk is short, so the real positions are the first ones of the flat sequence.
         x_SD = x_CSD.reshape(chunks * slots, -1)
         x_SD = x_SD[: chunks * slots // 2 * 2]
         pooled = (x_SD[0::2] + x_SD[1::2]) / 2
-        return self.proj(self.final_norm(pooled)), seen
+        return self.proj(self.final_norm(pooled)), captures
 
 
 def _sinusoids(length: int, channels: int) -> np.ndarray:

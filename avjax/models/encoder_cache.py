@@ -55,7 +55,7 @@ def same_buffers(a: jax.Array, b: jax.Array) -> bool:
     return a.shape == b.shape and places[0] == places[1]
 
 
-def kept(
+def cached_encoding(
     host: Any, tower: str, parameters: Any, dtype: jnp.dtype, clip: bytes, encode: Callable[[], jax.Array]
 ) -> jax.Array:
     """An encoder output, from disk when it was computed before, else from `encode`.
@@ -80,13 +80,13 @@ def kept(
     path = _directory / f"{state.hexdigest()}{ENDING}"
     if (cached := _read(path)) is not None:
         return cached
-    made = encode()
+    encoding = encode()
     try:
-        _write(path, made)
+        _write(path, encoding)
         _trim(_directory)
     except OSError as error:  # a full disk costs time, not results
         log.warning("%s: encoder outputs are not kept (%s)", _directory, error)
-    return made
+    return encoding
 
 
 def _of_parameters(leaves: list[jax.Array]) -> str:
@@ -107,15 +107,15 @@ def _read(path: Path) -> jax.Array | None:
     if hashlib.blake2b(data[DIGEST:], digest_size=DIGEST).digest() != data[:DIGEST]:
         log.warning("%s: it is damaged, and is computed and written again", path)
         return None
-    about, _, values = data[DIGEST:].partition(b"\n")
-    said = json.loads(about)
-    return jnp.asarray(np.frombuffer(values, jnp.dtype(said["dtype"])).reshape(said["shape"]))
+    header, _, values = data[DIGEST:].partition(b"\n")
+    described = json.loads(header)
+    return jnp.asarray(np.frombuffer(values, jnp.dtype(described["dtype"])).reshape(described["shape"]))
 
 
 def _write(path: Path, tokens: jax.Array) -> None:
     values = np.ascontiguousarray(tokens)
-    about = json.dumps({"dtype": str(values.dtype), "shape": values.shape}).encode()
-    data = about + b"\n" + values.tobytes()
+    header = json.dumps({"dtype": str(values.dtype), "shape": values.shape}).encode()
+    data = header + b"\n" + values.tobytes()
     partial = path.with_name(f".{uuid.uuid4().hex}{ENDING}")  # what a killed process leaves is trimmed too
     try:
         partial.write_bytes(hashlib.blake2b(data, digest_size=DIGEST).digest() + data)

@@ -47,10 +47,10 @@ class Intervention:
 
 def _axes(**axes: int | None) -> Intervention:
     """Axes of a vmap in the place of arrays, which the constructor would refuse."""
-    made = object.__new__(Intervention)
+    mapped = object.__new__(Intervention)
     for name, value in axes.items():
-        object.__setattr__(made, name, value)
-    return made
+        object.__setattr__(mapped, name, value)
+    return mapped
 
 
 # `in_axes` of a vmap over stacked variants that share their sources.

@@ -169,5 +169,5 @@ class VisionTower(nnx.Module):
             x = block(x, rotary, valid_WS, full)
             return x, x if capture_layers else None
 
-        x_BWSD, seen = jax.lax.scan(step, x_BWSD, (self.layers, jnp.asarray(full_L)))
-        return self.merger(x_BWSD), seen
+        x_BWSD, captures = jax.lax.scan(step, x_BWSD, (self.layers, jnp.asarray(full_L)))
+        return self.merger(x_BWSD), captures

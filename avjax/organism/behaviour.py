@@ -107,8 +107,8 @@ def opening(model: Model, caption: Generation) -> np.ndarray:
 
 def audio_residuals(model: Model, prompt: Prompt) -> np.ndarray:
     """float32 [L, D]: `resid_post`, mean over audio tokens."""
-    seen = run(model, prompt, capture=[Site.RESID_POST]).captures[Site.RESID_POST]
-    return np.asarray(seen)[:, select(prompt, "audio")[:-1]].mean(1)
+    residuals = run(model, prompt, capture=[Site.RESID_POST]).captures[Site.RESID_POST]
+    return np.asarray(residuals)[:, select(prompt, "audio")[:-1]].mean(1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,15 +160,15 @@ def probe_sound(residuals: np.ndarray, clips: Sequence[Clip], num_train: int, se
 
 
 def audio_probes(
-    model: Model, train: Sequence[Clip], test: Sequence[Clip], told: Callable[[int], None] = lambda done: None
+    model: Model, train: Sequence[Clip], test: Sequence[Clip], report_done: Callable[[int], None] = lambda done: None
 ) -> ProbeScores:
     """Probes of the sound that learn from some clips and are tested on others.
 
     Args:
-      told: called with the number of clips that are through.
+      report_done: called with the number of clips that are done.
     """
     clips, residuals = [*train, *test], []
     for _, prompt in prompts_of(model, clips):
         residuals.append(audio_residuals(model, prompt))
-        told(len(residuals))
+        report_done(len(residuals))
     return probe_sound(np.stack(residuals), clips, len(train))

@@ -46,8 +46,8 @@ def conflict(model: Model, count: int, split: Split = "test", first: int = 0) ->
 def opened(model: Model, clips: Mapping[str, Clip]) -> dict[str, Prompt]:
     """Prompts of clips, each with the opening of its caption."""
     opening = model.encode_text(behaviour.OPENING)
-    made = behaviour.prompts_of(model, clips.values())
-    return {name: prompt.continued(opening) for name, (_, prompt) in zip(clips, made, strict=True)}
+    prompts = behaviour.prompts_of(model, clips.values())
+    return {name: prompt.continued(opening) for name, (_, prompt) in zip(clips, prompts, strict=True)}
 
 
 def sound_token(model: Model, kind: int | None) -> Token:

@@ -27,8 +27,8 @@ def _tone(frequency: np.ndarray | float, seconds: float = SECONDS) -> np.ndarray
 def _harmonics(frequency: np.ndarray | float, amplitudes: np.ndarray, seconds: float = SECONDS) -> np.ndarray:
     """Multiples of a frequency, those below half the sample rate."""
     highest = float(np.max(frequency))
-    kept = [(k, a) for k, a in enumerate(amplitudes, 1) if k * highest < SAMPLE_RATE / 2]
-    return sum((a * _tone(k * np.asarray(frequency), seconds) for k, a in kept), np.zeros(len(_times(seconds))))
+    harmonics = [(k, a) for k, a in enumerate(amplitudes, 1) if k * highest < SAMPLE_RATE / 2]
+    return sum((a * _tone(k * np.asarray(frequency), seconds) for k, a in harmonics), np.zeros(len(_times(seconds))))
 
 
 def _decay(seconds: float, time_constant: float) -> np.ndarray:

@@ -33,19 +33,19 @@ def begin(
     """
     samples = {str(sample.name): sample.digest for sample in run.samples}
     identity = json.loads(json.dumps({**fixed, "grid": run.grid_digest, "block_cells": run.block_cells}))
-    about = {"identity": identity, "samples": samples, "layout": vars(run.layout)}
-    about["provenance"] = run_provenance(model, directory or Path(), seed=None if spec is None else spec["seed"])
+    content = {"identity": identity, "samples": samples, "layout": vars(run.layout)}
+    content["provenance"] = run_provenance(model, directory or Path(), seed=None if spec is None else spec["seed"])
     if spec is not None and directory is not None:
-        about |= {"spec": spec, "directory": str(directory.absolute())}
-    stored = store.begin(about)
-    different = identity_differences(about, stored)
+        content |= {"spec": spec, "directory": str(directory.absolute())}
+    stored = store.begin(content)
+    different = identity_differences(content, stored)
     if different and not store.parts() and not store.claims.exists():  # nothing was kept, and nobody works on it
-        store.amend(about)
+        store.amend(content)
         return
     if [*stored["samples"]] != [*samples]:
         different.append(f"the names of its samples (now {listed(samples)}; then {listed(stored['samples'])})")
     if not different and stored["samples"] != samples:
-        different = changed_samples(_changed(store, run, stored["samples"]), about, stored)
+        different = changed_samples(_changed(store, run, stored["samples"]), content, stored)
         if not different:
             store.amend({"samples": samples})
     if different:
@@ -61,6 +61,6 @@ def _changed(store: Store, run: StoredRun, before: Mapping[str, str]) -> list[st
         run, samples=tuple(dataclasses.replace(s, digest=before[str(s.name)]) for s in run.samples)
     )
     done = store.parts()
-    kept = {old.samples[block.sample] for block in old.blocks() if block.name in done}
+    computed_samples = {old.samples[block.sample] for block in old.blocks() if block.name in done}
     now = {str(sample.name): sample.digest for sample in run.samples}
-    return [repr(s.name) for s in old.samples if s in kept and now[str(s.name)] != s.digest]
+    return [repr(s.name) for s in old.samples if s in computed_samples and now[str(s.name)] != s.digest]

@@ -57,10 +57,10 @@ class Captured:
         activations: dict[str, list[np.ndarray]] = {site: [] for site in self.sites}
         at = np.zeros(0, int)
         for _, _, edits in cells:
-            made = run_cell(model, prompt, edits, at=self.at, capture=self.sites, **settings)
-            at = made.at
+            result = run_cell(model, prompt, edits, at=self.at, capture=self.sites, **settings)
+            at = result.at
             for site in self.sites:
-                activations[site].append(np.asarray(made.captures[site], np.float32)[:, at])
+                activations[site].append(np.asarray(result.captures[site], np.float32)[:, at])
         variables: dict[str, Any] = {}
         for site, arrays in activations.items():
             inner = (f"{site}_head", f"{site}_dim") if site in HEADS else ("embed",)

@@ -83,14 +83,14 @@ def compare(before: Store, after: Store, *, among: Collection[tuple[Any, int]] |
     differences = [_difference(both, row, metric) for metric in metrics for row in _unequal(both, metric)]
     unequal = {(one.sample, one.index) for one in differences}
     first, second = (store.read() for store in (before, after))
-    about = identity_differences(second, first)
+    changes = identity_differences(second, first)
     origins = [dict(run["provenance"]) for run in (second, first)]
-    if any(said.startswith("checkpoint") for said in about):  # with its place
+    if any(change.startswith("checkpoint") for change in changes):  # with its place
         origins = [{key: value for key, value in origin.items() if key != "checkpoint"} for origin in origins]
-    about += plain_differences(origins[0], origins[1])
+    changes += plain_differences(origins[0], origins[1])
     digests = [run["samples"] for run in (first, second)]
-    about += changed_samples([n for n in digests[0] | digests[1] if digests[0].get(n) != digests[1].get(n)])
-    about += [f"the metric {name} (only {'then' if name in first_has else 'now'})" for name in unshared]
+    changes += changed_samples([n for n in digests[0] | digests[1] if digests[0].get(n) != digests[1].get(n)])
+    changes += [f"the metric {name} (only {'then' if name in first_has else 'now'})" for name in unshared]
     return Comparison(
         cells=len(both),
         equal=len(both) - len(unequal),
@@ -98,7 +98,7 @@ def compare(before: Store, after: Store, *, among: Collection[tuple[Any, int]] |
         missing=len(first_places - second_places),
         added=len(second_places - first_places),
         unshared=tuple(unshared),
-        about=tuple(about),
+        about=tuple(changes),
     )
 
 

@@ -25,21 +25,21 @@ def identity_differences(now: Mapping[str, Any], then: Mapping[str, Any], names:
     keys.sort(key=lambda key: (ORDER.index(key) if key in ORDER else len(ORDER), key))
     if "checkpoint" in keys:
         keys = [key for key in keys if key not in OF_CHECKPOINT]
-    return [said for key in keys for said in _of_key(key, now, then, names)]
+    return [difference for key in keys for difference in _of_key(key, now, then, names)]
 
 
 def plain_differences(
     now: Mapping[str, Any], then: Mapping[str, Any], names: Pair = ("now", "then"), prefix: str = ""
 ) -> list[str]:
     """What two mappings of plain values differ in, by key; nested keys are joined by a dot."""
-    said = []
+    differences = []
     for key in sorted(now.keys() | then.keys()):
         here, there = now.get(key), then.get(key)
         if isinstance(here, dict) and isinstance(there, dict):
-            said += plain_differences(here, there, names, f"{prefix}{key}.")
+            differences += plain_differences(here, there, names, f"{prefix}{key}.")
         elif here != there:
-            said.append(_both(f"{prefix}{key}", _short(here), _short(there), names))
-    return said
+            differences.append(_both(f"{prefix}{key}", _short(here), _short(there), names))
+    return differences
 
 
 def changed_samples(
@@ -49,7 +49,9 @@ def changed_samples(
     if not samples:
         return []
     shared = [
-        f"{key}: {said}" for key in WORDS for said in _values((now or {}).get("spec"), (then or {}).get("spec"), key)
+        f"{key}: {difference}"
+        for key in WORDS
+        for difference in _values((now or {}).get("spec"), (then or {}).get("spec"), key)
     ]
     return [f"the clip or words of {listed(samples)}" + (f" ({'; '.join(shared)})" if shared else "")]
 

@@ -64,8 +64,8 @@ def metric_json(metric: Metric) -> dict[str, Any]:
     form |= {field.name: to_json(getattr(metric, field.name)) for field in dataclasses.fields(metric)}
     if not kind.__module__.startswith("avjax."):
         try:
-            own = [c for c in kind.__mro__ if c is not object and not c.__module__.startswith("avjax.")]
-            source = [inspect.getsource(c) for c in own]
+            classes = [c for c in kind.__mro__ if c is not object and not c.__module__.startswith("avjax.")]
+            source = [inspect.getsource(c) for c in classes]
         except (OSError, TypeError) as error:
             raise TypeError(
                 f"metrics: the source of {kind.__name__} cannot be read, so that a change of it would go unnoticed; "

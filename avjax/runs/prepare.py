@@ -29,7 +29,7 @@ from avjax.runs.spec.clips import Clip
 from avjax.runs.spec.metrics import filled
 from avjax.runs.spec.spec import Spec
 from avjax.runs.store import Store
-from avjax.sweeping.cost import Plan, add_passes, cost, together
+from avjax.sweeping.cost import Plan, add_passes, combine_plans, cost
 from avjax.sweeping.prepare import prepare
 
 WORDS = (None, "auto", "from_video", "none")  # in place of a sound file
@@ -68,8 +68,8 @@ class Prepared:
         Raises:
           ValueError: the store holds another run.
         """
-        kept = self._kept_spec()
-        everyone().run_together(lambda: begin(store, self.model, self.run, self.fixed, kept, self.spec.directory))
+        values = self._kept_spec()
+        everyone().run_together(lambda: begin(store, self.model, self.run, self.fixed, values, self.spec.directory))
         with self.reader:
             return execute(
                 self.model, self.run, store, shard=shard, keep_going=True, stop=stop, progress=progress, tell=tell
@@ -77,10 +77,10 @@ class Prepared:
 
     def _kept_spec(self) -> dict[str, Any]:
         """Plain values; a checkpoint's directory by its whole path, for who repeats the run from elsewhere."""
-        kept = self.spec.plain()
+        values = self.spec.plain()
         if builtin_directory(self.spec.model) is None and Path(self.spec.model).is_dir():
-            kept["model"] = str(Path(self.spec.model).absolute())
-        return kept
+            values["model"] = str(Path(self.spec.model).absolute())
+        return values
 
     def plan(self, shard: tuple[int, int] = (0, 1)) -> Plan:
         """What the run or a share of it costs. Decodes every clip of it.
@@ -101,7 +101,7 @@ class Prepared:
             return cost(prepare(self.model, prompts, cells, metrics, **settings), calibrate=calibrate)
 
         with self.reader:
-            combined = together(one(number, not i) for i, number in enumerate(variants))
+            combined = combine_plans(one(number, not i) for i, number in enumerate(variants))
         captures = 0 if self.run.captured is None else sum(block.num_rows for block in self.run.blocks(shard))
         return add_passes(combined, captures, replayed=self.spec.executor == "replay")
 

@@ -23,10 +23,10 @@ def contents(store: Store) -> Iterator[tuple[epath.Path, bytes]]:
     Raises:
       ValueError: it is no run, or a part is not as it was written, or of another run.
     """
-    about = store.read()
+    content = store.read()
     for part in store.parts().values():
         data = store.load(part)
-        if not _is_of(data, about):
+        if not _is_of(data, content):
             raise ValueError(
                 f"{part}: expected cells of this run, got another's; `avjax run SPEC --repair` puts it aside"
             )
@@ -46,14 +46,14 @@ def unusable(store: Store) -> list[epath.Path]:
     """Parts that are not as they were written, or of another run. Reads all of them."""
     if not (store.path / "run.json").exists():
         return store.damaged()
-    about = store.read()
-    return store.damaged(lambda data: not _is_of(data, about))
+    content = store.read()
+    return store.damaged(lambda data: not _is_of(data, content))
 
 
 def _is_of(part: bytes, about: Mapping[str, Any]) -> bool:
     """Whether a part says that it is of the run that `about` describes."""
-    said = pq.read_schema(io.BytesIO(part)).metadata or {}
-    return said.get(RUN, b"").decode() == owner(about, said.get(SAMPLE, b"").decode())
+    metadata = pq.read_schema(io.BytesIO(part)).metadata or {}
+    return metadata.get(RUN, b"").decode() == owner(about, metadata.get(SAMPLE, b"").decode())
 
 
 def read(store: Store) -> xr.Dataset:
@@ -72,14 +72,14 @@ def summary(place: str | os.PathLike[str]) -> dict[str, Any]:
       ValueError: as `contents`.
     """
     store = Store(place)
-    about = store.read()
-    if missing := [key for key in ("layout", "provenance") if key not in about]:
+    content = store.read()
+    if missing := [key for key in ("layout", "provenance") if key not in content]:
         raise ValueError(f"{store.path}: expected a run, got a run.json without {', '.join(missing)}")
-    layout = CellLayout.from_json(about["layout"])
+    layout = CellLayout.from_json(content["layout"])
     parts = [pq.read_metadata(io.BytesIO(data)) for _, data in contents(store)]
     return {
         "store": str(store.path),
-        "checkpoint": Path(about["provenance"]["checkpoint"]).name,
+        "checkpoint": Path(content["provenance"]["checkpoint"]).name,
         "samples": len(layout.samples),
         "cells": (len(layout.cells) + 1) * len(layout.samples),
         "done": sum(part.num_rows for part in parts),

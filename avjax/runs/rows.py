@@ -220,10 +220,10 @@ def _noise(name: str, units: str, measured: Mapping[str, Any] | None, num_rows: 
     """The column of a noise floor, which every part has; what was measured is in the first row, the unedited run's."""
     first = [] if measured is None else [[measured["rms"], measured["draws"]]]
     column = pa.array([*first, *[None] * (num_rows - len(first))], pa.list_(pa.float64(), 2))
-    about = {"dims": [], NOISE: 1, "units": units, "averages": 0} | (
+    attributes = {"dims": [], NOISE: 1, "units": units, "averages": 0} | (
         {} if measured is None else {"how": measured["how"]}
     )
-    return column, pa.field(name, column.type, metadata={ABOUT: json.dumps(about)})
+    return column, pa.field(name, column.type, metadata={ABOUT: json.dumps(attributes)})
 
 
 def _is_count(name: Any, attributes: Mapping[str, Any]) -> bool:
@@ -241,24 +241,24 @@ def _agreed(before: dict[str, Any] | None, said: dict[str, Any]) -> dict[str, An
 
 def is_metric(field: pa.Field) -> bool:
     """Whether a column holds values of a metric."""
-    about = json.loads((field.metadata or {}).get(ABOUT, b"{}"))
-    return bool(about) and NOISE not in about and "counts_of" not in about
+    attributes = json.loads((field.metadata or {}).get(ABOUT, b"{}"))
+    return bool(attributes) and NOISE not in attributes and "counts_of" not in attributes
 
 
 def flattened(table: pa.Table) -> pa.Table:
     """Rows for other programs: each with its metrics' noise floors as numbers, and with counts of every metric."""
     for index, field in enumerate(table.schema):
-        about = json.loads((field.metadata or {}).get(ABOUT, b"{}"))
-        if NOISE in about:
+        described = json.loads((field.metadata or {}).get(ABOUT, b"{}"))
+        if NOISE in described:
             noise = [Noise(rms=pair[0], draws=int(pair[1])) for pair in table[field.name].to_pylist() if pair]
-            values = pa.array(np.full(len(table), floor(noise, about["units"], "")[1]))
-        elif "counts_of" in about:
-            general = table[field.name.removeprefix(f"{about['counts_of']}_")]
+            values = pa.array(np.full(len(table), floor(noise, described["units"], "")[1]))
+        elif "counts_of" in described:
+            general = table[field.name.removeprefix(f"{described['counts_of']}_")]
             pairs = zip(table[field.name].to_pylist(), general.to_pylist(), strict=True)
             values = pa.array([most if own is None else own for own, most in pairs], field.type)
         else:
             continue
-        attributes = {k: v for k, v in about.items() if k != NOISE}
+        attributes = {k: v for k, v in described.items() if k != NOISE}
         field = pa.field(field.name, values.type, metadata={ABOUT: json.dumps(attributes)})
         table = table.set_column(index, field, values)
     return table

@@ -121,15 +121,21 @@ class Columns:
         variables: dict[str, Any] = {}
         axes = dimensions({m: self.clean[name].shape[1:] for name, m in self.metric.items()})
         for name, metric in self.metric.items():
-            about = {"units": metric.unit, "averages": int(metric.averages)}
-            about |= {"distance": 1} if metric.distance else {}
-            about |= {k: str(v) for k, v in metric.attributes(self.planned.model).items()}
+            metric_attributes = {"units": metric.unit, "averages": int(metric.averages)}
+            metric_attributes |= {"distance": 1} if metric.distance else {}
+            metric_attributes |= {k: str(v) for k, v in metric.attributes(self.planned.model).items()}
             values = self._without_missing(metric, self.values[name])
             reason = {"missing": UNREACHED} if metric.name in self._unreached else {}
-            edited = about | reason | {"cell": "edited"}  # a difference from the clean run then says neither
+            edited = (
+                metric_attributes | reason | {"cell": "edited"}
+            )  # a difference from the clean run then says neither
             values = values.reshape(*cells.shape, *values.shape[1:])
             variables[name] = ((*dims, *axes[metric]), values, edited)
-            variables[f"{name}_clean"] = (("sample", *axes[metric]), self.clean[name], about | {"cell": "clean"})
+            variables[f"{name}_clean"] = (
+                ("sample", *axes[metric]),
+                self.clean[name],
+                metric_attributes | {"cell": "clean"},
+            )
             if name in self.noise:
                 variables[f"{name}_floor"] = floor(self.noise[name], metric.unit, HOW[self.how])
         for name in COUNTS:
@@ -138,8 +144,8 @@ class Columns:
             variables[name] = (dims, most.reshape(*cells.shape, -1), COUNTED)
             if self.planned.counts_apart:
                 for metric, counts in by_metric.items():
-                    about = COUNTED | {"counts_of": metric}
-                    variables[f"{metric}_{name}"] = (dims, counts.reshape(*cells.shape, -1), about)
+                    metric_attributes = COUNTED | {"counts_of": metric}
+                    variables[f"{metric}_{name}"] = (dims, counts.reshape(*cells.shape, -1), metric_attributes)
         coordinates: dict[str, Any] = {name: list(cells.coordinates[name]) for name in cells.dims}
         coordinates["sample"] = list(self.planned.prompts)
         coordinates |= token_counts(self.planned.prompts)

@@ -99,7 +99,7 @@ def plan(
     return cost(planned, calibrate=calibrate)
 
 
-def together(plans: Iterable[Plan]) -> Plan:
+def combine_plans(plans: Iterable[Plan]) -> Plan:
     """The cost of sweeps one after the other, of the same cells on other samples; programs are shared where they can.
 
     Raises:

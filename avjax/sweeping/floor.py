@@ -64,8 +64,8 @@ def bound(noise: Noise) -> float:
 def floor(noise: Sequence[Noise], unit: str, how: str) -> tuple[tuple[()], float, dict[str, Any]]:
     """The variable `NAME_floor`."""
     pooled = Noise.pooled(noise)
-    about = {"units": unit, "averages": 0, "how": how, "level": LEVEL, "draws": pooled.draws, "rms": pooled.rms}
-    return (), bound(pooled), about
+    attributes = {"units": unit, "averages": 0, "how": how, "level": LEVEL, "draws": pooled.draws, "rms": pooled.rms}
+    return (), bound(pooled), attributes
 
 
 def drawn_samples(samples: Sequence[Any], num_cells: int) -> set[Any]:
@@ -112,9 +112,9 @@ def pooled_floors(parts: Sequence[xr.Dataset]) -> dict[str, Any]:
     """The floors of a sweep whose samples are in several datasets, from the noise of all of them."""
     floors: dict[str, Any] = {}
     for name in dict.fromkeys(name for part in parts for name in _floors(part)):
-        about = [part[name].attrs for part in parts if name in part]
-        noise = [Noise(rms=attrs["rms"], draws=attrs["draws"]) for attrs in about]
-        floors[name] = floor(noise, about[0]["units"], about[0]["how"])
+        attributes = [part[name].attrs for part in parts if name in part]
+        noise = [Noise(rms=attrs["rms"], draws=attrs["draws"]) for attrs in attributes]
+        floors[name] = floor(noise, attributes[0]["units"], attributes[0]["how"])
     return floors
 
 

@@ -51,6 +51,6 @@ def _with_counts(part: xr.Dataset, names: Sequence[str] | dict[str, None], parts
     missing = {}
     for name in names:
         if name not in part:
-            about = next(other[name].attrs for other in parts if name in other)
-            missing[name] = part[name.removeprefix(f"{about['counts_of']}_")].assign_attrs(about)
+            attributes = next(other[name].attrs for other in parts if name in other)
+            missing[name] = part[name.removeprefix(f"{attributes['counts_of']}_")].assign_attrs(attributes)
     return part.assign(missing)

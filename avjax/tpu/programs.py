@@ -78,9 +78,9 @@ def programs(planned: Sequence[Sweep], layout: SyntheticPrompt, *, quick: bool =
     bench = Bench(model.mesh, {"exec_time_optimization_effort": -1.0} if quick else {})
     _encoders(bench, model, layout)
     for sweep in planned:
-        kept = _sources(bench, sweep)
+        source_bytes = _sources(bench, sweep)
         for session, one in zip(sweep.sessions.values(), sweep.parts, strict=True):
-            _session(bench, session, one, kept)
+            _session(bench, session, one, source_bytes)
     return list(bench.found.values())
 
 
@@ -176,7 +176,7 @@ def _encoders(bench: Bench, model: Model, layout: SyntheticPrompt) -> None:
 
 def _sources(bench: Bench, sweep: Sweep) -> int:
     """The clean passes that find what is patched in; the bytes that a chip keeps of them."""
-    model, kept = sweep.model, 0
+    model, source_bytes = sweep.model, 0
     wanted: dict[int, tuple[Prompt, set[Site]]] = {}
     for session in sweep.sessions.values():
         for prompt, site in session.folded.bank.needs:
@@ -187,8 +187,8 @@ def _sources(bench: Bench, sweep: Sweep) -> int:
         inputs = _inputs(model, size, num_groups=1)
         at, capture = jax.ShapeDtypeStruct((1,), jnp.int32), tuple(sorted(sites))
         bench.add(name, logits_at, model.network.decoder, inputs, None, at, calls=1, capture=capture)
-        kept += bench.found[name].output_bytes
-    return kept
+        source_bytes += bench.found[name].output_bytes
+    return source_bytes
 
 
 def _session(bench: Bench, session: Session, one: Pass | Caption, sources: int) -> None:
@@ -266,9 +266,9 @@ def _shared(bench: Bench, session: Session, sources: int) -> SharedPrompt:
     inputs = _inputs(model, session.size, session.groups.num_groups)
     if session.reads.branches is not None:
         inputs = dataclasses.replace(inputs, branches=_integers(session.size))
-    about = f"{session.size} positions{_read(session)}, {session.clean_rows} kept"
+    note = f"{session.size} positions{_read(session)}, {session.clean_rows} kept"
     clean = bench.add(
-        f"clean pass, {about}",
+        f"clean pass, {note}",
         clean_pass,
         model.network.decoder,
         inputs,
@@ -279,7 +279,7 @@ def _shared(bench: Bench, session: Session, sources: int) -> SharedPrompt:
         num_reads=session.num_reads,
         want_mass=bool(session.reads.attention),
     )
-    name = f"key layout, {len(layout.slots)} slots of {about}"
+    name = f"key layout, {len(layout.slots)} slots of {note}"
     arguments = (clean, layout.slots, layout.block_class)
     shared = bench.add(name, shared_keys, *arguments, calls=1, parameters=0, resident=sources)
     return SharedPrompt(

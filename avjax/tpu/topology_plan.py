@@ -196,8 +196,8 @@ class _Case:
 
     def _compiled(self, place: Topology, sizes: Sizes) -> TopologyPlan:
         chip, cuts = place.chip, sizes[1] * sizes[2]
-        made = abstract_network(self.architecture, self.dtype)
-        least = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(made)) // cuts
+        network = abstract_network(self.architecture, self.dtype)
+        least = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(network)) // cuts
         if least > chip.hbm_bytes:
             raise TooLarge(
                 f"its parameters alone take {least / GIB:.1f} GiB of a chip's {chip.hbm_bytes / GIB:.2f} GiB"

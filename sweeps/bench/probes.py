@@ -106,9 +106,9 @@ def main() -> None:
     methods = {"train_probes": whole, "training alone": training}
     methods |= {f"scikit-learn, {d.__name__}": functools.partial(loop, dtype=d) for d in (np.float32, np.float64)}
     watched = Others()
-    own = sum(os.times()[:2])
+    cpu_seconds = sum(os.times()[:2])
     seconds = {name: t.median for name, t in interleave(methods, rounds=options.rounds, warmup=1).items()}
-    busy = watched.cores(sum(os.times()[:2]) - own)
+    busy = watched.cores(sum(os.times()[:2]) - cpu_seconds)
     for name in methods:
         if name.startswith("scikit"):
             seconds[name] *= NUM_PROBES / len(probes)

@@ -63,8 +63,8 @@ def main() -> None:
         run, store = million(), Store(Path(directory) / "run")
         store.begin({})
         data, blocks = part(run), run.blocks()
-        kept = [block for i, block in enumerate(blocks) if i % EVERY]
-        for block in kept:
+        blocks_kept = [block for i, block in enumerate(blocks) if i % EVERY]
+        for block in blocks_kept:
             store.write(Claim(block.name, None), data)
         again, before = million(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         start = time.perf_counter()
@@ -72,7 +72,7 @@ def main() -> None:
         missing = [block for block in again.blocks() if block.name not in done]
         seconds = time.perf_counter() - start
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        assert len(missing) == len(blocks) - len(kept)
+        assert len(missing) == len(blocks) - len(blocks_kept)
         rows, absent = sum(block.num_rows for block in blocks), sum(block.num_rows for block in missing)
         print(
             f"{absent:,} of {rows:,} cells are missing: found in {seconds:.2f} s; the process peaks at "

@@ -68,20 +68,20 @@ def train_pair(seed: int, features: Features, out: Path) -> dict[str, Path]:
     for stage in STAGES:
         recipe += repr(stage)
         digests[stage.name] = hashlib.blake2b(recipe.encode(), digest_size=4).hexdigest()
-    made = {stage: out / f"{name}-{digests[stage]}" for stage, name in SAVED_AFTER.items()}
+    files = {stage: out / f"{name}-{digests[stage]}" for stage, name in SAVED_AFTER.items()}
     first = 0
     for i, stage in enumerate(STAGES):
-        if stage.name in made:
-            if not made[stage.name].is_dir():
+        if stage.name in files:
+            if not files[stage.name].is_dir():
                 break
-            network, first = _network(made[stage.name]), i + 1
+            network, first = _network(files[stage.name]), i + 1
     for stage in STAGES[first:]:
         saved = out / f"{stage.name}-{digests[stage.name]}"
         network = train(stage, model, network, features, seed=seed, saved=saved, report=_say)
-        if stage.name in made:
-            write_model(model, network, made[stage.name], hears=stage.name == AUDIO.name)
-            network = _network(made[stage.name])
-    return {SAVED_AFTER[stage]: directory for stage, directory in made.items()}
+        if stage.name in files:
+            write_model(model, network, files[stage.name], hears=stage.name == AUDIO.name)
+            network = _network(files[stage.name])
+    return {SAVED_AFTER[stage]: directory for stage, directory in files.items()}
 
 
 def _network(directory: Path) -> Qwen2_5Omni:

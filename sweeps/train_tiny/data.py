@@ -45,22 +45,22 @@ def training_features(directory: Path, num_pictures: int, num_sounds: int, proce
 
 def _kept(path: Path, make: Callable[[range], np.ndarray], count: int, processes: int) -> np.ndarray:
     if not path.is_file():
-        jobs, made = [range(i, min(i + PER_JOB, count)) for i in range(0, count, PER_JOB)], []
+        jobs, parts = [range(i, min(i + PER_JOB, count)) for i in range(0, count, PER_JOB)], []
         with (
             Progress(path.stem, count, "clips") as progress,
             ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
         ):
             for result in pool.map(make, jobs):
-                made.append(result)
+                parts.append(result)
                 progress.advance(len(result))
         partial = path.with_suffix(".partial")
         with partial.open("wb") as file:
-            np.save(file, np.concatenate(made))
+            np.save(file, np.concatenate(parts))
         partial.rename(path)
-    kept = np.load(path, mmap_mode="r")
-    if not np.array_equal(kept[: len(KINDS)], make(range(len(KINDS)))):
+    array = np.load(path, mmap_mode="r")
+    if not np.array_equal(array[: len(KINDS)], make(range(len(KINDS)))):
         raise ValueError(f"{path}: expected the features of today's clips, got another world's; remove the file")
-    return kept
+    return array
 
 
 def _pictures(numbers: range) -> np.ndarray:
@@ -72,8 +72,8 @@ def _pictures(numbers: range) -> np.ndarray:
 def _sounds(numbers: range) -> np.ndarray:
     with TemporaryDirectory() as directory:
         model = untrained(Path(directory), seed=0)
-        made = [heard_features(model, world.sound("train", i, i % len(KINDS))) for i in numbers]
-    return np.stack(made).astype(np.float16)
+        features = [heard_features(model, world.sound("train", i, i % len(KINDS))) for i in numbers]
+    return np.stack(features).astype(np.float16)
 
 
 def draw(model: Model, features: Features, task: Task, size: int, rng: np.random.Generator) -> Batch:

@@ -210,7 +210,7 @@ def optimiser(
         return max((p for p in rates if name.startswith(p)), key=len)
 
     labels = jax.tree_util.tree_map_with_path(part, network)
-    made: dict[Hashable, Any] = {
+    transformations: dict[Hashable, Any] = {
         name: optax.set_to_zero()
         if rate == 0
         else optax.adamw(
@@ -225,7 +225,7 @@ def optimiser(
         return change * moves.reshape(-1, *[1] * (change.ndim - 1)) if stacked else change
 
     thawed = optax.stateless(lambda changes, _: jax.tree_util.tree_map_with_path(by_layer, changes))
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(made, labels), thawed)
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.multi_transform(transformations, labels), thawed)
 
 
 def start(network: Any, transformation: optax.GradientTransformation) -> Any:

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 
 from avjax.analysis.means import MARK, floor_line, mean_table, row_of
-from avjax.cli.analyses import _show
+from avjax.cli.analyses import print_means
 
 
 def swept(shape: tuple[int, ...], floor: float | None = 0.01) -> xr.Dataset:
@@ -28,7 +28,7 @@ def swept(shape: tuple[int, ...], floor: float | None = 0.01) -> xr.Dataset:
 @pytest.mark.parametrize("shape", [(), (3,), (3, 2)])
 def test_marks(shape: tuple[int, ...], capsys: pytest.CaptureFixture):
     dataset = swept(shape)
-    _show(dataset, ("logit_diff", "logit_diff_clean"), None, False)
+    print_means(dataset, ("logit_diff", "logit_diff_clean"))
     shown = capsys.readouterr().out
     assert f"{float(dataset.logit_diff[(0,) * len(shape)].mean('sample')):.4f}{MARK}" in shown
     assert shown.count(MARK) == 2, "one mean, and the line that explains it"
@@ -43,7 +43,7 @@ def test_marks(shape: tuple[int, ...], capsys: pytest.CaptureFixture):
 def test_nothing_to_mark(shape: tuple[int, ...], floor: float | None, capsys: pytest.CaptureFixture):
     outputs = []
     for dataset in (swept(shape, floor), swept(shape, None)):
-        _show(dataset, ("logit_diff", "logit_diff_clean"), None, False)
+        print_means(dataset, ("logit_diff", "logit_diff_clean"))
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] and MARK not in outputs[0]
 
@@ -51,7 +51,7 @@ def test_nothing_to_mark(shape: tuple[int, ...], floor: float | None, capsys: py
 def test_distances_and_missing_means(capsys: pytest.CaptureFixture):
     values = np.array([[1e-6] * 5, [0.3] * 5, [np.nan] * 5])
     dataset = xr.Dataset({"kl": (("cell", "sample"), values, {"units": "nats", "distance": 1}), "kl_floor": 2e-6})
-    _show(dataset, ("kl",), None, False)
+    print_means(dataset, ("kl",))
     rows = capsys.readouterr().out.splitlines()
     assert [row.split()[-1] for row in rows[2:5]] == ["0.0000~", "0.3000", "NaN"]
     assert "2e-06 nats" in rows[-1]

@@ -89,11 +89,11 @@ def probe_features(
         MEDIA: ("sample", [" ".join(items) for items in media_of(named.values())]),
         **token_counts(named),
     }
-    about = {"units": "activation", "long_name": f"activation pooled over {where}"}
+    attributes = {"units": "activation", "long_name": f"activation pooled over {where}"}
     counts = {"units": "count", "long_name": f"positions of {where}"}
     return xr.Dataset(
         {
-            "features": (dims, values, about),
+            "features": (dims, values, attributes),
             "positions": ("sample", np.array([int(mask.sum()) for mask in masks.values()]), counts),
         },
         coords,
@@ -124,14 +124,14 @@ def _pooled(
                 return jnp.max(x_TD, 0, where=mask[:, None], initial=-jnp.inf)
 
     def layer(x: jax.Array, block: Any) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        seen: dict[Site, jax.Array] = {}
+        activations: dict[Site, jax.Array] = {}
         fed: dict[Site, jax.Array] = {}
 
         def at(site: Site, x: jax.Array) -> jax.Array:
             if site in NORMED:
                 fed[site] = jnp.max(jnp.where(exists, row_sizes(x), 0.0))
             if site in sites:
-                seen[site] = jnp.stack([pool(x, way) for way in ways])
+                activations[site] = jnp.stack([pool(x, way) for way in ways])
             return x
 
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, None]:
@@ -147,7 +147,7 @@ def _pooled(
             return z, None
 
         x, _ = block(x, rotary, attend, at)
-        return x, (jnp.stack([seen[site] for site in sites]), jnp.stack([fed[site] for site in NORMED]))
+        return x, (jnp.stack([activations[site] for site in sites]), jnp.stack([fed[site] for site in NORMED]))
 
     _, (pooled, fed) = jax.lax.scan(layer, inputs.embeddings, decoder.layers)
     return jnp.moveaxis(pooled, 0, 2), fed

@@ -64,8 +64,8 @@ def results(
     data["majority"] = "seed", _majority(tested), {"units": "1", "long_name": "accuracy of naming the commonest class"}
     codes = np.array([[PARTS.index(part) for part in row] for row in tested.split], np.int8)
     data["split"] = ("seed", "sample"), codes, {"units": "index", "long_name": "0 train, 1 validation, 2 test"}
-    kept = {d: template.coords[d] for d in (*dims, "sample") if d in template.coords}
-    dataset = xr.Dataset(data, {**kept, **coords}, attrs={**template.attrs, **_settings(tested)})
+    coordinates = {d: template.coords[d] for d in (*dims, "sample") if d in template.coords}
+    dataset = xr.Dataset(data, {**coordinates, **coords}, attrs={**template.attrs, **_settings(tested)})
     if "validation_loss" in dataset:
         best = dataset.validation_loss.idxmin("strength")
         dataset["chosen"] = best.assign_attrs(units="1", long_name="strength with the least loss on validation clips")

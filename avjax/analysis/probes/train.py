@@ -180,17 +180,17 @@ def train_probes(
     coords = {"seed": seeds, "strength": strengths}
     measured = results(values, fitted, tested, template, coords).assign_attrs(groups=described(numbers, groups))
     if seen is not None:
-        about = {"units": "1", "long_name": "share of test clips whose control type is that of a training clip"}
-        measured["control_seen"] = "seed", seen, about
+        attributes = {"units": "1", "long_name": "share of test clips whose control type is that of a training clip"}
+        measured["control_seen"] = "seed", seen, attributes
     return Probes(weights=_weights(fitted, template, coords, known), results=measured)
 
 
 def _jobs(known: Labels, types: Sequence[Hashable] | None, seeds: Sequence[int]) -> np.ndarray:
     """int [J, C]: the labels of each seed, then its control labels."""
-    own = [known.index for _ in seeds]
+    class_indices = [known.index for _ in seeds]
     if types is not None:
-        own += [control_labels(types, len(known.classes), known.index, seed) for seed in seeds]
-    return np.stack(own)
+        class_indices += [control_labels(types, len(known.classes), known.index, seed) for seed in seeds]
+    return np.stack(class_indices)
 
 
 def _weights(found: Fit, template: xr.DataArray, coords: Mapping[str, Any], known: Labels) -> xr.Dataset:
@@ -198,7 +198,7 @@ def _weights(found: Fit, template: xr.DataArray, coords: Mapping[str, Any], know
     shape = tuple(template.sizes[d] for d in template.dims if d not in ("sample", "feature"))
     dims = tuple(str(d) for d in template.dims if d not in ("sample", "feature"))
     count = len(coords["seed"])
-    kept = {d: template.coords[d] for d in (*dims, "feature") if d in template.coords}
+    coordinates = {d: template.coords[d] for d in (*dims, "feature") if d in template.coords}
 
     def laid(values: Any, *after: str, **about: str) -> tuple:
         return (*dims, "seed", *after), values[:, :count].reshape(*shape, count, *values.shape[2:]), about
@@ -210,7 +210,7 @@ def _weights(found: Fit, template: xr.DataArray, coords: Mapping[str, Any], know
             "mean": laid(found.mean, "feature", units="activation", long_name="mean over training clips"),
             "scale": laid(found.scale, "feature", units="activation", long_name="deviation over training clips"),
         },
-        {**kept, **coords, "class": list(known.classes)},
+        {**coordinates, **coords, "class": list(known.classes)},
         attrs=template.attrs,
     )
 

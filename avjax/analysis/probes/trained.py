@@ -67,8 +67,8 @@ class Probes:
         weights, results = self.weights, self.results
         for dim, value in place.items():
             if dim not in weights.dims or dim in ("class", "feature"):
-                own = ", ".join(str(d) for d in weights.kernel.dims if d not in ("class", "feature"))
-                raise ValueError(f"probes: expected dimensions among {own}, got {dim!r}")
+                dims = ", ".join(str(d) for d in weights.kernel.dims if d not in ("class", "feature"))
+                raise ValueError(f"probes: expected dimensions among {dims}, got {dim!r}")
             there, wanted = weights[dim].values.tolist(), value if isinstance(value, list | tuple) else [value]
             if unknown := [v for v in wanted if v not in there]:
                 raise ValueError(f"probes: expected {dim} among {there}, got {unknown[0]!r}")
@@ -90,10 +90,10 @@ class Probes:
             raise ValueError(
                 f"probes: expected {kernel.sizes['feature']} features, got {array.sizes['feature']}; take the same site"
             )
-        own = [str(d) for d in kernel.dims if d not in ("seed", "strength", "class", "feature")]
-        if set(array.dims) != {*own, "sample", "feature"}:
-            raise ValueError(f"probes: expected features over {(*own, 'sample', 'feature')}, got {array.dims}")
-        for dim in own:
+        dims = [str(d) for d in kernel.dims if d not in ("seed", "strength", "class", "feature")]
+        if set(array.dims) != {*dims, "sample", "feature"}:
+            raise ValueError(f"probes: expected features over {(*dims, 'sample', 'feature')}, got {array.dims}")
+        for dim in dims:
             if missing := [v for v in kernel[dim].values.tolist() if v not in array[dim].values.tolist()]:
                 has = array[dim].values.tolist()
                 raise ValueError(f"probes: expected features of {dim} {missing[0]!r}, got those of {has}")
@@ -103,7 +103,7 @@ class Probes:
         for seed in self.weights.seed:  # one at a time: standardised features of all seeds are many
             one = self.weights.drop_vars("feature", errors="ignore").sel(seed=seed)
             of_seeds.append(xr.dot((array - one["mean"]) / one["scale"], one.kernel, dim="feature") + one.bias)
-        by_seed = xr.concat(of_seeds, "seed").transpose("sample", *own, "seed", "strength", "class")
+        by_seed = xr.concat(of_seeds, "seed").transpose("sample", *dims, "seed", "strength", "class")
         return by_seed.assign_attrs(units="nat", long_name="probe logit").rename("logits")
 
     def predict(self, features: xr.Dataset | xr.DataArray) -> xr.DataArray:
@@ -151,14 +151,14 @@ class Probes:
         for part in PARTS:
             dataset: xr.Dataset = getattr(self, part)
             arrays = {str(n): np.ascontiguousarray(v.values) for n, v in dataset.data_vars.items()}
-            about = {
+            content = {
                 "format": FORMAT,
                 "variables": {str(n): [list(v.dims), _plain(v.attrs)] for n, v in dataset.data_vars.items()},
                 "coords": {str(n): [list(c.dims), c.values.tolist()] for n, c in dataset.coords.items()},
                 "attrs": _plain(dataset.attrs),
             }
             save_file(arrays, root / f"{part}.safetensors")
-            (root / f"{part}.json").write_text(json.dumps(about) + "\n")
+            (root / f"{part}.json").write_text(json.dumps(content) + "\n")
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
@@ -171,13 +171,13 @@ class Probes:
         for part in PARTS:
             if not (root / f"{part}.json").is_file():
                 raise ValueError(f"probes: expected a directory that Probes.save wrote, got {root} without {part}.json")
-            about = json.loads((root / f"{part}.json").read_text())
-            if about.get("format") != FORMAT:
-                raise ValueError(f"probes: expected format {FORMAT}, got {about.get('format')!r}; train again")
+            content = json.loads((root / f"{part}.json").read_text())
+            if content.get("format") != FORMAT:
+                raise ValueError(f"probes: expected format {FORMAT}, got {content.get('format')!r}; train again")
             arrays = load_file(root / f"{part}.safetensors")
-            variables = {n: (dims, arrays[n], attrs) for n, (dims, attrs) in about["variables"].items()}
-            coords = {n: (dims, values) for n, (dims, values) in about["coords"].items()}
-            loaded[part] = xr.Dataset(variables, coords, attrs=about["attrs"])
+            variables = {n: (dims, arrays[n], attrs) for n, (dims, attrs) in content["variables"].items()}
+            coords = {n: (dims, values) for n, (dims, values) in content["coords"].items()}
+            loaded[part] = xr.Dataset(variables, coords, attrs=content["attrs"])
         return cls(**loaded)
 
 

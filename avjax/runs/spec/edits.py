@@ -17,8 +17,8 @@ from avjax.prompts.selectors import check_syntax
 Text = Annotated[str, Field(min_length=1)]
 
 
-def told(expected: str) -> WrapValidator:
-    """Of a union: a mistake is told in one line, not in one for each branch."""
+def expecting(expected: str) -> WrapValidator:
+    """Reports a mistake in a union in one line, not in a line for each branch."""
 
     def check(value: Any, validate: Callable[[Any], Any]) -> Any:
         try:
@@ -29,8 +29,8 @@ def told(expected: str) -> WrapValidator:
     return WrapValidator(check)
 
 
-def readable(selector: Any) -> Any:
-    """The same, if it is text that some prompt could have such tokens of."""
+def checked_syntax(selector: Any) -> Any:
+    """The selector, after its syntax was checked, without a prompt."""
     if isinstance(selector, str):
         check_syntax(selector)
     return selector
@@ -79,12 +79,12 @@ def _axis_or_value(value: Any) -> str:
 
 _AXIS = Discriminator(_axis_or_value)
 Indices = Annotated[
-    int | list[int] | str, told("12, [0, 3], '18:36' (0-based, end exclusive) or 'each', one at a time")
+    int | list[int] | str, expecting("12, [0, 3], '18:36' (0-based, end exclusive) or 'each', one at a time")
 ]
 Tokens = Annotated[
     Text | list[int],
-    told("tokens, such as 'audio' or 'video[2s:4s]', or a list of positions"),
-    AfterValidator(readable),
+    expecting("tokens, such as 'audio' or 'video[2s:4s]', or a list of positions"),
+    AfterValidator(checked_syntax),
 ]
 Layers = Annotated[
     Annotated[Indices, Tag("<value>")] | Annotated[Values, Tag("<axis>")] | Annotated[Windows, Tag("<windows>")],
@@ -92,7 +92,9 @@ Layers = Annotated[
 ]
 Heads = Annotated[Annotated[Indices, Tag("<value>")] | Annotated[Values, Tag("<axis>")], _AXIS]
 Selector = Annotated[Annotated[Tokens, Tag("<value>")] | Annotated[Values, Tag("<axis>")], _AXIS]
-Number = Annotated[Annotated[int | float, told("a number"), Tag("<value>")] | Annotated[Values, Tag("<axis>")], _AXIS]
+Number = Annotated[
+    Annotated[int | float, expecting("a number"), Tag("<value>")] | Annotated[Values, Tag("<axis>")], _AXIS
+]
 Site = Annotated[Annotated[Text, Tag("<value>")] | Annotated[Values, Tag("<axis>")], _AXIS]
 Mode = Annotated[
     Annotated[Literal["zero", "mean", "resample", "noise"], Tag("<value>")] | Annotated[Values, Tag("<axis>")], _AXIS
@@ -234,7 +236,7 @@ def _check_selectors(edit: Edit) -> None:
     for field in edit.selectors:
         value = getattr(edit, field)
         for selector in value.values if isinstance(value, grids.Values) else [value]:
-            readable(selector)
+            checked_syntax(selector)
 
 
 def _built(field: str, value: Any) -> Any:

@@ -6,9 +6,9 @@ from pydantic import Field
 
 from avjax import metrics
 from avjax.metrics import Metric
-from avjax.runs.spec.edits import Strict, Text, Tokens, told
+from avjax.runs.spec.edits import Strict, Text, Tokens, expecting
 
-Answer = Annotated[Text | list[int], told("text, which may hold {labels} of a clip, or token ids")]
+Answer = Annotated[Text | list[int], expecting("text, which may hold {labels} of a clip, or token ids")]
 Name = Annotated[str | None, Field(description="Of the variable; by default the metric's.")]
 
 

@@ -95,8 +95,8 @@ def serve(load: Callable[[argparse.Namespace], Worker]) -> None:
     document = json.loads(options.workload.read_text())
     worker = load(options)
     loaded = resident_bytes()
-    about = {"versions": dict(worker.versions), "device": worker.device, "threads": options.threads}
-    answer({"ready": time.perf_counter() - start, "loops": worker.loops, **about})
+    description = {"versions": dict(worker.versions), "device": worker.device, "threads": options.threads}
+    answer({"ready": time.perf_counter() - start, "loops": worker.loops, **description})
     for line in sys.stdin:
         try:
             answer(_answer(worker, document, json.loads(line), loaded))

@@ -70,13 +70,15 @@ class Strong:
             keys = index(task, variant["key"])
             for layer in variant["layers"]:
                 bias[int(variant["query"] == "generated") :, layer, row, :, keys] = -torch.inf
-        own = decoder.empty_cache(len(variants), count)
+        cache = decoder.empty_cache(len(variants), count)
         x = clean.residuals[0][last].expand(len(variants), -1)
         tokens = torch.empty(len(variants), count, dtype=torch.long, device=DEVICE)
         for step in range(count):
             edits = bias[min(step, 1)]
             for layer in range(decoder.num_layers):
-                x = decoder.row_layer(layer, x, last + step, clean.cache[layer], last, edits[layer], (own[layer], step))
+                x = decoder.row_layer(
+                    layer, x, last + step, clean.cache[layer], last, edits[layer], (cache[layer], step)
+                )
             tokens[:, step] = decoder.logits(x).argmax(-1)
             x = decoder.embed(tokens[:, step])
         return dict(zip(task.variants, tokens.tolist(), strict=True))
