@@ -46,7 +46,7 @@ class GenerationDefaults:
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class Host:
-    """What stays in Python; compared by identity, so that a jitted function sees one value per model."""
+    """The parts of a model that are no arrays; compared by identity, so that a jitted function sees one per model."""
 
     processor: Processor
     generation: GenerationDefaults

@@ -1,4 +1,4 @@
-"""The nearest right spelling of a word that is not known."""
+"""The known word that is nearest to one that is not known, for "did you mean"."""
 
 import difflib
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""A progress bar with rate, device memory and time left, for work that takes long enough to wonder."""
+"""A progress bar with rate, device memory and time left, for work that takes a while."""
 
 import time
 from types import TracebackType

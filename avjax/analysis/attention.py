@@ -42,7 +42,7 @@ ABOUT = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CaptionQueries:
-    """What is read of one sample.
+    """The queries of one sample's caption: where they are and what is read of them.
 
     Attributes:
       rows: int [Q], positions of the queries among the prompt and the caption's tokens that are fed.

@@ -86,7 +86,7 @@ def compare_with_base(
 
 
 def check_base(model: Model, base: Model) -> None:
-    """Refuses a base whose tokens are others.
+    """Refuses a base whose tokens differ from the model's.
 
     Raises:
       ValueError: the first difference is named.

@@ -37,7 +37,7 @@ Kind = Literal["uni", "cross"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SinkStatistics:
-    """What one pass over a prompt says.
+    """Sink statistics of one prompt, from one pass.
 
     Attributes:
       peaks, dims: float32 and int [L, T, P], the largest values of |RMSNorm(h)| and their dimensions.

@@ -1,4 +1,4 @@
-"""What a checkpoint's files say of generation."""
+"""Generation settings from a checkpoint's files."""
 
 from pathlib import Path
 from typing import Any

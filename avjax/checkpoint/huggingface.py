@@ -36,7 +36,7 @@ class TensorInfo:
 
 
 class Source:
-    """Tensors are read through one open shard at a time, so at most one shard is in the page cache on our account."""
+    """Tensors are read through one open shard at a time, so that at most one shard occupies the page cache."""
 
     def __init__(self, directory: Path, config: dict[str, Any], tensors: dict[str, TensorInfo], revision: str | None):
         self.directory, self.config, self.tensors, self.revision = directory, config, tensors, revision

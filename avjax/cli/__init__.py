@@ -1,3 +1,3 @@
-"""The command `avjax`: every file is one of its rooms; nothing else in avjax imports it."""
+"""The command `avjax`; nothing else in avjax imports it."""
 
 from avjax.cli.main import app as app

@@ -1,4 +1,4 @@
-"""Options that commands share, and what they make of them."""
+"""Options that commands share, and what is made of them."""
 
 import contextlib
 import dataclasses
@@ -136,7 +136,7 @@ class Resources:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """The bound of memory holds meanwhile; the caches stay."""
+        """Bounds the memory inside the block, and turns the caches on."""
         from avjax.devices.compilation import cache_compilations
         from avjax.devices.memory import memory_limit
         from avjax.models.encoder_cache import cache_encodings

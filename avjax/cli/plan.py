@@ -1,4 +1,4 @@
-"""`avjax plan`: what a sweep will cost, on a model and its clip, or on TPU chips that are not here."""
+"""`avjax plan`: what a sweep will cost, on a model and a clip, or on TPU chips, which need not be at hand."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def plan(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Say what a sweep will cost: passes, operations, bytes, memory, executables and time.
+    """Print what a sweep will cost: passes, operations, bytes, memory, executables and time.
 
     Of a specification its grid, metrics, settings and words are planned; options come before them.
     """

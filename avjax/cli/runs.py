@@ -18,7 +18,9 @@ from avjax.cli.options import Commands, Resources, exit_with_message, refuse_rep
 FAILED, DIFFERENT, UNWRITTEN, RESUME = 3, 4, 74, 75
 SPECS = (".yaml", ".yml", ".json")
 SHOWN, WIDTH = 20, 60  # values that differ, and how much of each
-runs = Commands(pretty_exceptions_enable=False, no_args_is_help=True, help="What runs on disk hold.")
+runs = Commands(
+    pretty_exceptions_enable=False, no_args_is_help=True, help="Look at runs on disk, export and merge them."
+)
 StorePath = Annotated[str, typer.Argument(help="A run's directory, or gs://...")]
 
 
@@ -58,7 +60,7 @@ def run_spec(
     overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, such as grid.layers.width=8.")] = None,
     store: Annotated[str | None, typer.Option(help="In place of the specification's store.")] = None,
     shard: Annotated[str, typer.Option(help="I/N: the I-th of N shares, counted from 0.")] = "0/1",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it will cost, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the run will cost, and stop.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Put damaged parts aside and compute them again.")] = False,
     distributed: Annotated[
         bool, typer.Option("--distributed", help="Join the processes that Slurm, GKE, MPI or a TPU VM has started.")
@@ -75,7 +77,7 @@ def run_spec(
 ) -> None:
     """Run a specification; cells that its store holds are not computed again.
 
-    Exit status: 0, all cells are there; 2, nothing was run, for the reason that is said; 3, some clips failed, the
+    Exit status: 0, all cells are there; 2, nothing was run, for the reason given; 3, some clips failed, the
     others are there; 4, with --repeat, cells differ; 74, the store or the log cannot be written (a full disk); 75, it
     was asked to stop (SIGTERM, Ctrl-C). After 74 and 75, run it again to go on.
     """
@@ -152,7 +154,7 @@ def _check_parts(store: Any, repair: bool) -> None:
         raise ValueError(
             "\n".join(
                 [
-                    f"{store.path}: expected parts of this run as they were written, got others; --repair puts them "
+                    f"{store.path}: expected undamaged parts of this run; --repair puts them "
                     "aside and computes their cells again:",
                     *map(str, damaged),
                 ]
@@ -247,7 +249,7 @@ def list_runs(
 def show(
     store: StorePath, as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False
 ) -> None:
-    """Say what a run holds, what is missing and what failed."""
+    """Show what a run holds, what is missing and what failed."""
     with exit_with_message():
         from avjax.cli.tables import print_rows
         from avjax.runs.reading import summary

@@ -15,7 +15,7 @@ CLEAR = 0.25  # a change that a sentence may speak of; shares of clips
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Claim:
-    """One claim.
+    """A claim of the paper, with what the demo measured of it.
 
     Attributes:
       statement: the paper's.
@@ -36,7 +36,7 @@ def deep_and_early(findings: Findings) -> tuple[str, str]:
 
 
 def claims_of(findings: Findings) -> list[Claim]:
-    """All four claims where the clips' truth is known, else the last, unjudged."""
+    """All four claims where it is known what clips show and sound like, else the last, without a verdict."""
     inherited = [_inherited(findings)]
     if findings.probes is None:
         return inherited

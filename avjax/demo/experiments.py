@@ -62,7 +62,7 @@ def on_the_tiny_world(av: Model, vl: Model, clips: Path, report: ReportProgress)
 
 
 def on_a_clip(av: Model, vl: Model, path: Path, report: ReportProgress) -> Findings:
-    """Captions, knockouts, attention and the base's view of one clip; nobody knows its truth.
+    """Captions, knockouts, attention and the base's view of one clip, whose content is unknown.
 
     Raises:
       MediaError: the clip has no picture or no sound.

@@ -74,7 +74,7 @@ class Findings:
         return list(dict.fromkeys(c.variant for c in self.captions))
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Plain values, for JSON."""
         probes = self.probes
         return {
             "settings": dict(self.settings),

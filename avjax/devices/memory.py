@@ -1,4 +1,4 @@
-"""How much memory a sweep may use when nobody says."""
+"""How much memory a sweep may use when the caller does not say."""
 
 import contextlib
 import os
@@ -18,7 +18,7 @@ _limit: int | None = None
 
 @contextlib.contextmanager
 def memory_limit(memory_bytes: int | None) -> Iterator[None]:
-    """What `memory_bytes=None` means meanwhile, in all threads; None is the default."""
+    """Sets what `memory_bytes=None` means inside the block, in all threads; None restores the default."""
     global _limit
     before, _limit = _limit, memory_bytes
     try:

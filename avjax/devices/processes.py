@@ -38,7 +38,7 @@ class Team:
         return [value] if self.alone else self._values(value)
 
     def minimum(self, value: int) -> int:
-        """The least of the processes' values."""
+        """The smallest of the processes' values."""
         return min(self.all_gather(value))
 
     def run_together(self, work: Callable[[], Result]) -> Result:

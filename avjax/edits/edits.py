@@ -256,7 +256,7 @@ MODES = ("zero", "mean", "resample", "noise")
 
 @dataclasses.dataclass(frozen=True)
 class Ablate(PositionEdit):
-    """Removes what activations say.
+    """Removes information from activations: zero, a mean, or noise in their place.
 
     Attributes:
       where: token selector.

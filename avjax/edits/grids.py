@@ -32,7 +32,7 @@ class Points:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Values(Axis):
-    """Given values."""
+    """An axis of given values."""
 
     name: str
     values: tuple[Any, ...]
@@ -47,7 +47,7 @@ class Values(Axis):
 
 @dataclasses.dataclass(frozen=True)
 class Windows(Axis):
-    """Windows of layers."""
+    """An axis of windows of layers."""
 
     width: int
     stride: int

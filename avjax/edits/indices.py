@@ -1,4 +1,4 @@
-"""Layers and heads as users write them: integers, slices, or text as rules have it."""
+"""Layers and heads as users write them: integers, slices, or the text of rules."""
 
 import re
 from collections.abc import Mapping

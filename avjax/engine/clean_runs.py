@@ -1,4 +1,4 @@
-"""Activations of unedited prompts, found when they are needed and not before."""
+"""Activations of unedited prompts, computed when they are first needed."""
 
 import collections
 import dataclasses
@@ -32,7 +32,7 @@ class CleanRuns:
         self.held: collections.OrderedDict[int, tuple[Prompt, dict[Site, jax.Array]]] = collections.OrderedDict()
 
     def expect(self, needs: Iterable[tuple[Prompt, Site]]) -> None:
-        """Names what will be asked for, so that one pass over a prompt finds all of its sites."""
+        """Announces sites that will be needed, so that one pass over a prompt computes them all."""
         for prompt, site in needs:
             self.expected.setdefault(id(prompt), set()).add(site)
 

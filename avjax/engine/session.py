@@ -47,7 +47,7 @@ from avjax.prompts.selectors import TokenGroups
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reading:
-    """A batch's final residuals at the read-out positions, its attention masses, and what tells of an overflow."""
+    """A batch's final residuals at the read-out positions, attention masses, and the sizes that reveal an overflow."""
 
     variants: tuple[int, ...]
     residual: jax.Array  # I P D; I may be padded beyond `variants`

@@ -1,4 +1,4 @@
-"""One JSON object of an HF config while it is read: what was taken, and what nobody understood."""
+"""One JSON object of an HF config while it is read: which keys were read, and which are unknown."""
 
 from collections.abc import Iterable, Mapping, Set
 from typing import Any

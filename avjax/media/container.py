@@ -92,7 +92,7 @@ def opened(path: str | Path, *, by_name: bool = False) -> Iterator[Any]:
 
 
 def plain_reason(error: Exception) -> str:
-    """What libav or PyAV say, in words also where they give a number alone."""
+    """The reason that libav or PyAV give, in words even where they give only a number."""
     reason = str(getattr(error, "strerror", None) or error)
     return "data that cannot be decoded" if reason.startswith(("Error number", "[Errno")) else reason
 
@@ -107,7 +107,7 @@ def _refuse_text(path: str | Path) -> None:
 
 
 def is_text(head: bytes) -> bool:
-    """Whether a file's first bytes are writing, in UTF-8, UTF-16 or a code page; no header of a medium is."""
+    """Whether a file's first bytes are text, in UTF-8, UTF-16 or a code page; no header of a medium is."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         text = head[: len(head) // 2 * 2].decode("utf-16", errors="replace")
         return len(text) > 1 and all(

@@ -1,4 +1,4 @@
-"""Decoding in processes that may die alone: no file ends a run, by a crash of its decoder or by keeping it forever."""
+"""Decoding in separate processes: a decoder that crashes or hangs ends its own process, not the run."""
 
 import contextlib
 import os

@@ -1,4 +1,4 @@
-"""Who reads a prompt's media: this process, or one that may die alone (`avjax.media.isolated`)."""
+"""Readers of a prompt's media: in this process, or in a separate one (`avjax.media.isolated`)."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The process that decodes: `python -m avjax.media.worker`, started and spoken to by `avjax.media.isolated`.
+"""The process that decodes, `python -m avjax.media.worker`; `avjax.media.isolated` starts it and sends requests.
 
 It imports neither JAX nor torch, writes nothing to its output but answers, and ends when its parent does.
 """

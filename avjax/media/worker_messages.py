@@ -8,7 +8,7 @@ SIZES = struct.Struct("<Q")
 
 
 def send(pipe: IO[bytes], value: Any) -> None:
-    """Writes a value. Both ends are the same program."""
+    """Writes a value; the receiving end runs the same program."""
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
     views = [buffer.raw() for buffer in buffers]

@@ -37,7 +37,7 @@ class Intervention:
 
     @property
     def num_groups(self) -> int | None:
-        """M, or None when nothing says it."""
+        """M, or None where no leaf shows it."""
         if self.attention_factor is not None:
             return self.attention_factor.shape[-1]
         for site, edit in self.sites.items():

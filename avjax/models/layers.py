@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 
 def rounded(x: Float[Array, "..."], dtype: DTypeLike) -> Float[Array, "..."]:
-    """float32 rounded to the compute dtype here and now.
+    """Rounds float32 to the compute dtype, which the compiler must not postpone.
 
     A plain cast is not enough: XLA drops a cast to bfloat16 and back between two operations that it fuses. The towers
     round where Hugging Face rounds, so that bfloat16 results agree and not only float32 ones.

@@ -25,7 +25,7 @@ class Pen:
         return [(self.centre[0] + self.scale * x, self.centre[1] + self.scale * y) for x, y in points]
 
     def colour(self, red: int, green: int, blue: int) -> Colour:
-        """Shifted by the drawing's own hue and lightness."""
+        """The colour, shifted by the drawing's own hue and lightness."""
         h, s, v = colorsys.rgb_to_hsv(red / 255, green / 255, blue / 255)
         rgb = colorsys.hsv_to_rgb((h + self.hue) % 1, s, min(1.0, max(0.0, v * self.light)))
         return tuple(round(255 * c) for c in rgb)  # pyright: ignore[reportReturnType]

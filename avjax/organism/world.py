@@ -28,7 +28,7 @@ _PICTURE, _SOUND = 0, 1  # streams of draws
 
 
 def ask(question: Question) -> str:
-    """A prompt of the tiny world."""
+    """A prompt of the tiny world, as its clips are asked about."""
     return f"Describe what you {question}."
 
 
@@ -130,7 +130,7 @@ def sound(split: Split, number: int, kind: int) -> np.ndarray:
 
 
 def caption(seen: int | None, heard: int | None) -> str:
-    """What a good listener and watcher says. Sound first: named after its thing, it would be read from that word."""
+    """What a good listener and watcher says. Sound first: after the thing, its word would follow from that."""
     parts = [] if heard is None else [f"I hear {KINDS[heard].sound}"]
     parts += [] if seen is None else [f"I see a {KINDS[seen].thing}"]
     return " and ".join(parts) + "."

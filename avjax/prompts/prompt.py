@@ -174,7 +174,7 @@ def refuse_no_words(text: Any) -> None:
 
 
 def refuse_no_prompt(given: Any, what: str = "prompt", where: str = "") -> NoReturn:
-    """Says how a prompt is made of what was given in its place.
+    """Raises TypeError that says how to make a prompt of what was given instead.
 
     Raises:
       TypeError: always.

@@ -1,4 +1,4 @@
-"""Which positions an edit speaks of: selectors over a prompt, and the token groups that a set of them induces.
+"""Which positions an edit applies to: selectors over a prompt, and the token groups that a set of them induces.
 
 A selector is text such as `audio`, `video[2s:4s]`, `text - system` or `[0, 5:9]`, or a sequence of prompt positions. A
 position mask has one entry per prompt position and a last one for everything generated after it.
@@ -51,8 +51,8 @@ class BySample:
         return self.name
 
 
-class TokenLayout(Protocol):
-    """What a selector reads of a prompt; each array has one entry per position."""
+class SelectorLayout(Protocol):
+    """What a selector needs to know of a prompt; each array has one entry per position."""
 
     @property
     def kinds(self) -> np.ndarray: ...  # int8, an index into KINDS
@@ -66,7 +66,7 @@ class TokenLayout(Protocol):
     def frames(self) -> np.ndarray: ...  # int: step of the temporal grid of a video token; -1 elsewhere
 
 
-def select(layout: TokenLayout, selector: Selector | BySample) -> np.ndarray:
+def select(layout: SelectorLayout, selector: Selector | BySample) -> np.ndarray:
     """The positions that a selector names.
 
     Args:
@@ -146,7 +146,7 @@ def partition(masks: Sequence[np.ndarray], num_positions: int) -> TokenGroups:
     )
 
 
-def _positions(layout: TokenLayout, spans: Sequence[tuple[int | None, int | None]], shown: str) -> np.ndarray:
+def _positions(layout: SelectorLayout, spans: Sequence[tuple[int | None, int | None]], shown: str) -> np.ndarray:
     size = len(layout.kinds)
     mask = np.zeros(size + 1, bool)
     for start, stop in spans:
@@ -165,7 +165,7 @@ _RANGE = re.compile(rf"\s*{_BOUND.format(i=1)}\s*:\s*{_BOUND.format(i=2)}\s*")
 class _Parser:
     """Recursive descent over `|`, then `&`, then `-`, then names, spans and parentheses."""
 
-    def __init__(self, layout: TokenLayout, text: str):
+    def __init__(self, layout: SelectorLayout, text: str):
         self.layout, self.text, self.tokens, at = layout, text, [], 0
         while text[at:].strip():
             match = _TOKEN.match(text, at)

@@ -1,4 +1,4 @@
-"""A run begun in a store, or gone on with."""
+"""Starting a run in a store, or continuing the one that is there."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ def begin(
     spec: Mapping[str, Any] | None = None,
     directory: Path | None = None,
 ) -> None:
-    """Begins a run in a store, or goes on with it.
+    """Starts a run in a store, or continues the one that is there.
 
     Args:
       fixed: what decides the values of all samples.

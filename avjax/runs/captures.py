@@ -35,7 +35,7 @@ SITES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Captured:
-    """What is kept of every cell.
+    """Which activations are kept of every cell.
 
     Attributes:
       sites: among `SITES`, of all layers.

@@ -18,7 +18,7 @@ PLACE = ["sample", "cell_index"]  # of a cell in both runs, whatever has become 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difference:
-    """A value that differs: texts at all, numbers in any bit.
+    """A value that differs: a text, or a number in any bit.
 
     Attributes:
       index: the cell's place in the grid; -1 is the unedited run.
@@ -38,12 +38,12 @@ class Difference:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What became of a run that was repeated.
+    """How a repeated run compares with the first.
 
     Attributes:
       cells: that both have.
       equal: of these, to the bit in all metrics.
-      differing: values that are others, the largest first.
+      differing: values that differ, the largest difference first.
       missing, added: cells that only the first or the second has.
       unshared: metrics that only one of them has.
       about: what the runs' identities, provenance and clips differ in, in words; "now" is the second.

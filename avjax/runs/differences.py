@@ -1,4 +1,4 @@
-"""What two runs differ in, in words: of their `run.json`, with both values, shortened, and no digests."""
+"""How two runs differ, in words, by their `run.json`: both values, shortened, without digests."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -19,12 +19,12 @@ Tell = Callable[..., None]
 
 
 def silent(event: str, **values: Any) -> None:
-    """Tells nobody."""
+    """Discards events."""
 
 
 @contextlib.contextmanager
 def to_lines(target: str) -> Iterator[Tell]:
-    """Writes each event as a line, at once; slices of a mesh tell from threads of their own.
+    """Writes each event as a line, at once, from any thread: each slice of a mesh has one.
 
     Args:
       target: a file, which goes on after what it holds, or "-" for standard error.

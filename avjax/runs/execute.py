@@ -30,7 +30,7 @@ GO, STOP = -3, -4  # a follower sends them
 
 @dataclasses.dataclass(kw_only=True)
 class Outcome:
-    """What became of a run.
+    """How a run ended.
 
     Attributes:
       computed: cells that this process computed.

@@ -30,13 +30,13 @@ def digest(*values: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """Of a file's bytes."""
+    """The digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def checkpoint_digest(directory: Path) -> str:
-    """Of everything that a model reads of its directory, names and bytes; large checkpoints take a second per GB.
+    """The digest of all that a model reads of its directory, names and bytes; a second per GB.
 
     Raises:
       ValueError: there is nothing to read.
@@ -76,7 +76,7 @@ def metric_json(metric: Metric) -> dict[str, Any]:
 
 
 def model_identity(model: Model) -> dict[str, Any]:
-    """Of a loaded checkpoint, its parameters and settings as they are now, and how it computes."""
+    """What identifies a loaded model: its parameters and settings as they are now, and how it computes."""
     directory, host = Path(model.host.source), model.host
     leaves = jax.tree.leaves(model.network)
     return {
@@ -109,7 +109,7 @@ def _mixed(x: jax.Array) -> jax.Array:
 
 
 def edits_digest(edits: Sequence[Edit]) -> str:
-    """Of the edits of a cell on one sample.
+    """The digest of a cell's edits on one sample.
 
     Raises:
       TypeError: one has no form that can be compared, such as a patch from a run.
@@ -118,7 +118,7 @@ def edits_digest(edits: Sequence[Edit]) -> str:
 
 
 def prompt_digest(prompt: Prompt) -> str:
-    """Of what the decoder sees of a prompt, and of all that a selector reads of it."""
+    """The digest of what the decoder sees of a prompt, and of all that a selector reads of it."""
     layout = (prompt.kinds, prompt.roles, prompt.special, prompt.seconds, prompt.frames)
     return digest(prompt.fingerprint.hex(), [_array(np.asarray(values)) for values in layout])
 

@@ -33,7 +33,7 @@ from avjax.sweeping.cost import Plan, add_passes, combine_plans, cost
 from avjax.sweeping.prepare import prepare
 
 WORDS = (None, "auto", "from_video", "none")  # in place of a sound file
-NEXT = "put them there, or mend their names in the specification or its table"
+NEXT = "put them there, or correct their names in the specification or its table"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -76,7 +76,7 @@ class Prepared:
             )
 
     def _kept_spec(self) -> dict[str, Any]:
-        """Plain values; a checkpoint's directory by its whole path, for who repeats the run from elsewhere."""
+        """Plain values; a checkpoint's directory by its whole path, so that the run can be repeated from elsewhere."""
         values = self.spec.plain()
         if builtin_directory(self.spec.model) is None and Path(self.spec.model).is_dir():
             values["model"] = str(Path(self.spec.model).absolute())

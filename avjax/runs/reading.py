@@ -1,4 +1,4 @@
-"""What a store holds."""
+"""Reading what a store holds."""
 
 import io
 import os
@@ -43,7 +43,7 @@ def tables(store: Store) -> Iterator[pa.Table]:
 
 
 def unusable(store: Store) -> list[epath.Path]:
-    """Parts that are not as they were written, or of another run. Reads all of them."""
+    """Parts that are damaged or of another run. Reads all of them."""
     if not (store.path / "run.json").exists():
         return store.damaged()
     content = store.read()

@@ -65,6 +65,6 @@ def check_comparable(run: Store) -> None:
     if damaged := unusable(run):
         listed = "\n".join(map(str, damaged))
         raise ValueError(
-            f"{run.path}: expected parts as they were written, got others; `avjax run SPEC --store {run.path} "
+            f"{run.path}: expected undamaged parts; `avjax run SPEC --store {run.path} "
             f"--repair` computes their cells again:\n{listed}"
         )

@@ -80,7 +80,7 @@ class StoredRun:
         return drawn_samples([sample.name for sample in self.samples], len(self.cells.cells))
 
     def edits(self, block: Block) -> list[tuple[Edit, ...]]:
-        """Of each cell of a block, on its sample."""
+        """The edits of each cell of a block, on its sample."""
         sample, allow_noop = self.samples[block.sample].name, self.settings.get("allow_noop", False)
         return [for_sample(self.cells.cells[i].edits, sample, allow_noop) for i in block.cells]
 
@@ -106,7 +106,7 @@ class StoredRun:
         }
 
     def keys(self, block: Block) -> list[str]:
-        """Of each row of a block."""
+        """The key of each row of a block."""
         sample = self.samples[block.sample]
         edits = ["clean"] * block.clean + self._digests(sample.name)[block.cells.start : block.cells.stop]
         return [cell_key(self.digest, self._whole(sample), edit) for edit in edits]
@@ -128,7 +128,7 @@ class StoredRun:
 
     @functools.cached_property
     def _by_sample(self) -> bool:
-        """Whether edits are others for each sample."""
+        """Whether edits differ from sample to sample."""
         values = [
             getattr(edit, field.name)
             for cell in self.cells.cells

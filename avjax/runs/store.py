@@ -59,7 +59,7 @@ class Store:
         self.cells, self.claims, self.failed = (self.path / name for name in ("cells", "claims", "failed"))
 
     def begin(self, about: Mapping[str, Any]) -> dict[str, Any]:
-        """Writes `run.json` where there is none; what is there then.
+        """Writes `run.json` where there is none. Returns its contents.
 
         Raises:
           ValueError: the directory holds something else, or a run of another version.
@@ -81,7 +81,7 @@ class Store:
             self._replace(self.path / "run.json", _json({**self.read(), **about}))
 
     def read(self) -> dict[str, Any]:
-        """`run.json`.
+        """The contents of `run.json`.
 
         Raises:
           ValueError: it is not there, cannot be read, or is of a newer version.
@@ -133,7 +133,7 @@ class Store:
         return [part for part, data in read if _checksum(data) != part.name.split(".")[1] or strange(data)]
 
     def put_aside(self, parts: Iterable[epath.Path]) -> list[epath.Path]:
-        """Moves parts, such as damaged ones, into `damaged/`; where they are now."""
+        """Moves parts, such as damaged ones, into `damaged/`. Returns where they are now."""
         aside = self.path / "damaged"
         moved = []
         for part in parts:
@@ -171,7 +171,7 @@ class Store:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Tells of a disk that cannot be written.
+        """Raises StoreError inside the block where the disk cannot be written.
 
         Raises:
           StoreError: it cannot.
@@ -242,7 +242,7 @@ class Store:
             self._replace(self.failed / f"{sample}.json", _json(failure))
 
     def failures(self) -> dict[str, dict[str, Any]]:
-        """What `report_failure` kept, by the name that it was given; what is done by now is left out."""
+        """Failures that `report_failure` kept, by name; those of blocks that are done by now are left out."""
         if not self.failed.exists():
             return {}
         paths = sorted(path for path in self.failed.iterdir() if path.name.endswith(".json"))
@@ -288,7 +288,7 @@ class Store:
 
 
 def write_whole(file: io.FileIO, data: bytes) -> None:
-    """Without a buffer; a disk takes what it has room for, and refuses what comes next."""
+    """Writes all bytes, unbuffered: a full disk takes what it has room for, and refuses the rest."""
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]

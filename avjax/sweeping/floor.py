@@ -35,7 +35,7 @@ class Noise:
 
     @classmethod
     def of(cls, values: np.ndarray) -> "Noise":
-        """Of draws [n, ...] of a metric; of one with dimensions, where its noise is largest."""
+        """The noise of draws [n, ...] of a metric; of one with dimensions, where it is largest."""
         squares = np.square(np.asarray(values, np.float64).reshape(len(values), -1))
         squares = squares[np.isfinite(squares).all(axis=1)]
         if not len(squares):

@@ -33,7 +33,7 @@ def join_samples(parts: Sequence[xr.Dataset], **how: Any) -> xr.Dataset:
 
 
 def without_equal_counts(dataset: xr.Dataset) -> xr.Dataset:
-    """Without the counts of single metrics where all metrics have the same."""
+    """The dataset without the counts of single metrics, where all metrics have the same."""
     equal = []
     for name in _counts_of(dataset):
         general = name.removeprefix(f"{dataset[name].attrs['counts_of']}_")

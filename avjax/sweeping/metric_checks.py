@@ -48,7 +48,7 @@ def as_metrics(given: Any) -> list[Metric]:
 
 
 def refuse_no_metric(given: Any, what: str) -> NoReturn:
-    """Says what to pass in place of what is no metric.
+    """Raises TypeError that says which metric to pass instead.
 
     Raises:
       TypeError: always.

@@ -18,7 +18,7 @@ PASSES = {"bfloat16": 1, "float32": 6}  # of bfloat16 products that one at `Prec
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """One chip.
+    """A kind of chip: what it holds and how fast it is.
 
     Attributes:
       hbm_bytes: that a program may use.
@@ -61,7 +61,7 @@ class Topology:
 
     @classmethod
     def of(cls, text: str) -> "Topology":
-        """From its name.
+        """The topology of a name.
 
         Raises:
           ValueError: the chip is unknown, or its grid has another number of axes.
@@ -87,7 +87,7 @@ class Topology:
         return (Topology(self.chip, shape) for shape in self.chip.shapes)
 
     def devices(self) -> list[Any]:
-        """Devices to compile for; there need be none of them here.
+        """Devices to compile for, which need not be at hand.
 
         Raises:
           ImportError: libtpu is not installed.

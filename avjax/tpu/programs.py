@@ -321,7 +321,7 @@ def _decoding(
 
 
 def held_bytes(tree: Any) -> int:
-    """Of arrays on one chip, in the layout that the compiler gives them."""
+    """The bytes of arrays on one chip, in the layout that the compiler gives them."""
     if not jax.tree.leaves(tree):
         return 0
     program = jax.jit(lambda tree: 0, keep_unused=True).trace(tree).lower().compile()

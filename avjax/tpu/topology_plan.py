@@ -92,7 +92,7 @@ def plan_topology(
     block_cells: int | None = None,
     quick: bool = False,
 ) -> TopologyPlan:
-    """Compiles a sweep for TPU chips that need not be there.
+    """Compiles a sweep for TPU chips, which need not be at hand.
 
     Args:
       config: a published model, such as "qwen2.5-omni-7b"; a config.json, or a checkpoint's directory.

@@ -1,4 +1,4 @@
-"""What trained probes reach on clips that they have not seen, as one dataset.
+"""How trained probes score on clips that they were not trained on, as one dataset.
 
 Axes: F feature set, C sample, D feature, J job, R strength, K class, S seed.
 """

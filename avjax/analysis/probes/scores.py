@@ -1,4 +1,4 @@
-"""How well probes name the classes of clips that they have not seen, with bootstrap intervals over those clips.
+"""How well probes name the classes of clips that they were not trained on, with bootstrap intervals over those clips.
 
 Axes: B probe, C test clip, K class, W bootstrap draw.
 """

@@ -16,7 +16,7 @@ TRAIN, VALIDATION, TEST = "train", "validation", "test"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labels:
-    """Labels that are all there.
+    """Labels of which none is missing.
 
     Attributes:
       classes: the labels, in order.

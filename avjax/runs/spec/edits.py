@@ -37,7 +37,7 @@ def checked_syntax(selector: Any) -> Any:
 
 
 class Strict(BaseModel):
-    """Unknown keys and values of another type are refused."""
+    """A section that refuses unknown keys, and values of another type."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -147,7 +147,7 @@ class Scale(_Edit):
 
 
 class Ablate(_Edit):
-    """Activations, without what they say."""
+    """Activations without their information."""
 
     edit: Literal["ablate"]
     where: Selector

@@ -47,7 +47,7 @@ class Capture(Strict):
 
 
 class MeshSizes(Strict):
-    """Devices by axis, of all processes; -1, once, is what the others leave."""
+    """Devices by axis, of all processes; one of them may be -1, all that the others leave."""
 
     data: int = Field(1, description="Samples are dealt over it.")
     variant: int = Field(1, description="Variants of one prompt are cut over it.")
@@ -118,7 +118,7 @@ class Spec(Strict):
 
     @property
     def directory(self) -> Path:
-        """That files are relative to."""
+        """The directory that files are relative to."""
         return self._directory
 
     def with_mesh(self, **sizes: int) -> Self:
@@ -126,7 +126,7 @@ class Spec(Strict):
         return self.model_copy(update={"mesh": MeshSizes.model_validate(sizes)})
 
     def plain(self) -> dict[str, Any]:
-        """In plain values, with what was left to defaults."""
+        """The specification as plain values, defaults included."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def build_grid(self) -> grids.Grid:
@@ -156,7 +156,7 @@ class Spec(Strict):
     def of(
         cls, given: Mapping[str, Any], directory: str | Path = ".", source: str = "spec", overrides: Sequence[str] = ()
     ) -> Self:
-        """From plain values.
+        """A specification from plain values.
 
         Args:
           overrides: such as "grid.layers.width=8"; values are YAML.
@@ -175,7 +175,7 @@ class Spec(Strict):
 
     @classmethod
     def read(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
-        """From a YAML or JSON file.
+        """A specification from a YAML or JSON file.
 
         Args:
           overrides: see `of`.
