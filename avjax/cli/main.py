@@ -157,13 +157,14 @@ def demo(
 ) -> None:
     """The paper's main experiments on the built-in tiny-av, in a minute; leaves a page to open."""
     with exit_with_message(), resources.applied():
+        import avjax
         from avjax.demo.show import show
-        from avjax.devices.compilation import cache_compilations, default_cache
+        from avjax.devices.compilation import default_cache
 
         if resources.cache_dir is None:
             # Without a directory that it can write to the demo is slower, not wrong.
             with contextlib.suppress(OSError, RuntimeError):
-                cache_compilations(default_cache())
+                avjax.cache_compilations(default_cache())
         show(clip, out)
 
 

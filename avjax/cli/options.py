@@ -137,13 +137,12 @@ class Resources:
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Bounds the memory inside the block, and turns the caches on."""
-        from avjax.devices.compilation import cache_compilations
+        import avjax
         from avjax.devices.memory import memory_limit
-        from avjax.models.encoder_cache import cache_encodings
 
         if self.cache_dir is not None:
-            cache_compilations(self.cache_dir)
-            cache_encodings(self.cache_dir / "encoded")
+            avjax.cache_compilations(self.cache_dir)
+            avjax.cache_encodings(self.cache_dir / "encoded")
         with memory_limit(self.memory_bytes):
             yield
 

@@ -107,6 +107,7 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """Directories that the demo would keep compiled programs in; later tests must not."""
     asked: list[Path] = []
     monkeypatch.setattr(avjax, "cache_compilations", asked.append)
+    monkeypatch.setattr(avjax, "cache_encodings", lambda directory: None)
     return asked
 
 
