@@ -113,6 +113,11 @@ class Metric:
         raise NotImplementedError
 
 
+def _with_placeholders(metric: Metric, **answers: Any) -> Metric:
+    """A metric without its answers; a subclass of the user's as it is, whose function may read them itself."""
+    return dataclasses.replace(metric, **answers) if type(metric).__module__ == __name__ else metric  # pyright: ignore
+
+
 def answer_forms(model: Model, answer: Answer) -> tuple[tuple[int, ...], ...]:
     """The tokens of each surface form of an answer: the word, and the word after a space; or given ids, one each.
 
@@ -215,7 +220,7 @@ class _OfAnswer(Metric):
         return _several(answer_forms(model, self.answer))
 
     def compiled_form(self) -> Metric:
-        return dataclasses.replace(self, answer=(0,))
+        return _with_placeholders(self, answer=(0,))
 
     def attributes(self, model: Model) -> dict[str, Any]:
         forms = answer_forms(model, self.answer)
@@ -339,7 +344,7 @@ class LogitDiff(Metric):
         return answer_forms(model, self.a) + answer_forms(model, self.b)
 
     def compiled_form(self) -> Metric:
-        return dataclasses.replace(self, a=(0,), b=(1,))
+        return _with_placeholders(self, a=(0,), b=(1,))
 
     def attributes(self, model: Model) -> dict[str, Any]:
         tokens = {f"{name}_tokens": [*map(list, answer_forms(model, getattr(self, name)))] for name in ("a", "b")}
@@ -378,7 +383,7 @@ class LogLikelihood(Metric):
         return _text_tokens(model, self.text)
 
     def compiled_form(self) -> Metric:
-        return dataclasses.replace(self, text=(0,))
+        return _with_placeholders(self, text=(0,))
 
     def attributes(self, model: Model) -> dict[str, Any]:
         return {"continuation": str(self.text), "tokens": list(self.continuation(model))}

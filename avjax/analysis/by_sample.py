@@ -40,14 +40,18 @@ def sweep_samples(
       options: of `avjax.sweep`.
 
     Raises:
-      ValueError: a sample has no metrics, or metrics of other names; or a store is given for metrics by sample.
+      ValueError: a sample has no metrics, or metrics of other names; or several samples with metrics of their own are to
+        share a store.
     """
     named = named_prompts(prompts)
     if not isinstance(metrics, Mapping):
         return sweep(model, named, grid, metrics, progress=progress, **options)
     by_sample = metrics_of(named, metrics)
     refuse_identities(grid, options.get("allow_noop", False))
-    if options.pop("store", None) is not None:
+    if (store := options.pop("store", None)) is not None and len(named) == 1:
+        [given] = by_sample.values()
+        return sweep(model, named, grid, given, store=store, progress=progress, **options)
+    if store is not None:
         raise ValueError(
             "store: expected one metric for all samples, got metrics by sample; write a specification, whose answers "
             "may hold {labels} of each clip"

@@ -81,7 +81,7 @@ def run_spec(
     others are there; 4, with --repeat, cells differ; 74, the store or the log cannot be written (a full disk); 75, it
     was asked to stop (SIGTERM, Ctrl-C). After 74 and 75, run it again to go on.
     """
-    with exit_with_message(), resources.applied(), _preempted():
+    with exit_with_message(), _preempted(), resources.applied():
         from avjax.cli.tables import print_plan
         from avjax.devices.processes import everyone
         from avjax.runs.prepare import prepare_run

@@ -10,6 +10,7 @@ import pytest
 
 import avjax
 from avjax import metrics
+from avjax.analysis.gradient_cases import cases, exact
 from avjax.sweeping import compute
 from tests.engine.test_knockout_compiles import count_compilations
 from tests.tiny_hf import TinyCheckpoint
@@ -267,3 +268,21 @@ def test_names_of_metrics(omni_model, prompt):
         avjax.sweep(omni_model, prompt, VARIANTS[0], [metrics.Prob(3), metrics.Prob(4)], progress=False)
     with pytest.raises(ValueError, match="at least one"):
         avjax.sweep(omni_model, prompt, VARIANTS[0], [], progress=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class OfFirstToken(metrics.LogProb):
+    """A user's metric whose function reads the answer itself."""
+
+    def __call__(self, view: metrics.View) -> jax.Array:
+        return jax.nn.log_softmax(view.logits)[self.answer[0]]
+
+
+def test_a_subclass_that_reads_its_answer_gets_it(omni_model, prompt, logits):
+    expected = log_softmax(logits)[:, 5]
+    data = avjax.sweep(omni_model, prompt, VARIANTS, OfFirstToken((5,)), progress=False)
+    np.testing.assert_allclose(data.log_prob.values[:, 0], expected[1:], atol=1e-5)
+    np.testing.assert_allclose(data.log_prob_clean.item(), expected[0], atol=1e-5)
+    case = cases(omni_model, prompt, OfFirstToken((5,)))[0]
+    values, clean = exact(omni_model, case, [[variant] for variant in VARIANTS])
+    np.testing.assert_allclose([clean, *values], expected, atol=1e-5)
