@@ -40,7 +40,7 @@ def sweep_samples(
       options: of `avjax.sweep`.
 
     Raises:
-      ValueError: a sample has no metrics, or metrics of other names; or several samples with metrics of their own are to
+      ValueError: a sample has no metrics, or metrics of other names; or several samples, each with its metrics, are to
         share a store.
     """
     named = named_prompts(prompts)
