@@ -218,7 +218,7 @@ def test_what_cannot_be_repeated_is_refused(store: Path, omni_model: avjax.Model
     (store.parent / "clip-0.mp4").unlink()
     missing = run("run", "--repeat", store)
     assert missing.exit_code == 2 and "missing are" in missing.output and "clip-0.mp4" in missing.output
-    assert "put them there, or mend their names" in " ".join(missing.output.split())
+    assert "put them there, or correct their names" in " ".join(missing.output.split())
     assert run("run", "--repeat", tmp_path / "none").exit_code == 2
     itself = run("run", "--repeat", store, "--store", f"{store}/../run")
     assert itself.exit_code == 2 and "expected another store than that of the run" in " ".join(itself.output.split())
