@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avjax.cli.options import (
+    ClipReading,
     Commands,
     DType,
     ModelPath,
     Order,
-    Reading,
     Resources,
     Tokens,
     exit_with_message,
@@ -56,7 +56,7 @@ class Inputs:
     audio: Sound = None
     dtype: DType = "float32"
     order: Order = "media-first"
-    reading: Reading
+    reading: ClipReading
     resources: Resources
 
     def load(self, opening: str = "") -> tuple["Model", dict[str, "Prompt"]]:

@@ -13,13 +13,13 @@ from avjax.cli.analyses import analyses
 from avjax.cli.options import (
     MODEL_HELP,
     Audio,
+    ClipReading,
     Commands,
     DType,
     Image,
     ModelPath,
     Order,
     Positions,
-    Reading,
     Resources,
     Rules,
     Video,
@@ -91,7 +91,7 @@ def run(
     ] = None,
     allow_noop: Annotated[bool, typer.Option(help="Run rules that touch nothing.")] = False,
     dtype: DType = "float32",
-    reading: Reading,
+    reading: ClipReading,
     resources: Resources,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -179,7 +179,7 @@ def inspect(
     ] = None,
     order: Order = "media-first",
     positions: Positions = "trained",
-    reading: Reading,
+    reading: ClipReading,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show the tokens that a model sees of a clip: spans, counts, seconds and positions."""

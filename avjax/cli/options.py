@@ -66,7 +66,10 @@ Positions = Annotated[
 Tokens = Annotated[int, typer.Option(min=1, help="The most tokens of a caption.")]
 Memory = Annotated[
     int | None,
-    typer.Option(rich_help_panel=RESOURCES, help="Bytes beside the parameters; by default half of what is free."),
+    typer.Option(
+        rich_help_panel=RESOURCES,
+        help="Bytes of sweeps, captions, attention and gates beside the parameters; by default half of what is free.",
+    ),
 ]
 Cache = Annotated[
     Path | None,
@@ -117,7 +120,7 @@ def exit_with_message() -> Iterator[None]:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reading:
+class ClipReading:
     """How clips are sampled, resized and read."""
 
     fps: Fps = None
@@ -150,7 +153,7 @@ class Resources:
 def prompt_of(
     model: "Model",
     text: str,
-    reading: Reading,
+    reading: ClipReading,
     *,
     video: Path | None,
     audio: str | None,

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from avjax.cli.options import MODEL_HELP, Audio, Image, Reading, Resources, Rules, Video, exit_with_message, prompt_of
+from avjax.cli.options import (
+    MODEL_HELP,
+    Audio,
+    ClipReading,
+    Image,
+    Resources,
+    Rules,
+    Video,
+    exit_with_message,
+    prompt_of,
+)
 
 if TYPE_CHECKING:
     from avjax.prompts.compat import Compat
@@ -37,7 +47,7 @@ def plan(
         str | None,
         typer.Option(help="float32 or bfloat16; by default the specification's, else float32, on a topology bfloat16."),
     ] = None,
-    reading: Reading,
+    reading: ClipReading,
     resources: Resources,
     topology: Annotated[
         str | None,

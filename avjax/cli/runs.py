@@ -85,23 +85,10 @@ def run_spec(
         from avjax.cli.tables import print_plan
         from avjax.devices.processes import everyone
         from avjax.runs.prepare import prepare_run
-        from avjax.runs.repeat import check_comparable, run_to_repeat, spec_of_run
         from avjax.runs.store import Store
 
-        words = list(overrides or [])
-        words += [] if resources.memory_bytes is None else [f"memory_bytes={resources.memory_bytes}"]
-        if repeat is not None and spec is not None and "=" in str(spec):
-            spec, words = None, [str(spec), *words]
-        if spec is not None and repeat is not None:
-            raise ValueError("run: expected a specification or --repeat, got both; give one of them")
-        before = None if repeat is None else run_to_repeat(repeat, other_than=store)
-        if spec is not None:
-            read, place = _read(spec, words, store)
-        elif before is not None:
-            read, place = spec_of_run(before, words), None
-            check_comparable(before)
-        else:
-            raise ValueError("run: expected a specification or --repeat, got neither; give one of them")
+        words = [] if resources.memory_bytes is None else [f"memory_bytes={resources.memory_bytes}"]
+        read, place, before = _specification(spec, repeat, [*(overrides or []), *words], store)
         share = _share(shard)
         if distributed:
             if repeat is not None and store is None:
@@ -129,6 +116,29 @@ def run_spec(
             raise typer.Exit(RESUME)
         if outcome.failed:
             raise typer.Exit(FAILED)
+
+
+def _specification(
+    spec: Path | None, repeat: str | None, overrides: list[str], store: str | None
+) -> tuple[Any, str | None, Any]:
+    """What is run, the store of a specification, and the run that is repeated.
+
+    Raises:
+      ValueError: there is no specification and no run to repeat, or both; or one cannot be used.
+    """
+    from avjax.runs.repeat import check_comparable, run_to_repeat, spec_of_run
+
+    if repeat is not None and spec is not None and "=" in str(spec):
+        spec, overrides = None, [str(spec), *overrides]
+    if (spec is None) == (repeat is None):
+        got = "neither" if spec is None else "both"
+        raise ValueError(f"run: expected a specification or --repeat, got {got}; give one of them")
+    if spec is not None:
+        return *_read(spec, overrides, store), None
+    before = run_to_repeat(str(repeat), other_than=store)
+    read = spec_of_run(before, overrides)
+    check_comparable(before)
+    return read, None, before
 
 
 def _read(file: Path, overrides: list[str], store: str | None) -> tuple[Any, str | None]:

@@ -1,5 +1,7 @@
 """Knockout windows, heads and pathways: against single runs, and on tiny-av the paper's direction."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,18 @@ def test_random_draws_share_clean_passes(omni_model: avjax.Model, monkeypatch: p
         assert found["prob_random"].sizes == {"draw": 7, "pathway": 2, "sample": 1}
         assert len(calls) == passes
         assert (found["edges"] > 0).all() and (found["edges_random"] == found["edges"]).all()
+
+
+def test_a_store_takes_one_sample_of_metrics_by_sample(omni_model: avjax.Model, prompt: avjax.Prompt, tmp_path: Path):
+    settings = {"progress": False, "allow_noop": True}
+    asked = {"a": LogProb([5]), "b": LogProb([9])}
+    alone = sweep_samples(omni_model, {"a": prompt}, "last->text", {"a": asked["a"]}, store=tmp_path / "a", **settings)
+    in_memory = sweep_samples(omni_model, {"a": prompt, "b": prompt}, "last->text", asked, **settings)
+    np.testing.assert_allclose(alone["log_prob"], in_memory["log_prob"].sel(sample=["a"]), atol=1e-6)
+    assert not np.allclose(in_memory["log_prob"].sel(sample="a"), in_memory["log_prob"].sel(sample="b"), atol=1e-3)
+    with pytest.raises(ValueError, match="store: expected one metric for all samples"):
+        sweep_samples(omni_model, {"a": prompt, "b": prompt}, "last->text", asked, store=tmp_path / "b", **settings)
+    assert not (tmp_path / "b").exists()
 
 
 def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt):

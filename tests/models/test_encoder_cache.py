@@ -112,10 +112,10 @@ def test_what_is_computed_in_another_dtype_is_kept_apart(directory: Path):
     model = avjax.load("tiny-av")
     for dtype, value in (("float32", 1.0), ("bfloat16", 2.0), ("float32", 3.0)):
         made = jax.numpy.full(2, value)
-        found = encoder_cache.cached_encoding(
+        encoding = encoder_cache.cached_encoding(
             model.host, "audio", model.network.audio, np.dtype(dtype), b"clip", lambda m=made: m
         )
-        assert found[0] == {"float32": 1.0, "bfloat16": 2.0}[dtype]
+        assert encoding[0] == {"float32": 1.0, "bfloat16": 2.0}[dtype]
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:-1], lambda data: data[:20] + b"x" + data[21:], lambda _: b""])
