@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from avjax.families import config_defaults as defaults
 from avjax.families import inert_keys as keys
 from avjax.families.family import Family
 from avjax.families.inert_keys import Version
 from avjax.families.key_rules import Rule, Table
 from avjax.families.qwen2_5 import BUFFERS, DECODER, SPELLINGS, UNEMBED, VISION, read_decoder, read_tied, read_vision
-from avjax.families.section import Section, class_defaults
+from avjax.families.section import Section
 from avjax.families.token_runs import (
     Clips,
     MediaShapes,
@@ -45,17 +46,17 @@ def read(raw: Mapping[str, Any], version: Version | None, problems: list[str]) -
     """The config of a whole checkpoint, or of a thinker alone."""
     model_type = raw["model_type"]
     if model_type == THINKER:
-        return _read_thinker(Section(raw, _defaults("Thinker"), "", problems, keys.THINKER), version, model_type)
+        return _read_thinker(Section(raw, defaults.OMNI_THINKER, "", problems, keys.THINKER), version, model_type)
     outer = Section(raw, {}, "", problems, keys.OMNI)
-    thinker = outer.section("thinker_config", _defaults("Thinker"), keys.THINKER)
+    thinker = outer.section("thinker_config", defaults.OMNI_THINKER, keys.THINKER)
     outer.finish()
     return _read_thinker(thinker, version, model_type)
 
 
 def _read_thinker(section: Section, version: Version | None, model_type: str) -> ModelConfig:
-    text = section.section("text_config", _defaults("Text"), keys.DECODER)
-    vision = section.section("vision_config", _defaults("VisionEncoder"), keys.VISION)
-    audio = section.section("audio_config", _defaults("AudioEncoder"), keys.AUDIO)
+    text = section.section("text_config", defaults.OMNI_TEXT, keys.DECODER)
+    vision = section.section("vision_config", defaults.OMNI_VISION, keys.VISION)
+    audio = section.section("audio_config", defaults.OMNI_AUDIO, keys.AUDIO)
     vision.ignore(["tokens_per_second"])  # the thinker's position_id_per_seconds decides
     config = ModelConfig(
         family=NAME,
@@ -93,12 +94,6 @@ def _read_audio(section: Section) -> AudioConfig:
         n_window=section.take("n_window"),
         max_positions=section.take("max_source_positions"),
     )
-
-
-def _defaults(section: str) -> dict[str, Any]:
-    from transformers.models.qwen2_5_omni import configuration_qwen2_5_omni as omni
-
-    return class_defaults(getattr(omni, f"Qwen2_5Omni{section}Config"))
 
 
 def token_runs(

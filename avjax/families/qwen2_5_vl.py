@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from avjax.families import config_defaults as defaults
 from avjax.families import inert_keys as keys
 from avjax.families.family import Family
 from avjax.families.inert_keys import Version
@@ -12,7 +13,7 @@ from avjax.families.key_rules import Rule, Table
 from avjax.families.qwen2_5 import BUFFERS, DECODER, SPELLINGS, UNEMBED, VISION, read_decoder, read_tied, read_vision
 from avjax.families.rope import KEYS as ROPE_KEYS
 from avjax.families.rope import read_rope
-from avjax.families.section import Section, class_defaults
+from avjax.families.section import Section
 from avjax.families.token_runs import Clips, MediaShapes, PositionRule, TokenRun, counted_run, grid_run, grid_times
 from avjax.models.config import ModelConfig, TokenIds
 from avjax.models.decoder import Decoder
@@ -30,17 +31,16 @@ class Qwen2_5VL(Network):
 
 
 def read(raw: Mapping[str, Any], version: Version | None, problems: list[str]) -> ModelConfig:
-    text_defaults, outer_defaults = _defaults("Text"), _defaults("")
-    section = Section(raw, outer_defaults, "", problems, keys.VL)
-    vision = section.section("vision_config", _defaults("Vision"), keys.VISION)
+    section = Section(raw, defaults.VL, "", problems, keys.VL)
+    vision = section.section("vision_config", defaults.VL_VISION, keys.VISION)
     if raw.get("text_config") is not None:
-        text = section.section("text_config", text_defaults, keys.DECODER)
+        text = section.section("text_config", defaults.VL_TEXT, keys.DECODER)
         _compare_copies(section, text, version)
     else:
         # Until 4.51 the decoder's keys were at the top level, as they still are in the hub's checkpoints.
-        outer_keys = outer_defaults.keys() - text_defaults.keys()
+        outer_keys = defaults.VL.keys() - defaults.VL_TEXT.keys()
         own = {k: v for k, v in raw.items() if k not in outer_keys | {"vision_config", "tie_word_embeddings"}}
-        text = Section(own, text_defaults, "", problems, keys.DECODER)
+        text = Section(own, defaults.VL_TEXT, "", problems, keys.DECODER)
         section.ignore([*own, "text_config"])
     config = ModelConfig(
         family=NAME,
@@ -85,12 +85,6 @@ def _compare_copies(outer: Section, text: Section, version: Version | None) -> N
             outer.problems.append(
                 f"{key}: expected what text_config says, {inside!r}, got {value!r}; remove the wrong one"
             )
-
-
-def _defaults(section: str) -> dict[str, Any]:
-    from transformers.models.qwen2_5_vl import configuration_qwen2_5_vl as vl
-
-    return class_defaults(getattr(vl, f"Qwen2_5_VL{section}Config"))
 
 
 def token_runs(

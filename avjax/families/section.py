@@ -84,9 +84,3 @@ def quantization_text(settings: Any) -> str:
     elif settings.get("load_in_8bit") or settings.get("_load_in_8bit"):
         bits = 8
     return f"expected weights in full precision, got quantised ones ({method}{f', {bits} bits' if bits else ''})"
-
-
-def class_defaults(config_class: type) -> dict[str, Any]:
-    """What HF's class for a section has where a file has nothing; the same in every version that reads the files."""
-    defaults = config_class().to_dict()  # pyright: ignore[reportAttributeAccessIssue]
-    return {k: v for k, v in defaults.items() if k not in ("text_config", "vision_config", "audio_config")}

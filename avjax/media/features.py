@@ -1,16 +1,15 @@
 """Media to tower inputs: resizing, patches, log-mel; as Qwen's own preprocessing does it."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from avjax.media.corruption import Corruption
 from avjax.media.decode import SAMPLE_RATE
 from avjax.media.errors import MediaError
+from avjax.media.log_mel import Whisper
 from avjax.media.options import MediaOptions
 from avjax.media.resize import resize_bicubic
 from avjax.media.sources import ImageSource, SoundSource, VideoSource, picture, sampled_video, sound
@@ -157,7 +156,7 @@ def _published_frame(frame: np.ndarray, height: int, width: int, options: MediaO
 
 
 def audio_features(audio: SoundSource, options: MediaOptions, corrupt: Sequence[Corruption] = ()) -> AudioFeatures:
-    """Log-mel frames of a sound file, of a video's sound, or of samples; by HF's Whisper feature extractor.
+    """Log-mel frames of a sound file, of a video's sound, or of samples; those of HF's Whisper feature extractor.
 
     Args:
       audio: a file, or samples with their rate in Hz.
@@ -186,8 +185,8 @@ def waveform_features(waveform: np.ndarray, options: MediaOptions, *, source: st
     Raises:
       MediaError: the audio is longer than the feature extractor takes, or too short to give a token.
     """
-    extractor = _extractor(options.audio)
-    seconds, limit = len(waveform) / SAMPLE_RATE, extractor.n_samples / SAMPLE_RATE
+    extractor = Whisper(**dict(options.audio))
+    seconds, limit = len(waveform) / SAMPLE_RATE, extractor.num_samples / SAMPLE_RATE
     if seconds > limit:
         raise MediaError(
             f"{source}: the audio is {seconds:.1f} s long, the checkpoint takes at most {limit:.0f} s; cut it first"
@@ -197,19 +196,6 @@ def waveform_features(waveform: np.ndarray, options: MediaOptions, *, source: st
         raise MediaError(f"{source}: {seconds * 1000:.0f} ms of audio give no token; the shortest clip is 40 ms")
     # HF pads to the limit (300 s). Padding past the last window alone gives the same frames in a fraction of the time.
     hops = num_frames + math.ceil(extractor.n_fft / extractor.hop_length)
-    padded = min(hops * extractor.hop_length, extractor.n_samples)
-    features = extractor(
-        waveform,
-        sampling_rate=SAMPLE_RATE,
-        padding="max_length",
-        max_length=padded,
-        return_tensors="np",
-    )["input_features"][0]
-    return AudioFeatures(mel=np.ascontiguousarray(features[:, :num_frames].T, np.float32), source=source)
-
-
-@functools.lru_cache(maxsize=4)
-def _extractor(arguments: Sequence[tuple[str, Any]]) -> Any:
-    from transformers import WhisperFeatureExtractor
-
-    return WhisperFeatureExtractor(**dict(arguments))
+    padded = min(hops * extractor.hop_length, extractor.num_samples)
+    mel = extractor.log_mel(waveform, padded)[:num_frames]
+    return AudioFeatures(mel=np.ascontiguousarray(mel, np.float32), source=source)

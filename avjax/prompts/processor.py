@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import functools
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,6 +23,7 @@ from avjax.prompts.hf_batch import as_numpy, read_batch, require_finite, require
 from avjax.prompts.layout import expand_placeholders, token_layout
 from avjax.prompts.prompt import AudioFeatures, Prompt, VisionFeatures
 from avjax.prompts.selectors import MODALITIES
+from avjax.prompts.tokenizer import load_tokenizer
 
 Order = Literal["media-first", "text-first"]
 Sound = SoundSource | Literal["auto", "from_video", "none"] | None
@@ -50,20 +50,8 @@ class Processor:
 
     @functools.cached_property
     def tokenizer(self) -> Any:
-        """Loaded when first used; importing transformers takes seconds."""
-        from transformers import AutoTokenizer
-
-        if not self.has_tokenizer:
-            raise ValueError(
-                f"{self.directory}: expected the tokenizer's files beside the weights, found none; copy "
-                "tokenizer.json and tokenizer_config.json there, or use model.prompt_from_hf"
-            )
-        tokenizer = AutoTokenizer.from_pretrained(self.directory, local_files_only=True)
-        if not tokenizer.chat_template:
-            legacy = self.directory / "chat_template.json"  # where hub checkpoints keep a processor's template
-            if legacy.is_file():
-                tokenizer.chat_template = json.loads(legacy.read_text())["chat_template"]
-        return tokenizer
+        """Loaded when first used; importing transformers takes a second."""
+        return load_tokenizer(self.directory)
 
     def prompt(
         self,

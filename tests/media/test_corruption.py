@@ -13,7 +13,6 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import WhisperFeatureExtractor
 
 import avjax
 from avjax.media.corruption import Corruption
@@ -21,9 +20,9 @@ from avjax.media.decode import read_audio
 from avjax.media.features import patchify
 from avjax.media.options import CLIP_MEAN, CLIP_STD
 from avjax.prompts.prompt import Prompt
+from tests.hf_mel import RATE, hf_log_mel
 from tests.media.cases import CASES, TEXT, VL_CASES, write_files
 
-RATE = 16_000
 LAYOUT = ("token_ids", "positions", "kinds", "roles", "special", "seconds", "frames")
 
 
@@ -124,20 +123,12 @@ def test_vl(vl_model: avjax.Model, files: dict[str, Path], case: str, name: str)
     assert not np.array_equal(got.videos[0].patches, clean.videos[0].patches)
 
 
-def hf_mel(samples: np.ndarray) -> np.ndarray:
-    """[frames, 128] of samples at 16 kHz, by HF's feature extractor padding as it does, to its limit."""
-    out = WhisperFeatureExtractor(feature_size=128, chunk_length=300)(
-        samples, sampling_rate=RATE, padding="max_length", return_tensors="np"
-    )
-    return out["input_features"][0][:, : math.ceil(len(samples) / 160)].T
-
-
 def mel_of(model: avjax.Model, files: dict[str, Path], *corruptions: Corruption) -> np.ndarray:
     return model.prompt(TEXT, video=files["clip"], audio="from_video", corrupt=corruptions).audio[0].mel
 
 
 def assert_heard(model: avjax.Model, files: dict[str, Path], expected: np.ndarray, *corruptions: Corruption) -> None:
-    np.testing.assert_allclose(mel_of(model, files, *corruptions), hf_mel(expected), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(mel_of(model, files, *corruptions), hf_log_mel(expected), atol=1e-5, rtol=0)
 
 
 def test_muted_sound_has_the_mel_of_silence(omni_model: avjax.Model, files: dict[str, Path]):
@@ -366,7 +357,7 @@ def test_real_clips(omni_model: avjax.Model, real_clips: Path, files: dict[str, 
     assert_same_layout(got, clean)
     size = len(read_audio(real_clips / "clip.mp4"))
     brief = np.pad(tone(330, 0.5), (2 * RATE, size - len(tone(330, 2.5))))
-    np.testing.assert_allclose(got.audio[0].mel, hf_mel(brief), atol=1e-5, rtol=0)
+    np.testing.assert_allclose(got.audio[0].mel, hf_log_mel(brief), atol=1e-5, rtol=0)
     other = decoded(real_clips / "silent.mp4")
     chosen = [other[i] for i in np.linspace(0, len(other) - 1, 8).round().astype(int)]
     resized = np.stack([Image.fromarray(f).resize((640, 360), Image.Resampling.BICUBIC) for f in chosen])

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import Qwen2VLImageProcessorPil, WhisperFeatureExtractor
+from transformers import Qwen2VLImageProcessorPil
 
 import avjax
 from avjax.media.decode import read_audio
 from avjax.prompts.prompt import Prompt
 from avjax.prompts.selectors import MODALITIES
+from tests import hf_mel
 from tests.media.cases import CASES, TEXT, VL_CASES, expected_ids, write_files
 from tests.tiny_hf import TinyCheckpoint
 
@@ -41,9 +42,7 @@ def hf_batch(model: avjax.Model, tiny: TinyCheckpoint, case: str, files: dict[st
         batch["video_second_per_grid" if "audio" in tiny.ids else "second_per_grid_ts"] = torch.tensor([1.0])
     if media.get("audio") is not None:
         waveform = read_audio(media["video"] if media["audio"] == "from_video" else media["audio"])
-        out = WhisperFeatureExtractor(feature_size=128, chunk_length=300)(
-            waveform, sampling_rate=16_000, padding="max_length", return_attention_mask=True, return_tensors="pt"
-        )
+        out = hf_mel.hf_batch(waveform, return_tensors="pt")
         batch["input_features"], batch["feature_attention_mask"] = out["input_features"], out["attention_mask"]
     return batch
 
