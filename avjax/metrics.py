@@ -145,9 +145,9 @@ def answer_tokens(model: Model, answer: Answer) -> tuple[int, ...]:
     if not tokens:
         written = " and ".join(str([model.decode_text([token]) for token in form]) for form in forms)
         raise ValueError(
-            f"answer {answer!r}: expected a word of one token, got {written}, whose first token stands for other words "
-            "too; choose a word of one token, pass token ids, or take LogProb, Prob, LogitDiff or LogLikelihood, which "
-            "read all tokens of a word"
+            f"answer {answer!r}: expected a word of one token, got {written}, whose first token also begins other "
+            "words; choose a word of one token, pass token ids, or use LogProb, Prob, LogitDiff or LogLikelihood, "
+            "which read all tokens of a word"
         )
     return tokens
 
@@ -329,8 +329,8 @@ class LogitDiff(Metric):
             if _goes_on(one, other) or _goes_on(other, one):
                 same = [model.decode_text([token]) for token in min(one, other, key=len)]
                 raise ValueError(
-                    f"logit_diff: {self.a!r} and {self.b!r} share a form, or one goes on from the other ({same}), and "
-                    "cannot be told apart; choose other words or token ids"
+                    f"logit_diff: {self.a!r} and {self.b!r} share a form, or one begins with the other ({same}), so "
+                    "they cannot be told apart; choose other words or token ids"
                 )
         return jnp.asarray([True] * len(a) + [False] * len(b)), jnp.asarray(_in_parts(a + b, 1))
 

@@ -64,10 +64,10 @@ def bootstrap(
     if not variables:
         raise ValueError(
             f"bootstrap: expected a numeric variable with the dimension {over!r}, got none among "
-            f"{', '.join(map(str, dataset.data_vars)) or 'no variables'}; add a metric whose mean has a meaning"
+            f"{', '.join(map(str, dataset.data_vars)) or 'no variables'}; add a metric that can be averaged"
         )
     if adjust is not None and not any(_is_change(name, variables) for name in variables):
-        raise ValueError("bootstrap: adjust= expected a variable with its NAME_clean, got none; leave adjust out")
+        raise ValueError("bootstrap: expected a variable with its NAME_clean for adjust=, got none; leave adjust out")
     columns: dict[str, xr.DataArray] = {}
     too_few: list[str] = []
     for name, variable in variables.items():
@@ -291,8 +291,8 @@ def _floor(dataset: xr.Dataset, name: str, over: str | None) -> xr.DataArray | N
     floor = dataset[f"{name}_floor"]
     if over in floor.dims:
         raise ValueError(
-            f"bootstrap: expected {name}_floor to be one noise floor of {name}, got one along {over!r}; take their "
-            "largest, or rename that variable"
+            f"bootstrap: expected {name}_floor to be one noise floor of {name}, got one along {over!r}; take the "
+            "largest of them, or rename that variable"
         )
     return floor
 
@@ -325,7 +325,7 @@ def _attributes(
 def _ratio(numerator: Any, denominator: Any, name: str, least: Any) -> Any:
     sizes = np.asarray(least)
     if not (sizes.size and np.all((sizes > 0) & np.isfinite(sizes))):
-        raise ValueError(f"{name}: expected a number above 0, got {least!r}; it bounds what is divided by")
+        raise ValueError(f"{name}: expected a number above 0, got {least!r}; it is the smallest denominator allowed")
     usable = (abs(denominator) >= least) & np.isfinite(denominator)
     return numerator / xr.where(usable, denominator, np.nan)
 
@@ -339,7 +339,7 @@ def _aligned(*values: Any) -> list[Any]:
         xr.align(*(a for a in arrays if isinstance(a, xr.DataArray)), join="exact")
     except ValueError as error:
         raise ValueError(
-            f"expected DataArrays with equal coordinates, got others ({error}); select the same cells and samples"
+            f"expected DataArrays with equal coordinates, got unequal ones ({error}); select the same cells and samples"
         ) from error
     return arrays
 

@@ -89,7 +89,7 @@ def convert(source_path: str | Path, target: str | Path) -> Matching:
 
 def refuse_existing(target: Path) -> None:
     if target.exists() or target.is_symlink():  # a link to nowhere does not "exist"
-        raise FileExistsError(f"{target}: exists already; remove it or choose another target directory")
+        raise FileExistsError(f"{target}: already exists; remove it or choose another target directory")
 
 
 @contextlib.contextmanager

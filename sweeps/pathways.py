@@ -32,7 +32,7 @@ def main() -> None:
         print(f"  {pathway:<14} alone {alone:+6.2f}, as many random keys {random:+6.2f}")
     heads = knockout_heads(model, clips.prompts, clips.metrics, keys=["video"])
     gain = (heads["logit_diff"] - heads["logit_diff_clean"]).mean("sample").isel(key=0).stack(place=("layers", "heads"))
-    print("heads whose cut of answer->video changes it most")
+    print("heads where cutting answer->video changes it most")
     below = below_floor(heads, "logit_diff")
     for place in gain.sortby(gain, ascending=False)["place"].values[:5]:
         mark = "" if below is None or not below.isel(key=0).sel(layers=place[0], heads=place[1]) else MARK

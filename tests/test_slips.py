@@ -65,7 +65,7 @@ SLIPS = {
     "avjax.sweep(model, prompt, avjax.Knockout, metric)": "got the class Knockout; call it: Knockout(...)",
     "avjax.sweep(model, prompt, [avjax.Knockout], metric)": "got the class Knockout; call it: Knockout(...)",
     "avjax.sweep(model, prompt, avjax.each_layer, metric)": "the function each_layer; call it: avjax.each_layer(...)",
-    "avjax.sweep(model, prompt, avjax.windows(4), metric)": "got the axis <layers>; put it in place of an edit's field",
+    "avjax.sweep(model, prompt, avjax.windows(4), metric)": "got the axis <layers>; pass it as a field of an edit",
     "avjax.sweep(model, prompt, {'edit': 'knockout'}, metric)": "got a dict; in Python an edit is an object",
     "avjax.sweep(model, prompt, 3, metric)": "grid: expected avjax.grid(...), an edit, a rule string or a list",
     "avjax.sweep(model, prompt, 'answr->text', metric)": "did you mean 'answer'?",

@@ -130,8 +130,8 @@ def _asked(name: Any, caption: Captioned, keys: Sequence[Selector], query: Selec
     rows = np.flatnonzero(caption.select(query))
     if not len(rows):
         raise ValueError(
-            f"sample {name!r}: a caption's last token is not fed and this one has {len(caption.tokens)}, so that no "
-            f"{query} token reads anything; take query='answer', which adds the last prompt position"
+            f"sample {name!r}: a caption's last token, here of {len(caption.tokens)}, is never fed back, so no "
+            f"{query} token attends to anything; use query='answer', which adds the last prompt position"
         )
     visible = np.stack([np.cumsum(caption.select(selector))[rows] for selector in (*keys, "all")], axis=-1)
     for index, selector in enumerate(keys):

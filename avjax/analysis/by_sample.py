@@ -53,8 +53,8 @@ def sweep_samples(
         return sweep(model, named, grid, given, store=store, progress=progress, **options)
     if store is not None:
         raise ValueError(
-            "store: expected one metric for all samples, got metrics by sample; write a specification, whose answers "
-            "may hold {labels} of each clip"
+            "store: expected one metric for all samples, got metrics by sample; use a specification instead, whose "
+            "answers may contain {labels} of each clip"
         )
     executor = checked_executor(options.pop("executor", "replay"))
     measured = measured_samples(model, [*named], len(as_cells(grid, model.config.decoder).cells))

@@ -82,11 +82,11 @@ def refuse_shared_clips(
     first_of = dict(reversed([*zip(numbers[: len(train)].tolist(), train, strict=True)]))
     for name, number in zip(held_out, numbers[len(train) :].tolist(), strict=True):
         if number in first_of:
-            shared = "a clip" if groups is None else "a group of groups="
+            shared = "a clip" if groups is None else "a value of groups="
             raise ValueError(
-                f"{analysis}: expected held_out of other clips than those learned from, got sample {name!r}, which "
-                f"shares {shared} with {first_of[number]!r}; leave one of them out, or say with groups= what belongs "
-                "together"
+                f"{analysis}: expected held_out to share no clip with the training samples, got sample {name!r}, which "
+                f"shares {shared} with {first_of[number]!r}; leave one of them out, or pass groups= to say which "
+                "samples belong together"
             )
     return numbers
 

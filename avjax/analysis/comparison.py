@@ -62,7 +62,9 @@ def compare_with_base(
     check_base(model, base)
     named, others = named_prompts(prompts), named_prompts(base_prompts)
     if list(named) != list(others):
-        raise ValueError(f"compare: expected prompts of the same samples, got {[*named]} and {[*others]} of the base")
+        raise ValueError(
+            f"compare: expected prompts of the same samples, got {[*named]} and, for the base, {[*others]}"
+        )
     for name, prompt in named.items():
         _check_words(name, prompt, others[name])
         _check_media(name, prompt, others[name])
@@ -111,8 +113,8 @@ def _check_words(name: Any, prompt: Prompt, other: Prompt) -> None:
     words_of_each = [p.token_ids[np.isin(p.kinds, words) & ~p.special] for p in (prompt, other)]
     if not np.array_equal(words_of_each[0], words_of_each[1]):
         raise ValueError(
-            f"compare: the prompts of sample {name!r} say different words to the model and to the base; make both from "
-            "one text, one system turn and one opening"
+            f"compare: the prompts of sample {name!r} have different words for the model and the base; make both from "
+            "the same text, system turn and opening"
         )
 
 
@@ -142,7 +144,7 @@ def _words_by_class(classes: Mapping[str, Sequence[str]]) -> dict[str, str]:
                 raise ValueError(f"classes: expected single words, got {word!r} for {name!r}; list its words")
             if words.setdefault(word.lower(), name) != name:
                 raise ValueError(
-                    f"classes: the word {word!r} stands in two classes, {words[word.lower()]!r} and {name!r}"
+                    f"classes: the word {word!r} is in two classes, {words[word.lower()]!r} and {name!r}; keep one"
                 )
     return words
 

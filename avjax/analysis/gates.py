@@ -174,7 +174,7 @@ def _given_held_out(
     for name, prompt in kept.items():
         if prompt.fingerprint in seen:
             raise ValueError(
-                f"held_out: sample {name!r} is the same prompt as {seen[prompt.fingerprint]!r}, from which is learned"
+                f"held_out: sample {name!r} is the same prompt as {seen[prompt.fingerprint]!r} in prompts; remove one"
             )
     return kept, refuse_shared_clips(train, given, groups, analysis="gates")
 
@@ -189,8 +189,8 @@ def _share_of_groups(numbers: np.ndarray, share: Any, seed: int) -> np.ndarray:
     count = round(float(share) * total) if 0 < share < 1 else 0
     if not 2 <= count < total:
         raise ValueError(
-            f"held_out: expected a share between 0 and 1 that leaves 2 of {total} prompts to measure on and 1 "
-            f"to learn from, got {share!r}; pass more prompts"
+            f"held_out: expected a share between 0 and 1 that leaves at least 2 of {total} prompts to measure on and 1 "
+            f"to learn from, got {share!r}; change it, or pass more prompts"
         )
     chosen: list[int] = []
     order = np.random.default_rng(seed).permutation(len(sizes))
@@ -202,10 +202,10 @@ def _share_of_groups(numbers: np.ndarray, share: Any, seed: int) -> np.ndarray:
             chosen.append(group)
     if sizes[chosen].sum() < 2:
         raise ValueError(
-            f"held_out: expected {total} prompts of clips enough to measure on some and learn from others, got "
+            f"held_out: expected {total} prompts from enough clips to learn from some and measure on others, got "
             f"{len(sizes)} {'group' if len(sizes) == 1 else 'groups'} of prompts that share a clip (sizes "
-            f"{sorted(sizes.tolist())}), which stay together; add prompts of other clips, or say with groups= what "
-            "belongs together"
+            f"{sorted(sizes.tolist())}), which stay together; add prompts of other clips, or pass groups= to "
+            "say which prompts belong together"
         )
     return np.isin(numbers, chosen)
 
@@ -234,7 +234,7 @@ def _refuse_too_large(model: Model, window: Window, train: Mapping[Any, Case]) -
     if size > budget:
         raise ValueError(
             f"prompts: the clean keys and values of {len(train)} prompts take {size / 2**30:.1f} GiB of "
-            f"{budget / 2**30:.1f} GiB that may be used; learn from fewer prompts"
+            f"the {budget / 2**30:.1f} GiB that may be used; learn from fewer prompts"
         )
 
 
@@ -266,7 +266,11 @@ def _dataset(
         "gate": (dims, gates, {"units": "1", "long_name": "learned gate: 1 open, 0 cut"}),
         "train": ("step", curve["train"], {"units": unit, "long_name": f"mean {name} of the batch under noisy gates"}),
         "cuts": ("step", curve["cuts"], {"units": "gates", "long_name": "expected number of cut gates"}),
-        "train_objective": ("step", curve["train_objective"], {"units": unit, "long_name": "what is maximised"}),
+        "train_objective": (
+            "step",
+            curve["train_objective"],
+            {"units": unit, "long_name": "training objective, maximised"},
+        ),
         "held_out": (("set", "sample"), values, {"units": unit, "long_name": f"{name}, edges knocked out"}),
         "held_out_clean": ("sample", clean, {"units": unit, "long_name": f"{name} of the clean run"}),
         "num_cut": ("set", [int(cut.sum()) for cut in sets.values()], {"units": "count", "averages": 0}),

@@ -96,7 +96,7 @@ def _refuse_no_metric(metric: Any) -> None:
         refuse_no_metric(metric, "metric")
     if isinstance(metric, Caption) or metric.dims or metric.attention() is not None:
         raise ValueError(
-            f"metric {metric.name!r}: expected one number of the logits, which has a gradient; take LogitDiff, "
+            f"metric {metric.name!r}: expected one number computed from the logits, with a gradient; use LogitDiff, "
             "LogProb, Prob or LogLikelihood"
         )
 
@@ -117,7 +117,7 @@ def _refuse_no_slope(model: Model, metric: Metric, prepared: Any, continued: int
     at, other = drawn(), drawn()
     slope = jax.grad(lambda at: metric_value(metric, prepared, at, other))(at)
     steepness = sum(float(jnp.sum(jnp.abs(leaf))) for leaf in slope)
-    advice = "which says nothing; take LogitDiff, LogProb, Prob or LogLikelihood"
+    advice = "which carries no information; use LogitDiff, LogProb, Prob or LogLikelihood"
     if not 0 < steepness < np.inf:
         raise ValueError(
             f"metric {metric.name!r}: its gradient is {'zero' if steepness == 0 else 'not finite'}, {advice}"
@@ -127,7 +127,7 @@ def _refuse_no_slope(model: Model, metric: Metric, prepared: Any, continued: int
         return float(metric_value(metric, prepared, x, at))
 
     if at_clean and _is_extreme(value, at, [drawn(0.05) for _ in range(4)]):
-        raise ValueError(f"metric {metric.name!r}: where the run is the clean one, its gradient is zero, {advice}")
+        raise ValueError(f"metric {metric.name!r}: at the clean run its gradient is zero, {advice}")
 
 
 def _is_extreme(value: Callable[[Any], float], at: Any, steps: Sequence[Any]) -> bool:

@@ -112,7 +112,9 @@ def edge_sufficiency(
     Source: Map the Flow (ICLR 2026): keeping a pathway, against random masks of equal size.
     """
     if num_random < 1:
-        raise ValueError(f"num_random: expected at least 1, got {num_random}; without it nothing says what is little")
+        raise ValueError(
+            f"num_random: expected at least 1, got {num_random}; random keys are the baseline to compare with"
+        )
     named = named_prompts(prompts)
     by_sample = metrics_of(named, metrics)
     sets = {name: _kept_keys(model, prompt, query, pathways, always, by_sample[name]) for name, prompt in named.items()}
@@ -190,8 +192,8 @@ def _kept_keys(
             if (named & free).any() and not mask.any():
                 why = f" (no query {query!r} comes at or after one of its {(named & free).sum()} keys)"
             raise ValueError(
-                f"pathway {pathway!r}: expected some of the {len(mask)} keys beside {always!r}, got {mask.sum()}{why}; "
-                "name a group that the prompt has, and not all of it"
+                f"pathway {pathway!r}: expected some, but not all, of the {len(mask)} keys outside {always!r}, got "
+                f"{mask.sum()}{why}; name a group that the prompt has and that does not cover all of it"
             )
         kept.append(mask)
     return keys, kept

@@ -21,12 +21,12 @@ from avjax.prompts.selectors import Selector
 from avjax.statistics import bootstrap
 
 DEFINITION = (
-    "avjax's own: the share of a clip's scorable reference events of which a surface form is among the lens's top k at "
-    "any position of the group in any layer of the band; minus the same share of a swapped clip's events"
+    "avjax's own: the share of a clip's scorable reference events that have a surface form in the lens's top k at any "
+    "position of the group and any layer of the band, minus the same share for a swapped clip's events"
 )
 SCORED = (
-    "a word, or the word after a space, that is one whole token, by that token; a word without such a form cannot be "
-    "read from one position's list and is not scored"
+    "each word is scored by the one whole token that spells it, with or without a leading space; a word without such "
+    "a token cannot be read from one position's list and is not scored"
 )
 Events = str | Sequence[str]
 EventsBySample = Events | Mapping[Any, Events]
@@ -121,11 +121,11 @@ def latent_audio_understanding(
     dataset = _with_intervals(xr.Dataset(_variables(columns), coordinates, attributes), level, seed)
     count = {"units": "count", "averages": 0}
     return dataset.assign(
-        scorable=("sample", [len(scored[n]) for n in names], {**count, "long_name": "events of one whole token"}),
+        scorable=("sample", [len(scored[n]) for n in names], {**count, "long_name": "events that are one token"}),
         scorable_swapped=(
             "sample",
             [len(controls[n]) for n in names],
-            {**count, "long_name": "swapped events of one whole token"},
+            {**count, "long_name": "swapped events that are one token"},
         ),
     )
 
@@ -189,7 +189,9 @@ def _events(named: Mapping[Any, Prompt], given: EventsBySample, what: str) -> di
     events = {}
     for name in named:
         if name not in given:
-            raise ValueError(f"{what}: there are none for sample {name!r}; leave the sample out, or give its events")
+            raise ValueError(
+                f"{what}: expected events for sample {name!r}, got none; give them, or leave the sample out"
+            )
         value = given[name]
         words = (value,) if isinstance(value, str) else tuple(value)
         if not words or any(not isinstance(w, str) or len(w.split()) != 1 for w in words):
@@ -213,8 +215,8 @@ def _refuse_shared(events: Mapping[Any, Sequence[str]], others: Mapping[Any, Seq
     for name, words in events.items():
         if both := sorted(set(words) & set(others[name])):
             raise ValueError(
-                f"swapped: {both[0]!r} of sample {name!r} is an event of the clip itself and of the swapped one, which "
-                "cannot be told apart; choose other events"
+                f"swapped: {both[0]!r} of sample {name!r} is an event of both the clip and the swapped clip, so the "
+                "two cannot be told apart; choose other events"
             )
 
 

@@ -173,13 +173,13 @@ def checked_lens(
     if layer is not None and layers is not None:
         raise ValueError(f"site {site!r} names a layer; leave layers out, or write {str(place)!r}")
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or not 1 <= k <= cfg.vocab_size:
-        raise ValueError(f"k: expected a whole number within 1 and the vocabulary's {cfg.vocab_size}, got {k!r}")
+        raise ValueError(f"k: expected a whole number from 1 to the vocabulary size {cfg.vocab_size}, got {k!r}")
     if isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, int | np.integer) or chunk_bytes < 1:
         raise ValueError(f"chunk_bytes: expected a whole number of at least 1, got {chunk_bytes!r}")
     if tuned is not None:
         tuned.check(model, place)
         if not norm:
-            raise ValueError("lens: a tuned lens is trained in front of the final norm; leave norm=False out")
+            raise ValueError("lens: a tuned lens needs the final norm, which it was trained with; leave norm=False out")
     chosen = checked_layers(layer if layer is not None else layers, cfg.num_layers)
     return Lens(model=model, site=place, layers=chosen, norm=norm, k=int(k), tuned=tuned, chunk_bytes=chunk_bytes)
 
@@ -210,12 +210,12 @@ def _answers(model: Model, answers: Answers | None, samples: Sequence[Any]) -> t
         several = [answers] if isinstance(answers, str | int | np.integer) else list(answers)
         by_label = {str(answer): answer for answer in several}
         if len(by_label) < len(several):
-            raise ValueError(f"answers: expected different ones, got {several!r}")
+            raise ValueError(f"answers: expected distinct answers, got {several!r}")
     if answers is not None and not by_label:
         raise ValueError("answers: expected at least one, got none; leave answers out for none")
     for label, given in by_label.items():
         if isinstance(given, Mapping) and (missing := [name for name in samples if name not in given]):
-            raise ValueError(f"answers: {label!r} has none for the samples {', '.join(map(repr, missing))}")
+            raise ValueError(f"answers: {label!r} has no answer for samples {', '.join(map(repr, missing))}")
     tokens = {
         name: forms(model, [a[name] if isinstance(a, Mapping) else a for a in by_label.values()]) for name in samples
     }

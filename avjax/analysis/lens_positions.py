@@ -16,8 +16,8 @@ from avjax.prompts.selectors import KINDS, Selector, select
 RESIDUAL = (Site.RESID_PRE, Site.RESID_MID, Site.RESID_POST, Site.ATTN_OUT, Site.MLP_OUT)
 _REASONS = {
     Site.EMBED: "it has no layers; take resid_pre of layer 0",
-    Site.ATTN_IN: "its norm is not the final one; take resid_pre, which it is the norm of",
-    Site.MLP_IN: "its norm is not the final one; take resid_mid, which it is the norm of",
+    Site.ATTN_IN: "it is the output of a norm other than the final one; use resid_pre, the input of that norm",
+    Site.MLP_IN: "it is the output of a norm other than the final one; use resid_mid, the input of that norm",
 }
 
 
@@ -43,7 +43,7 @@ def checked_site(site: str) -> tuple[Site, int | None]:
     """A site as wide as the residual, and the layer where its name has one."""
     place, layer = parse_site(site)
     if place not in RESIDUAL:
-        why = _REASONS.get(place, "it is not as wide as these are")
+        why = _REASONS.get(place, "it does not have the residual stream's width")
         raise ValueError(
             f"site: expected one of {', '.join(RESIDUAL)}, which the unembedding reads; got {site!r}: {why}"
         )
@@ -72,8 +72,8 @@ def places_of(
         rows = np.flatnonzero(one.select(where))
         if not len(rows):
             raise ValueError(
-                f"where={where!r}: the caption of sample {name!r} has one token, which is predicted and not fed, so "
-                "there is no generated position; give a longer caption, or take 'answer'"
+                f"where={where!r}: the caption of sample {name!r} has one token, which is never fed back, so there "
+                "is no generated position to read; give a longer caption, or use 'answer'"
             )
         looked[name] = LensPositions(prompt=one.fed, rows=rows)
     return looked

@@ -35,8 +35,8 @@ def select_random(
         others = np.flatnonzero(select(prompt, among)[:-1] & ~given)
         if len(others) < given.sum():
             raise ValueError(
-                f"random tokens: expected at least {given.sum()} tokens of {among!r} besides {like} in sample "
-                f"{name!r}, got {len(others)}; draw among more"
+                f"random tokens: expected at least {given.sum()} {among!r} tokens other than {like} in sample "
+                f"{name!r}, got {len(others)}; widen among="
             )
         drawn = np.random.default_rng([seed, place]).choice(others, size=given.sum(), replace=False)
         positions[name] = np.sort(drawn).tolist()

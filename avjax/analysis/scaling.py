@@ -49,7 +49,7 @@ def scale_modalities(
     """
     if what not in ("embed", "value", "attention"):
         hint = did_you_mean(what, ("embed", "value", "attention"))
-        raise ValueError(f"scale: expected what among embed, value, attention, got {what!r}{hint}")
+        raise ValueError(f"scale: expected what= to be embed, value or attention, got {what!r}{hint}")
     if what == "embed" and width is not None:
         raise ValueError("scale: embeddings have no layers; leave width out, or scale values or attention")
     modality: Any = axis("modality", modalities)

@@ -107,7 +107,7 @@ def find_sinks(
     threshold = _checked_threshold(threshold, cfg.embed_dim)
     known = None if dimensions is None else as_indices(dimensions, "dimensions")
     if known is not None and (not known or any(not 0 <= d < cfg.embed_dim for d in known)):
-        raise ValueError(f"dimensions: expected some within 0:{cfg.embed_dim}, got {list(known)}")
+        raise ValueError(f"dimensions: expected one or more within 0:{cfg.embed_dim}, got {list(known)}")
     if len(set(modalities)) != 2 or set(modalities) - set(MODALITIES):
         raise ValueError(f"modalities: expected two of {', '.join(MODALITIES)}, got {modalities!r}")
     zero = checked_compat(compat) is not None
@@ -130,8 +130,8 @@ def _checked_threshold(threshold: float | None, embed_dim: int) -> float:
     checked = default_threshold(embed_dim) if threshold is None else float(threshold)
     if not 1 <= checked < embed_dim**0.5:
         raise ValueError(
-            f"threshold: expected one from 1 to below {embed_dim**0.5:.3g}, which |RMSNorm| cannot exceed at width "
-            f"{embed_dim}, got {checked:g}"
+            f"threshold: expected at least 1 and less than {embed_dim**0.5:.3g}, the largest |RMSNorm| possible at "
+            f"width {embed_dim}, got {checked:g}"
         )
     return checked
 
@@ -271,8 +271,8 @@ def select_sinks(
     dominated = found["modality"].values.tolist()
     if modality not in MODALITIES or kind not in (None, "uni", "cross") or (kind and modality not in dominated):
         raise ValueError(
-            f"sinks: expected a modality among {', '.join(MODALITIES)} and kind None, or one of "
-            f"{' and '.join(dominated)} and kind 'uni' or 'cross'; got {modality!r} and {kind!r}"
+            f"sinks: expected a modality among {', '.join(MODALITIES)} with kind None, or "
+            f"{' or '.join(dominated)} with kind 'uni' or 'cross'; got {modality!r} and {kind!r}"
         )
     if not 0 < uni_share < 1 or not 0 < most <= 1 or min_layers < 1:
         raise ValueError(
@@ -311,9 +311,9 @@ def _explain_none(found: xr.Dataset, modality: str, name: str) -> None:
     sinks = found["sink"].any("layer").values & (found["token_modality"].values == modality)
     if not sinks.any():
         reason = (
-            f"no {modality} token exceeds {found.attrs['threshold']:g} in an outlier dimension; dimension_peak says "
-            "how far residuals reach, and find_sinks(threshold=...) takes another"
+            f"no {modality} token exceeds {found.attrs['threshold']:g} in an outlier dimension; dimension_peak holds "
+            "the largest values; lower the threshold with find_sinks(threshold=...)"
         )
     else:
-        reason = f"of {int(sinks.sum())} {modality} sinks none is left; see sink_layers and mds"
+        reason = f"none of the {int(sinks.sum())} {modality} sinks is left after selection; see sink_layers and mds"
     raise ValueError(f"{name}: no sample has any: {reason}")

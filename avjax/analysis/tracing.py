@@ -144,15 +144,16 @@ def check_pairs(
         if len(source) != len(target) or not np.array_equal(source.kinds, target.kinds):
             raise ValueError(
                 f"trace: the prompts of sample {name!r} cannot be aligned: {source.counts()} clean and "
-                f"{target.counts()} corrupt tokens; corrupt a clip so that its length and tokens "
-                "stay, as avjax.MuteAudio does"
+                f"{target.counts()} corrupt tokens; use a corruption that keeps the clip's length and tokens, "
+                "such as avjax.MuteAudio"
             )
         for group in groups:
             here = group.at(name) if isinstance(group, BySample) else group
             counts = [int(select(prompt, here)[:-1].sum()) for prompt in (source, target)]
             if counts[0] != counts[1] or not counts[0]:
                 raise ValueError(
-                    f"trace: expected as many {group} tokens in both prompts of sample {name!r}, got {counts[0]} "
+                    f"trace: expected the same number of {group} tokens, at least 1, in both prompts of sample "
+                    f"{name!r}, got {counts[0]} "
                     f"clean and {counts[1]} corrupt"
                 )
 
@@ -197,8 +198,8 @@ def deciding_modality(
         if not p >= MIN_ANSWER_PROBABILITY
     ]:
         raise ValueError(
-            "answers: expected what the clean run says next, got answers of less than "
-            f"{MIN_ANSWER_PROBABILITY:g} probability for sample {', '.join(unsaid[:5])}; open "
+            "answers: expected answers that the clean run may give next, got a probability below "
+            f"{MIN_ANSWER_PROBABILITY:g} for sample {', '.join(unsaid[:5])}; start "
             "the answer with prompt.continued, or leave the sample out"
         )
     lost = (1 - dataset["prob"] / prob_clean).transpose("modality", "sample")

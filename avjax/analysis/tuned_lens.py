@@ -68,7 +68,9 @@ class TunedLens:
                 f"{shape[1]}; train one on this model"
             )
         if site is not self.site:
-            raise ValueError(f"lens: it was trained at {self.site}, got site {site}; train one there")
+            raise ValueError(
+                f"lens: expected site {self.site}, where it was trained, got {site}; train a lens at {site}"
+            )
 
     def save(self, directory: str | Path) -> None:
         """Writes `tuned_lens.safetensors` and `tuned_lens.json` into a directory, which is made if needed."""
@@ -144,13 +146,15 @@ def train_tuned_lens(
     """
     place, layer = checked_site(site)
     if layer is not None:
-        raise ValueError(f"site {site!r} names a layer; a tuned lens has all of them, write {str(place)!r}")
+        raise ValueError(f"site {site!r} names a layer; a tuned lens covers all layers, so pass {str(place)!r}")
     _check(steps, batch_size, learning_rate, weight_decay, chunk_bytes)
     sides = {"prompts": named_prompts(prompts), "held_out": named_prompts(held_out)}
     known = {prompt.fingerprint: name for name, prompt in sides["prompts"].items()}
     for name, prompt in sides["held_out"].items():
         if prompt.fingerprint in known:
-            raise ValueError(f"held_out: sample {name!r} is also trained on, as {known[prompt.fingerprint]!r}")
+            raise ValueError(
+                f"held_out: sample {name!r} is in prompts too, as {known[prompt.fingerprint]!r}; remove one"
+            )
     clips = refuse_shared_clips(sides["prompts"], sides["held_out"], groups, analysis="tuned lens")
     given = {"prompts": captions, "held_out": held_out_captions}
     looked = {side: places_of(model, named, where, given[side], max_new_tokens) for side, named in sides.items()}

@@ -121,8 +121,8 @@ def _download(name: str, weights: bool) -> tuple[Path, str | None]:
         directory = Path(snapshot_download(name, allow_patterns=[*SIDE_FILES, *([WEIGHTS] if weights else [])]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         raise FileNotFoundError(
-            f"{name}: no such directory, and the hub gave no such model ({type(error).__name__}); check the name, or "
-            "download the checkpoint elsewhere and pass its directory"
+            f"{name}: no such directory, and no such model on the hub, or no access to it ({type(error).__name__}); "
+            "check the name, or download the checkpoint elsewhere and pass its directory"
         ) from error
     return directory, directory.name  # the hub's cache names a snapshot by its commit
 
@@ -140,7 +140,7 @@ def _tensors(directory: Path, config: dict[str, Any]) -> dict[str, TensorInfo]:
     for shard, header in headers.items():
         for name, (shape, dtype) in header.items():
             if name in tensors:
-                problems.append(f"{name}: in {tensors[name].shard.name} and again in {shard.name}")
+                problems.append(f"{name}: stored twice, in {tensors[name].shard.name} and {shard.name}")
             if dtype not in DTYPES and not UNREAD.fullmatch(name):
                 problems.append(f"{name}: expected a float tensor, got {dtype}")
             tensors[name] = TensorInfo(shard, shape, DTYPES.get(dtype, np.dtype(np.void)))

@@ -24,7 +24,7 @@ def check_stored(directory: Path, config: ModelConfig) -> None:
     wanted = parameter_paths(abstract_network(config))
     stored = {path.parent.name: read_json(path) for path in sorted(directory.glob("*/.zarray"))}
     problems = [f"{name}: absent" for name in sorted(wanted.keys() - stored.keys())]
-    problems += [f"{name}: no parameter of this architecture" for name in sorted(stored.keys() - wanted.keys())]
+    problems += [f"{name}: this architecture has no such parameter" for name in sorted(stored.keys() - wanted.keys())]
     for name in sorted(wanted.keys() & stored.keys()):
         shape, chunks = tuple(stored[name]["shape"]), stored[name]["chunks"]
         if shape != wanted[name].shape:
@@ -36,7 +36,7 @@ def check_stored(directory: Path, config: ModelConfig) -> None:
             problems.append(f"{name}: {len(lost)} of {len(keys)} chunks are missing, the first is {lost[0]}")
     if problems:
         raise ValueError(
-            f"{directory}: the converted checkpoint is damaged or of another config:\n  "
+            f"{directory}: the converted checkpoint is damaged or belongs to another config:\n  "
             + "\n  ".join(problems)
             + "\nConvert it again."
         )

@@ -85,8 +85,8 @@ def refuse_quantized(directory: Path, config: Mapping[str, Any], dtypes: Mapping
     wrapped = sorted(name for name in dtypes if ADAPTER_TENSORS.fullmatch(name))
     if wrapped:
         raise CheckpointError(
-            f"{directory}: expected a model's own weights, got an adapter's beside them ({wrapped[0]}, "
-            f"{len(wrapped)} in all); merge it first with peft: model.merge_and_unload().save_pretrained(merged)"
+            f"{directory}: expected only a model's own weights, got adapter weights too ({wrapped[0]}, "
+            f"{len(wrapped)} in all); merge them first with peft: model.merge_and_unload().save_pretrained(merged)"
         )
     example = _quantized_tensor(dtypes)
     declared = next((text for text in _declared(config)), None)

@@ -32,15 +32,25 @@ analyses = Commands(pretty_exceptions_enable=False)
 Words = Annotated[str, typer.Option("--prompt", "-p", help="The user's words.")]
 Videos = Annotated[list[Path], typer.Option("--video", "-v", help="A video file; may be repeated.")]
 Sound = Annotated[str | None, typer.Option("--audio", help="'none' leaves the videos' sound out.")]
-Opening = Annotated[str, typer.Option(help="What the answer begins with, before what is measured; 'answer' covers it.")]
-Answer = Annotated[list[str], typer.Option(help="What comes next; once for all videos, or once for each.")]
+Opening = Annotated[
+    str, typer.Option(help="Text that starts the answer, before the scored words; the selector 'answer' covers it.")
+]
+Answer = Annotated[list[str], typer.Option(help="The answer to score; once for all videos, or once for each.")]
+LensAnswer = Annotated[
+    list[str],
+    typer.Option(
+        "--answer",
+        help="An answer to follow through the layers of every video; may be repeated. With --latent each video's "
+        "sound, once for all videos, or once for each.",
+    ),
+]
 Other = Annotated[
     list[str] | None,
-    typer.Option(help="Against this, as a difference of logits; once for all videos, or once for each."),
+    typer.Option(help="Score the answer's logit minus this one's; once for all videos, or once for each."),
 ]
 Keys = Annotated[list[str] | None, typer.Option("--key", help="Tokens that are attended to; may be repeated.")]
 Query = Annotated[str, typer.Option(help="Tokens that attend.")]
-Caption = Annotated[str | None, typer.Option(help="Along this caption; by default the model's own.")]
+Caption = Annotated[str | None, typer.Option(help="A caption to measure along; by default the model's own.")]
 Out = Annotated[Path | None, typer.Option(help="A netCDF file for the whole dataset.", rich_help_panel="Output")]
 Json = Annotated[bool, typer.Option("--json", help="Print the whole dataset as JSON.", rich_help_panel="Output")]
 MODALITIES = ("audio", "video", "text")
@@ -101,8 +111,10 @@ class Output:
 def attention(
     inputs: Inputs, output: Output, key: Keys = None, query: Query = "generated",
     caption: Caption = None, max_new_tokens: Tokens = 50,
-    sinks: Annotated[bool, typer.Option("--sinks", help="Sink tokens instead, and their modality dominance.")] = False,
-    threshold: Annotated[float | None, typer.Option(help="Of |RMSNorm| at a sink; by default by width.")] = None,
+    sinks: Annotated[bool, typer.Option("--sinks", help="Sink tokens and their modality dominance instead.")] = False,
+    threshold: Annotated[
+        float | None, typer.Option(help="With --sinks: the |RMSNorm| that makes a sink; the default depends on width.")
+    ] = None,
 ) -> None:  # fmt: skip
     """Attention mass from the caption to each modality, by layer; or sink tokens and who attends to them."""
     with exit_with_message(), inputs.resources.applied():
@@ -128,16 +140,16 @@ def attention(
 
 @analyses.command()
 def lens(
-    inputs: Inputs, output: Output, answer: Answer,
+    inputs: Inputs, output: Output, answer: LensAnswer,
     where: Annotated[str, typer.Option(help="Tokens whose activations are read.")] = "audio",
-    site: Annotated[str, typer.Option(help="Where they are read.")] = "resid_post",
-    norm: Annotated[bool, typer.Option(help="Through the final norm; the published code goes without.")] = True,
-    k: Annotated[int, typer.Option(min=1, help="Words that are kept of each position.")] = 5,
+    site: Annotated[str, typer.Option(help="Site at which they are read.")] = "resid_post",
+    norm: Annotated[bool, typer.Option(help="Apply the final norm first; the published code does not.")] = True,
+    k: Annotated[int, typer.Option(min=1, help="Likeliest tokens to keep at each position.")] = 5,
     tuned: Annotated[
         list[Path] | None, typer.Option(help="A video that a tuned lens is trained on first; may be repeated.")
     ] = None,
     latent: Annotated[
-        bool, typer.Option("--latent", help="Latent audio understanding instead: --answer is each video's sound.")
+        bool, typer.Option("--latent", help="Latent audio understanding instead.")
     ] = False,
     caption: Caption = None,
 ) -> None:  # fmt: skip
@@ -154,7 +166,7 @@ def lens(
                 print_means(trained.report, ("kl_before", "kl_after"))
         if latent:
             if caption is not None:
-                raise ValueError("--caption: latent audio is read at the prompt's own tokens; leave it out")
+                raise ValueError("--caption: --latent reads only the prompt's own tokens; leave --caption out")
             events, reading = _each(prompts, answer, "--answer"), {"where": where, "site": site, "norm": norm}
             dataset = latent_audio_understanding(loaded, prompts, events, k=k, lens=trained, **reading)
             output.show(dataset, ("recall", "recall_swapped", "understanding"))
@@ -170,8 +182,8 @@ def knockout(
     inputs: Inputs, output: Output, answer: Answer, other: Other = None, opening: Opening = "",
     key: Keys = None, query: Query = "answer",
     width: Annotated[int, typer.Option(min=1, help="Layers in a window.")] = 4,
-    heads: Annotated[bool, typer.Option("--heads", help="Head by head instead of windows.")] = False,
-    pathways: Annotated[bool, typer.Option("--pathways", help="Keep each key group alone instead.")] = False,
+    heads: Annotated[bool, typer.Option("--heads", help="Cut one head at a time instead of windows.")] = False,
+    pathways: Annotated[bool, typer.Option("--pathways", help="Cut all but one key group at a time instead.")] = False,
 ) -> None:  # fmt: skip
     """Attention knockout over windows of layers, head by head, or of everything but one pathway."""
     with exit_with_message(), inputs.resources.applied():
@@ -194,7 +206,7 @@ def knockout(
 def trace(
     inputs: Inputs, output: Output, answer: Answer, other: Other = None, opening: Opening = "",
     decides: Annotated[
-        bool, typer.Option("--decides", help="Which modality alone decides each video's answer, instead.")
+        bool, typer.Option("--decides", help="Find the one modality that decides each video's answer instead.")
     ] = False,
     corrupt: Annotated[
         str,
@@ -203,14 +215,14 @@ def trace(
             "sound) or swap-video:FILE."
         ),
     ] = "mute",
-    group: Annotated[list[str] | None, typer.Option(help="Tokens that are restored; may be repeated.")] = None,
-    site: Annotated[list[str] | None, typer.Option(help="Where; may be repeated.")] = None,
+    group: Annotated[list[str] | None, typer.Option(help="Tokens to restore; may be repeated.")] = None,
+    site: Annotated[list[str] | None, typer.Option(help="Site at which to restore them; may be repeated.")] = None,
     width: Annotated[int, typer.Option(min=1, help="Layers in a window.")] = 1,
     min_gap: Annotated[
         float | None,
         typer.Option(
-            help="Nats by which the clean and the corrupt run must differ for a recovery; by default 8 times what "
-            "rounding does to them."
+            help="Smallest difference between the clean and the corrupt run, in nats, that gives a recovery; by "
+            "default 8 times their rounding."
         ),
     ] = None,
 ) -> None:  # fmt: skip
@@ -231,7 +243,9 @@ def trace(
                 typer.echo(dataset["by"].to_pandas().to_string())
             return
         if not other:
-            raise ValueError("--other: expected what the corrupt run would say, got nothing; or give --decides")
+            raise ValueError(
+                "--other: expected what the corrupt run would say, got nothing; give it, or pass --decides"
+            )
         broken = inputs.prompts(loaded, opening=opening, corrupt=corruption)
         answers, others = _each(clean, answer, "--answer"), _each(clean, other, "--other")
         dataset = traced(
@@ -240,15 +254,15 @@ def trace(
         )  # fmt: skip
         output.show(dataset, ("ie_clean", "ie_corrupt", "recovery"))
         if not output.as_json:
-            typer.echo(f"recovery is missing in {dataset.attrs['recovery_missing']}, whose runs differ too little;")
-            typer.echo(f"the smallest gap is {dataset.attrs['min_gap']}")
+            typer.echo(f"recovery is missing for {dataset.attrs['recovery_missing']}, whose runs differ too little;")
+            typer.echo(f"the smallest difference that counts is {dataset.attrs['min_gap']}")
 
 
 @analyses.command()
 def scale(
     inputs: Inputs, output: Output, answer: Answer, other: Other = None, opening: Opening = "",
-    what: Annotated[str, typer.Option(help="attention, value or embed.")] = "attention",
-    factor: Annotated[list[float] | None, typer.Option(help="May be repeated; 1 leaves alone.")] = None,
+    what: Annotated[str, typer.Option(help="What to scale: attention, value or embed.")] = "attention",
+    factor: Annotated[list[float] | None, typer.Option(help="A factor; 1 changes nothing; may be repeated.")] = None,
     width: Annotated[int | None, typer.Option(min=1, help="Layers in a window; by default all at once.")] = None,
 ) -> None:  # fmt: skip
     """Dose-response curves of each modality: its embeddings, values or attention times a factor."""
@@ -266,7 +280,7 @@ def scale(
 def attribute(
     inputs: Inputs, output: Output, answer: Answer, other: Other = None, opening: Opening = "",
     key: Keys = None, query: Query = "answer",
-    top: Annotated[int, typer.Option(min=1, help="Candidates of each kind that are verified.")] = 20,
+    top: Annotated[int, typer.Option(min=1, help="Strongest candidates of each kind to verify exactly.")] = 20,
 ) -> None:  # fmt: skip
     """Attribution patching: every edge and scale by its gradient, and the strongest exactly."""
     with exit_with_message(), inputs.resources.applied():
@@ -287,7 +301,7 @@ def gates(
     key: Annotated[str, typer.Option(help="Tokens that are attended to.")] = "video", query: Query = "answer",
     per: Annotated[str, typer.Option(help="head or layer.")] = "head",
     penalty: Annotated[str, typer.Option(help="l0 or l1.")] = "l0",
-    strength: Annotated[float, typer.Option(help="What a cut costs, in the metric's units.")] = 0.1,
+    strength: Annotated[float, typer.Option(help="Penalty per cut, in the metric's units.")] = 0.1,
     steps: Annotated[int, typer.Option(min=1)] = 200,
     held_out: Annotated[float, typer.Option(help="The share of videos to measure on.")] = 0.5,
     seed: int = 0,
@@ -307,15 +321,15 @@ def gates(
 def probe(
     inputs: Inputs, output: Output,
     label: Annotated[list[str], typer.Option(help="The class of each video, in their order.")],
-    site: Annotated[list[str] | None, typer.Option(help="Whose activations are read; may be repeated.")] = None,
+    site: Annotated[list[str] | None, typer.Option(help="Site whose activations are read; may be repeated.")] = None,
     where: Annotated[str, typer.Option(help="Tokens that are pooled.")] = "audio",
-    seeds: Annotated[int, typer.Option(min=1, help="Splits into training and test videos.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of random splits into training and test videos.")] = 5,
     pooling: Annotated[list[str] | None, typer.Option(help="mean, last or max; may be repeated.")] = None,
-    strength: Annotated[list[float] | None, typer.Option(help="Of the penalty; may be repeated.")] = None,
-    validation: Annotated[float, typer.Option(help="The share of videos by which a strength is chosen.")] = 0.0,
+    strength: Annotated[list[float] | None, typer.Option(help="Penalty strength; may be repeated.")] = None,
+    validation: Annotated[float, typer.Option(help="Share of videos held out to choose the strength.")] = 0.0,
     control: Annotated[
         list[str] | None,
-        typer.Option(help="Of the control task: the type of each video, such as what is seen and heard."),
+        typer.Option(help="For the control task: each video's type, such as what is seen and heard."),
     ] = None,
     save: Annotated[Path | None, typer.Option(help="A directory for the probes.")] = None,
 ) -> None:  # fmt: skip
@@ -340,7 +354,7 @@ def probe(
 @analyses.command()
 def compare(
     inputs: Inputs, output: Output,
-    base: Annotated[str, typer.Option(help="A checkpoint of the same vocabulary; it sees and does not hear.")],
+    base: Annotated[str, typer.Option(help="Base checkpoint with the same vocabulary; run without sound.")],
     word: Annotated[list[str] | None, typer.Option(help="A word of the class 'named'; may be repeated.")] = None,
     caption: Caption = None, max_new_tokens: Tokens = 50,
 ) -> None:  # fmt: skip

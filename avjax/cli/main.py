@@ -1,6 +1,5 @@
 """The command line. Commands import what they need when they run, so that `avjax --help` is instant."""
 
-import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from avjax.cli.analyses import analyses
+from avjax.cli.caches import cache
 from avjax.cli.options import (
     MODEL_HELP,
     Audio,
@@ -42,6 +42,7 @@ app.add_typer(analyses, name="run", cls=RunGroup)
 app.add_typer(runs, name="runs")
 app.command()(schema)
 app.command()(plan)
+app.command()(cache)
 analyses.command("spec", hidden=True)(run_spec)
 
 
@@ -80,16 +81,17 @@ def run(
     order: Order = "media-first",
     positions: Positions = "trained",
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="The most tokens of a caption; 50, with --compat published-script 1024.")
+        int | None,
+        typer.Option(min=1, help="Most tokens in a caption; by default 50, or 1024 with --compat published-script."),
     ] = None,
     compat: Annotated[
         str | None,
         typer.Option(
-            help="'published': a fully blocked query attends to all keys equally. 'published-script': that, and the "
-            "positions and the token limit of the paper's script as it is shipped."
+            help="'published': a fully blocked query attends to all keys equally. 'published-script': also the "
+            "positions and the token limit of the paper's published script."
         ),
     ] = None,
-    allow_noop: Annotated[bool, typer.Option(help="Run rules that touch nothing.")] = False,
+    allow_noop: Annotated[bool, typer.Option(help="Allow rules that touch nothing.")] = False,
     dtype: DType = "float32",
     reading: ClipReading,
     resources: Resources,
@@ -157,14 +159,8 @@ def demo(
 ) -> None:
     """The paper's main experiments on the built-in tiny-av, in a minute; leaves a page to open."""
     with exit_with_message(), resources.applied():
-        import avjax
         from avjax.demo.show import show
-        from avjax.devices.compilation import default_cache
 
-        if resources.cache_dir is None:
-            # Without a directory that it can write to the demo is slower, not wrong.
-            with contextlib.suppress(OSError, RuntimeError):
-                avjax.cache_compilations(default_cache())
         show(clip, out)
 
 
@@ -212,7 +208,7 @@ def inspect(
         print_layout(prompted, str(clip))
         if abs(offset) > 1 / TOKENS_PER_SECOND:
             side = "after" if offset > 0 else "before"
-            advice = f"--media {options.media} does not keep that" if options.as_published else "see --sync"
+            advice = f"--media {options.media} ignores this offset" if options.as_published else "see --sync"
             typer.echo(f"{clip}: the sound starts {abs(offset):.2f} s {side} the first picture; {advice}")
 
 
@@ -240,11 +236,13 @@ def convert(
 def verify(
     source: Annotated[str, typer.Argument(help="Hugging Face directory or hub id.")],
     converted: Annotated[
-        Path | None, typer.Argument(help="Its converted checkpoint; by default made in memory.")
+        Path | None, typer.Argument(help="Its converted checkpoint; by default converted in memory.")
     ] = None,
+    *,
+    resources: Resources,
 ) -> None:
     """Compare with Hugging Face in float32, per tower, layer and logits. Needs the test extra."""
-    with exit_with_message():
+    with exit_with_message(), resources.applied():
         from avjax.cli.tables import print_differences
         from converters.verify import verify as compare
 

@@ -31,7 +31,7 @@ Sync = Annotated[
     str | None,
     typer.Option(
         rich_help_panel=READING,
-        help="Where a video's sound lies: 'clock', under its picture, or 'published', without gaps.",
+        help="How a video's sound is placed: 'clock', by the file's timestamps, or 'published', without gaps.",
     ),
 ]
 Fidelity = Annotated[
@@ -61,19 +61,27 @@ Order = Annotated[
     str, typer.Option(help="media-first, or text-first: the words before the clip, as the published script has them.")
 ]
 Positions = Annotated[
-    str, typer.Option(help="trained, or transformers-5.3: as transformers 5.22 to 5.24 number Qwen2.5-VL.")
+    str, typer.Option(help="trained, or transformers-5.3: numbered as transformers 5.22 to 5.24 do for Qwen2.5-VL.")
 ]
-Tokens = Annotated[int, typer.Option(min=1, help="The most tokens of a caption.")]
+Tokens = Annotated[int, typer.Option(min=1, help="Most tokens in a caption.")]
 Memory = Annotated[
     int | None,
     typer.Option(
         rich_help_panel=RESOURCES,
-        help="Bytes of sweeps, captions, attention and gates beside the parameters; by default half of what is free.",
+        help="Memory for sweeps, captions, attention and gates, in bytes, on top of the parameters; by default half of "
+        "what is free.",
     ),
 ]
 Cache = Annotated[
     Path | None,
-    typer.Option(rich_help_panel=RESOURCES, help="A directory that keeps compiled programs and encoder outputs."),
+    typer.Option(
+        rich_help_panel=RESOURCES,
+        help="Directory to cache compiled programs and encoder outputs in; by default $AVJAX_CACHE, or avjax in the "
+        "user's cache directory. Programs are code: use only a directory that you trust.",
+    ),
+]
+NoCache = Annotated[
+    bool, typer.Option("--no-cache", rich_help_panel=RESOURCES, help="Neither read nor write caches on disk.")
 ]
 
 
@@ -136,6 +144,7 @@ class Resources:
 
     memory_bytes: Memory = None
     cache_dir: Cache = None
+    no_cache: NoCache = False
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
@@ -143,9 +152,10 @@ class Resources:
         import avjax
         from avjax.devices.memory import memory_limit
 
-        if self.cache_dir is not None:
-            avjax.cache_compilations(self.cache_dir)
-            avjax.cache_encodings(self.cache_dir / "encoded")
+        if not self.no_cache:
+            avjax.cache(self.cache_dir)
+        elif self.cache_dir is not None:
+            raise ValueError("--no-cache: expected no --cache-dir beside it, got both; give one of them")
         with memory_limit(self.memory_bytes):
             yield
 

@@ -40,24 +40,28 @@ def plan(
         Path | None,
         typer.Option(help="Instead of rules: a run's specification, or a grid as JSON."),
     ] = None,
-    answer: Annotated[list[str] | None, typer.Option(help="Score the next token against this; repeatable.")] = None,
+    answer: Annotated[list[str] | None, typer.Option(help="Score this answer as what comes next; repeatable.")] = None,
     continuation: Annotated[list[str] | None, typer.Option(help="Score this text, teacher-forced; repeatable.")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Caption each cell with so many tokens.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Caption each cell with at most this many tokens.")
+    ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option(help="float32 or bfloat16; by default the specification's, else float32, on a topology bfloat16."),
+        typer.Option(
+            help="float32 or bfloat16; by default the specification's, else float32 (bfloat16 with --topology)."
+        ),
     ] = None,
     reading: ClipReading,
     resources: Resources,
     topology: Annotated[
         str | None,
-        typer.Option(help="TPU chips, such as v5e:2x4; compiles for them, needs none, nor a model's weights."),
+        typer.Option(help="TPU chips to compile for, such as v5e:2x4; needs neither the chips nor a model's weights."),
     ] = None,
     config: Annotated[
         str | None, typer.Option(help="With --topology: qwen2.5-omni-7b, another published model, or a config.json.")
     ] = None,
     prompt_tokens: Annotated[
-        int | None, typer.Option(min=1, help="With --topology: of a prompt with its clip.")
+        int | None, typer.Option(min=1, help="With --topology: tokens in a prompt, its clip included.")
     ] = None,
     mesh: Annotated[
         str | None, typer.Option(help="With --topology: sizes of data, variant and model, such as 2,1,4.")
@@ -69,7 +73,7 @@ def plan(
 ) -> None:
     """Print what a sweep will cost: passes, operations, bytes, memory, executables and time.
 
-    Of a specification its grid, metrics, settings and words are planned; options come before them.
+    A specification supplies the grid, metrics, settings and words; options override them.
     """
     with exit_with_message(), resources.applied():
         asked = _asked(grid, rule, answer, continuation, max_new_tokens, labelled=topology is None)
@@ -80,12 +84,15 @@ def plan(
         here |= {f"--{name.replace('_', '-')}": value for name, value in vars(reading).items()}
         there = {"--config": config, "--prompt-tokens": prompt_tokens, "--mesh": mesh, "--quick": quick or None}
         if topology is not None:
-            _refuse(here, "plan --topology: expected --config and --prompt-tokens")
+            _refuse(
+                here,
+                "plan --topology: expected only --config and sizes such as --prompt-tokens; leave out the rest",
+            )
             if config is None or prompt_tokens is None:
                 raise ValueError("plan --topology: expected --config and --prompt-tokens; give both")
             _on_topology(config, topology, asked, prompt_tokens, dtype, mesh, quick, as_json)
             return
-        _refuse(there, "plan: expected --topology beside them")
+        _refuse(there, "plan: expected these options only with --topology")
         text = asked.prompt if prompt is None else prompt
         if model is None or text is None:
             raise ValueError("plan: expected --model and --prompt, or --topology and --config; give one pair")
@@ -178,7 +185,7 @@ def _specified(file: Path, metrics: list[Any], labelled: bool) -> _Asked:
 
     spec = Spec.read(file)
     if spec.executor != "replay":
-        raise ValueError(f"{file}: expected executor replay, which is what is planned, got {spec.executor}")
+        raise ValueError(f"{file}: expected executor replay, the only one that can be planned, got {spec.executor}")
     labels = spec.all_clips()[0].labels if labelled else _AnyLabel()
     return _Asked(
         cells=spec.build_grid(),
@@ -218,9 +225,9 @@ def _on_topology(
     if sizes is None and asked.mesh is not None:
         sizes = sizes_of(Topology.of(topology).size, **asked.mesh)
     if asked.specification is not None and dtype is None and asked.dtype is None:
-        _note(f"{asked.specification} names no dtype, so that a run of it is in float32; this plan is in bfloat16")
+        _note(f"{asked.specification} names no dtype, so it runs in float32; this plan is in bfloat16")
     if asked.captures:
-        _note(f"{asked.specification} keeps activations: a forward pass more for each cell, which is not planned here")
+        _note(f"{asked.specification} keeps activations: one more forward pass per cell, which this plan leaves out")
     topology_plan = plan_topology(
         config,
         topology,

@@ -59,7 +59,7 @@ def run_spec(
     spec: Annotated[Path | None, typer.Argument(help="A YAML or JSON file; `avjax schema` describes it.")] = None,
     overrides: Annotated[list[str] | None, typer.Argument(help="KEY=VALUE, such as grid.layers.width=8.")] = None,
     store: Annotated[str | None, typer.Option(help="In place of the specification's store.")] = None,
-    shard: Annotated[str, typer.Option(help="I/N: the I-th of N shares, counted from 0.")] = "0/1",
+    shard: Annotated[str, typer.Option(help="I/N: compute only the I-th of N shards, counted from 0.")] = "0/1",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print what the run will cost, and stop.")] = False,
     repair: Annotated[bool, typer.Option("--repair", help="Put damaged parts aside and compute them again.")] = False,
     distributed: Annotated[
@@ -71,15 +71,18 @@ def run_spec(
     ] = None,
     profile: Annotated[Path | None, typer.Option(help="A directory for a trace of jax's profiler.")] = None,
     repeat: Annotated[
-        str | None, typer.Option(help="A run, or its run.json: do it again in --store, and say which cells differ.")
+        str | None, typer.Option(help="A run, or its run.json, to run again into --store; reports which cells differ.")
     ] = None,
-    tolerance: Annotated[float, typer.Option(help="With --repeat: relative, at least to 1.")] = 1e-5,
+    tolerance: Annotated[
+        float,
+        typer.Option(help="With --repeat: largest difference allowed, relative to the larger of 1 and the old value."),
+    ] = 1e-5,
 ) -> None:
     """Run a specification; cells that its store holds are not computed again.
 
     Exit status: 0, all cells are there; 2, nothing was run, for the reason given; 3, some clips failed, the
     others are there; 4, with --repeat, cells differ; 74, the store or the log cannot be written (a full disk); 75, it
-    was asked to stop (SIGTERM, Ctrl-C). After 74 and 75, run it again to go on.
+    was asked to stop (SIGTERM, Ctrl-C). After 74 and 75, run it again to continue.
     """
     with exit_with_message(), _preempted(), resources.applied():
         from avjax.cli.tables import print_plan
@@ -112,7 +115,7 @@ def run_spec(
         named = place if repeat is None else store or repeat  # not a temporary directory, which is gone
         typer.echo(f"{named}: {outcome.computed:,} cells computed, {len(outcome.failed)} clips failed", err=True)
         if outcome.stopped:
-            typer.echo("stopped before the end; run it again to go on", err=True)
+            typer.echo("stopped before the end; run it again to continue", err=True)
             raise typer.Exit(RESUME)
         if outcome.failed:
             raise typer.Exit(FAILED)
@@ -164,7 +167,7 @@ def _check_parts(store: Any, repair: bool) -> None:
         raise ValueError(
             "\n".join(
                 [
-                    f"{store.path}: expected undamaged parts of this run; --repair puts them "
+                    f"{store.path}: expected undamaged parts of this run, got those below; --repair puts them "
                     "aside and computes their cells again:",
                     *map(str, damaged),
                 ]
@@ -212,10 +215,10 @@ def _report_differences(before: Any, after: Any, among: Any, tolerance: float) -
     differences = compare(before, after, among=among)
     for line in differences.about:
         typer.echo(f"differs: {line}")
-    typer.echo(f"{differences.cells:,} cells of both runs, {differences.equal:,} equal to the bit")
-    for count, where in ((differences.missing, "before"), (differences.added, "now")):
+    typer.echo(f"{differences.cells:,} cells in both runs, {differences.equal:,} bit-identical")
+    for count, which in ((differences.missing, "earlier"), (differences.added, "new")):
         if count:
-            typer.echo(f"{count:,} cells only {where}")
+            typer.echo(f"{count:,} cells only in the {which} run")
     if differences.differing:
         rows = [
             {k: textwrap.shorten(str(v), WIDTH) for k, v in vars(one).items()} for one in differences.differing[:SHOWN]
@@ -235,7 +238,7 @@ def schema() -> None:
 
 @runs.command("ls")
 def list_runs(
-    directory: Annotated[Path, typer.Argument(help="Where runs lie.")] = Path(),
+    directory: Annotated[Path, typer.Argument(help="Directory to search for runs.")] = Path(),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the runs under a directory."""
@@ -281,7 +284,9 @@ def show(
 def export(
     store: StorePath,
     out: Annotated[Path, typer.Argument(help="A .csv, .parquet, or .nc or .zarr (xarray) to write; must not exist.")],
-    partial: Annotated[bool, typer.Option("--partial", help="Write what an unfinished run holds.")] = False,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Write an unfinished run too, with the cells that it has.")
+    ] = False,
 ) -> None:
     """Write all cells as one table (.csv, .parquet), or as a labelled dataset (.nc, .zarr)."""
     with exit_with_message():
@@ -294,12 +299,12 @@ def export(
 @runs.command()
 def merge(
     stores: Annotated[list[str], typer.Argument(help="Stores of one run.")],
-    into: Annotated[str, typer.Option(help="The store that is written, or goes on.")],
+    into: Annotated[str, typer.Option(help="Store to merge into, new or begun.")],
 ) -> None:
     """Put the cells of several stores of one run, such as shares of several machines, into one.
 
-    Exit status: 0; 2, the stores are not of one run; 74, the one store cannot be written (a full disk). Merging again
-    goes on.
+    Exit status: 0; 2, the stores are not of one run; 74, the one store cannot be written (a full disk). After 74, merge
+    again to continue.
     """
     with exit_with_message(), _writable():
         from avjax.runs.export import merge as write
@@ -338,7 +343,7 @@ def _preempted() -> Iterator[None]:
     """SIGTERM while a model is loaded says "resume me" too."""
 
     def leave(number: int, frame: Any) -> None:
-        typer.echo("stopped before anything was computed; run it again to go on", err=True)
+        typer.echo("stopped before anything was computed; run it again to continue", err=True)
         raise SystemExit(RESUME)
 
     before = signal.signal(signal.SIGTERM, leave)

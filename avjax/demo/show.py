@@ -29,8 +29,8 @@ ABOUT = (
     "trained on clips whose picture and sound agree. Here its clips disagree, and every edit is exact."
 )
 ABOUT_CLIP = (
-    "Your clip, as tiny-av sees it. tiny-av knows 16 kinds of things and nothing else: what it says of other clips "
-    "means little, but the path from clip to edited caption is the one that a large model takes."
+    "Your clip, as tiny-av sees it. tiny-av knows 16 kinds of things and nothing else: what it says about other clips "
+    "means little, but a large model goes through the same steps from clip to edited caption."
 )
 
 
@@ -60,7 +60,7 @@ def show(clip: Path | None, out: Path, console: Console | None = None) -> None:
         tasks.say("figures and page", 1, 1)
     _summary(findings, claims, intro, console)
     console.print(
-        f"{out / 'index.html'}: all of it as a page; beside it figures, captions.parquet and findings.json "
+        f"{out / 'index.html'}: everything on one page; beside it are figures, captions.parquet and findings.json "
         f"({time.monotonic() - started:.0f} s)",
         highlight=False,
         soft_wrap=True,

@@ -76,7 +76,7 @@ def parameter_spec(path: str, shape: Sequence[int], sizes: Mapping[str, int]) ->
     """
     dims = next((dims for pattern, dims in RULES if re.fullmatch(pattern, path)), None)
     if dims is None:
-        raise ValueError(f"{path}: no rule of avjax.devices.mesh says how to cut it; add one")
+        raise ValueError(f"{path}: no rule in avjax.devices.mesh says how to shard it; add one")
     together = [(VARIANT, MODEL), (MODEL,)] if FULLY_SHARDED.fullmatch(path) else [(MODEL,)]
     for axes in together:
         count = math.prod(sizes.get(axis, 1) for axis in axes)

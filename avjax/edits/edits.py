@@ -183,7 +183,9 @@ class PositionEdit(Edit):
             raise ValueError(f"{type(self).__name__}: the site {site} can be captured, not edited")
         if layer is not None:
             if self.layers not in (None, (layer,)):
-                raise ValueError(f"{type(self).__name__}: {self.site} names layer {layer}, layers= says {self.layers}")
+                raise ValueError(
+                    f"{type(self).__name__}: {self.site} names layer {layer}, layers= is {self.layers}; leave one out"
+                )
             object.__setattr__(self, "layers", (layer,))
         object.__setattr__(self, "site", site.value)
         if site is Site.EMBED and self.layers is not None:
@@ -341,11 +343,14 @@ def _for_sample(edit: Edit, sample: Hashable, allow_noop: bool) -> Edit:
         samples = value.samples if isinstance(value, BySample) else tuple(value)
         if sample not in samples:
             known = ", ".join(map(repr, samples)) or "nothing"
-            raise ValueError(f"rule {edit}: its {name} is by sample and has none for {sample!r}; it has {known}")
+            raise ValueError(
+                f"rule {edit}: expected its {name} to include sample {sample!r}, got {known}; sweep those samples, or "
+                "give it for this one too"
+            )
         changes[name] = value.at(sample) if isinstance(value, BySample) else value[sample]
         if isinstance(value, BySample) and not changes[name] and not allow_noop:
             raise ValueError(
-                f"rule {edit}: sample {sample!r} has no {value} ({name}); leave it out or pass allow_noop=True"
+                f"rule {edit}: sample {sample!r} has no {value} ({name}); leave the sample out or pass allow_noop=True"
             )
     return edit.replaced(**changes) if changes else edit
 

@@ -57,7 +57,7 @@ class Windows(Axis):
 
     def check_field(self, field: str) -> None:
         if field != "layers":
-            raise ValueError(f"windows: expected to stand for layers, got {field}=")
+            raise ValueError(f"windows: expected as the value of layers=, got it for {field}=")
 
     def points(self, edit: Edit, config: DecoderConfig) -> Points:
         count, before = config.num_layers, _before(self.width, self.placement)
@@ -86,7 +86,7 @@ class Each(Axis):
 
     def check_field(self, field: str) -> None:
         if field != self.what:
-            raise ValueError(f"each_{self.what[:-1]}: expected to stand for {self.what}, got {field}=")
+            raise ValueError(f"each_{self.what[:-1]}: expected as the value of {self.what}=, got it for {field}=")
 
     def points(self, edit: Edit, config: DecoderConfig) -> Points:
         count = config.num_layers
@@ -94,7 +94,7 @@ class Each(Axis):
             site = getattr(edit, "site", None)
             if isinstance(site, Axis):
                 raise ValueError(
-                    "each_head: sites differ in their heads; give one site, or heads as an axis of numbers"
+                    "each_head: several sites may differ in their number of heads; give one site, or list the heads"
                 )
             count = config.num_heads if site is None else num_site_heads(Site(site), config) or 0
         return Points(tuple((i,) for i in range(count)), tuple(range(count)))
@@ -224,7 +224,7 @@ class Grid:
         points = {axis.name: axis.points(self.edits[i], config) for i, _, axis in axes}
         empty = [name for name, p in points.items() if not p.values]
         if empty:
-            raise ValueError(f"grid: the axis {empty[0]!r} has no points on this model; check the edit's site")
+            raise ValueError(f"grid: the axis {empty[0]!r} has no values on this model; check the edit's site")
         cells = []
         for index in itertools.product(*(range(len(p.values)) for p in points.values())):
             changes: list[dict[str, Any]] = [{} for _ in self.edits]
@@ -235,7 +235,7 @@ class Grid:
         notes = {note: (name, values) for name, p in points.items() for note, values in p.notes.items()}
         taken = sorted(set(notes) & set(points))
         if taken:
-            raise ValueError(f"grid: the axis {taken[0]!r} has the name of another axis's windows; pass name=")
+            raise ValueError(f"grid: another axis's windows already use the name {taken[0]!r}; pass another name=")
         return Cells(tuple(points), {name: p.coordinates for name, p in points.items()}, notes, tuple(cells))
 
 
@@ -255,7 +255,9 @@ def grid(*edits: Edit | str) -> Grid:
         raise ValueError(f"grid: the axis {twice[0]!r} is used twice; give one of them another name=")
     reserved = sorted({"sample", "layer", "head", "top"} & set(names))
     if reserved:
-        raise ValueError(f"grid: {reserved[0]!r} is a dimension of its own; give the axis another name=")
+        raise ValueError(
+            f"grid: the name {reserved[0]!r} is reserved for another dimension; give the axis another name="
+        )
     return made
 
 
@@ -275,7 +277,7 @@ def as_cells(given: Any, config: DecoderConfig) -> Cells:
         raise ValueError("grid: expected at least one variant, got none; [[]] is the unedited model alone")
     for edits in variants:
         if Grid(edits).axes():
-            raise ValueError("grid: a list of variants holds no axes; use avjax.grid for those")
+            raise ValueError("grid: expected variants without axes, got an axis in a list of variants; use avjax.grid")
     cells = tuple(Cell((i,), edits) for i, edits in enumerate(variants))
     names = numbered([cell.name for cell in cells])
     return Cells(("variant",), {"variant": tuple(names)}, {}, cells)
@@ -294,7 +296,7 @@ def _refuse_no_grid(given: Any) -> None:
         name = getattr(given, "__name__", repr(given))
         raise TypeError(f"{expected} the function {name}; call it: avjax.{name}(...)")
     if isinstance(given, Axis):
-        raise TypeError(f"{expected} the axis {given}; put it in place of an edit's field, as Knockout(layers={given})")
+        raise TypeError(f"{expected} the axis {given}; pass it as a field of an edit: Knockout(layers={given})")
     if isinstance(given, Mapping):
         raise TypeError(
             f"{expected} a dict; in Python an edit is an object, as avjax.Knockout(query='answer', key='video')"

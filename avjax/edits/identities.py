@@ -18,13 +18,13 @@ def identity_reason(edit: Edit) -> str | None:
     """
     match edit:
         case Scale() | ScaleAttention() if _is(edit.factor, 1):
-            return f"a factor of {edit.factor:g} leaves what it multiplies as it is"
+            return f"multiplying by {edit.factor:g} changes nothing"
         case Steer() if _is(edit.scale, 0):
-            return "it adds its vector 0 times"
+            return "it adds its vector scaled by 0"
         case Steer() if not isinstance(edit.vector, Axis) and not np.any(np.asarray(edit.vector)):
             return "its vector is zero"
         case Ablate(mode="noise") if _is(edit.noise, 0):
-            return "its noise has 0 standard deviations"
+            return "its noise has a size of 0"
     return None
 
 
@@ -49,8 +49,8 @@ def refuse_identities(given: Grid | Edit | str | Sequence[Any], allow_noop: bool
     for edit in (edit for edits in variants for edit in edits):
         if (reason := identity_reason(edit)) is not None:
             raise ValueError(
-                f"rule {edit} touches nothing: {reason}; change it, leave it out (the clean run stands beside every "
-                "sweep), make the number a value of an axis, or pass allow_noop=True"
+                f"rule {edit} touches nothing: {reason}; change it, leave it out (every sweep includes the clean "
+                "run), make the number one value of an axis, or pass allow_noop=True"
             )
 
 

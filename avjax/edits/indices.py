@@ -52,7 +52,9 @@ def as_layers_or_heads(value: Any, field: str) -> tuple[int, ...]:
             raise ValueError(f"{field}={value!r}: {error}") from None
     if isinstance(value, slice):
         if value.stop is None or min(value.start or 0, value.stop) < 0:
-            raise ValueError(f"{field}: expected a slice from 0 on with an end, got {value}; give both ends")
+            raise ValueError(
+                f"{field}: expected a slice with an end and no negative bound, got {value}; give both ends"
+            )
         return tuple(range(value.start or 0, value.stop, value.step or 1))
     if isinstance(value, Mapping) or callable(value):
         axes = "avjax.windows(4), avjax.each_layer()" if field == "layers" else "avjax.each_head()"
@@ -75,4 +77,4 @@ def _advice(part: str, what: str) -> str:
         return f"; give the end too, as {match[1]}:END"
     if match := _DASHED.fullmatch(part):
         return f"; did you mean '{match[1]}:{match[2]}'?"
-    return "; they are counted from 0, the first" if part.startswith("-") else ""
+    return "; counting starts at 0, and negative numbers are refused" if part.startswith("-") else ""

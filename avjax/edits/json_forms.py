@@ -62,8 +62,8 @@ def to_json(value: Any) -> Any:
         data = base64.b64encode(array.tobytes()).decode()
         return {ARRAY: array.dtype.name, "shape": list(array.shape), "data": data}
     raise TypeError(
-        f"expected an edit, a grid or plain values, got {type(value).__name__}; a patch from a run is written with "
-        "source=run.captures[site], or with the prompt that was run"
+        f"expected an edit, a grid or plain values, got {type(value).__name__}; for a patch from a run, pass "
+        "source=run.captures[site], or the prompt that was run"
     )
 
 

@@ -92,4 +92,8 @@ def _no_edit(given: Any) -> str:
     if isinstance(given, list | tuple):
         return f"{expected} a list; pass the edits that apply together one after the other: avjax.grid(first, second)"
     message = f"{expected} {type(given).__name__}: {given!r}"
-    return f"{message}; a grid stands alone: pass avjax.grid(...) itself" if hasattr(given, "edits") else message
+    return (
+        f"{message}; a grid cannot be part of a list: pass avjax.grid(...) itself"
+        if hasattr(given, "edits")
+        else message
+    )

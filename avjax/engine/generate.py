@@ -199,7 +199,7 @@ def generation_penalty(session: Session, asked: float | None = None) -> float:
     if unsupported:
         raise ValueError(
             f"{session.model.host.source}: its generation config sets {', '.join(unsupported)}, which is not "
-            "implemented; remove it from generation_config.json to decode without"
+            "implemented; remove it from generation_config.json to decode without it"
         )
     penalty = defaults.repetition_penalty if asked is None else asked
     if not 0 < penalty < float("inf"):

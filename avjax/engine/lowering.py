@@ -272,7 +272,7 @@ def _refuse_extremes(lowered: Lowered, variants: Sequence[Sequence[Edit]]) -> No
         if ((products != 0) & ((products < low) | (products > high))).any():
             raise ValueError(
                 f"{name_of(variants[index])}: expected attention factors whose product on an edge is 0 or within "
-                f"{low:g} to {high:g}; use a knockout, or smaller steps"
+                f"{low:g} to {high:g}; use a knockout, or factors closer to 1"
             )
 
 

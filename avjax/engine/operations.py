@@ -102,7 +102,7 @@ def _site_ops(
     if not where.any():
         reason = f"the prompt has no {edit.where} tokens"
     elif not where[:-1].any() and num_decoded == 0:
-        reason = "it edits generated tokens and none is fed back here"
+        reason = "it edits generated tokens, but none is fed back in this run"
     _refuse_noop(edit, None if allow_noop else reason)
     if reason is not None:
         return []
@@ -162,8 +162,8 @@ def _why_no_edge(edit: EdgeEdit, query: np.ndarray, key: np.ndarray, num_decoded
             return f"the prompt has no {selector} tokens ({name})"
     if not query[:-1].any() and num_decoded == 0:
         return (
-            "its queries are generated tokens and none is fed back here (the first one is predicted by the last prompt "
-            "position; use query 'answer' or 'last' to edit that one)"
+            "its queries are generated tokens, but none is fed back in this run (the last prompt position predicts the "
+            "first one; use query 'answer' or 'last' to edit that one)"
         )
     if count_edges(query, key, num_decoded) == 0:
         return "no query comes at or after one of its keys, so causal attention has no such edge"

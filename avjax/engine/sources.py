@@ -107,8 +107,8 @@ def align(edit: Patch, where: np.ndarray, prompt: Prompt, origin: Prompt) -> np.
         if len(mine) != len(theirs):
             raise ValueError(
                 f"the prompts cannot be aligned: {edit.where} has {len(mine)} tokens of one modality here and "
-                f"{len(theirs)} in the source; make both prompts from clips of one length and size, with one "
-                "opening, or patch a selector that has as many tokens in both"
+                f"{len(theirs)} in the source; make both prompts from clips of the same length and size, with the same "
+                "opening, or patch a selector that has equally many tokens in both"
             )
         rows[mine] = theirs
     return rows[here]
@@ -160,7 +160,7 @@ def _layered(values: Any, site: Site) -> Any:
 def _mean(prompt: Prompt, site: Site, where: np.ndarray, clean: CleanRuns) -> Source:
     positions = np.flatnonzero(where[:-1])
     if not len(positions):
-        raise ValueError("a mean over no prompt token does not exist; select prompt tokens")
+        raise ValueError("expected prompt tokens to take the mean of, got none; select prompt tokens")
 
     def values() -> np.ndarray:
         return np.asarray(_clean(clean, prompt, site), np.float32)[:, positions].mean(axis=1)

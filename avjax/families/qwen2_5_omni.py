@@ -121,7 +121,7 @@ def token_runs(
             after = chunks[-1].after
             if (clips.peek(0), clips.peek(1)) != (ids.audio_eos, ids.vision_eos):
                 raise ValueError(
-                    f"prompt: expected a video with sound to be closed by tokens {ids.audio_eos} and {ids.vision_eos} "
+                    f"prompt: expected a video with sound to end in tokens {ids.audio_eos} and {ids.vision_eos} "
                     f"at position {clips.at}, got {clips.peek(0)} and {clips.peek(1)}; the prompt is cut off"
                 )
             closing = counted_run("text", after, 1)

@@ -83,7 +83,7 @@ def _compare_copies(outer: Section, text: Section, version: Version | None) -> N
         value, inside = outer.raw[key], text.raw.get(key, text.defaults.get(key))
         if (ropes[0] != ropes[1]) if key in ROPE_KEYS else (value != inside):
             outer.problems.append(
-                f"{key}: expected what text_config says, {inside!r}, got {value!r}; remove the wrong one"
+                f"{key}: expected the value in text_config, {inside!r}, got {value!r}; remove the wrong one"
             )
 
 

@@ -32,7 +32,7 @@ def read_rope(section: Section, version: Version | None) -> Rope:
     readings = [_rope(name, value, section, version) for name, value in copies.items()]
     if len(set(readings)) > 1:
         section.problems.append(
-            f"{section.path}rope_parameters: expected what rope_scaling says, {copies['rope_scaling']!r}, got "
+            f"{section.path}rope_parameters: expected the value of rope_scaling, {copies['rope_scaling']!r}, got "
             f"{copies['rope_parameters']!r}; remove the wrong one"
         )
     return readings[0] if readings else Rope(float(raw.get("rope_theta") or DEFAULT_THETA), DEFAULT_SECTION)
@@ -53,7 +53,7 @@ def _rope(name: str, rope: Any, section: Section, version: Version | None) -> Ro
         # transformers 4 reads the base beside the angles, transformers 5 the one inside.
         if version is None:
             problems.append(
-                f"{path}rope_theta: expected what {name} says, {inside!r}, got {beside!r}; remove the wrong one"
+                f"{path}rope_theta: expected the value in {name}, {inside!r}, got {beside!r}; remove the wrong one"
             )
         elif version < (5, 0):
             theta = beside

@@ -146,7 +146,7 @@ class Clips:
     def _next(self, clips: Iterator, kind: str):
         clip = next(clips, None)
         if clip is None:
-            raise ValueError(f"prompt: position {self.at} is a {kind} token, but no {kind} is left for it")
+            raise ValueError(f"prompt: position {self.at} is a {kind} token, but no {kind} features are left for it")
         return clip
 
     def consume(self, token: int, count: int, kind: str) -> None:
@@ -173,4 +173,4 @@ class Clips:
     def finish(self) -> None:
         for kind, rest in (("image", self._images), ("video", self._videos), ("audio", self._audio)):
             if next(rest, None) is not None:
-                raise ValueError(f"prompt: features of one more {kind} than the tokens show")
+                raise ValueError(f"prompt: expected {kind} features only for the clips in the tokens, got more")

@@ -78,8 +78,8 @@ def opened(path: str | Path, *, by_name: bool = False) -> Iterator[Any]:
                 raise MediaError(_playlist(path))
             if formats & MARKLESS and not by_name:
                 raise MediaError(
-                    f"{path}: expected a picture, a video or a sound, got bytes without a header of any of them "
-                    f"(taken for {container.format.name} by its name alone); check the path, or convert it"
+                    f"{path}: expected a picture, a video or a sound, got bytes without the header of one "
+                    f"(its name alone suggests {container.format.name}); check the path, or convert it"
                 )
             yield container
     except MediaError:

@@ -199,8 +199,8 @@ def _select_page(image: Any, path: str | Path) -> None:
             pages.append(page)
     if len(pages) > 1:
         raise MediaError(
-            f"{path}: expected one image, got a TIFF of {len(pages)} pages; save each page as a file of its own and "
-            "pass those that are meant"
+            f"{path}: expected one image, got a TIFF of {len(pages)} pages; save the pages that you want as "
+            "separate files and pass those"
         )
     image.seek(pages[0] if pages else 0)
 
@@ -213,9 +213,7 @@ def _unplayable(path: str | Path, image: Any) -> MediaError:
 
 
 def _without_range(source: str, kind: str) -> MediaError:
-    return MediaError(
-        f"{source}: {kind}, whose black and white are unknown; scale it to 0..255 and save it as an 8-bit PNG"
-    )
+    return MediaError(f"{source}: {kind}, whose value range is unknown; scale it to 0..255 and save it as an 8-bit PNG")
 
 
 def _grey_of_integers(image: Any, source: str) -> np.ndarray:

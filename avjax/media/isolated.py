@@ -159,8 +159,8 @@ class _Worker:
                 self.end()
                 reason = f"within {START_SECONDS:g} s" if late.is_set() else f"(status {status})"
                 raise MediaError(
-                    f"{clip}: the process that decodes did not start {reason}; its own message is on standard error, "
-                    f"try `{sys.executable} -m {module}`"
+                    f"{clip}: the decoding process did not start {reason}; its message is on standard error; to see it "
+                    f"again, run `{sys.executable} -m {module}`"
                 ) from error
 
     @property
@@ -180,7 +180,7 @@ class _Worker:
                 return receive(self.process.stdout)  # pyright: ignore[reportArgumentType]
             except (EOFError, OSError, ValueError) as error:
                 if late.is_set():
-                    reason = f"decoding was ended after {seconds:g} s without a result; {remedy}"
+                    reason = f"decoding was stopped after {seconds:g} s without a result; {remedy}"
                 else:
                     reason = _death(self.process)
                 raise MediaError(f"{clip}: {reason}") from error
@@ -212,11 +212,11 @@ def _death(process: "subprocess.Popen[bytes]") -> str:
     process.kill()  # where only the pipe is closed
     status = process.wait()
     if status >= 0:
-        return f"the decoder's process ended with status {status}; re-encode the file or leave it out"
+        return f"the decoding process ended with status {status}; re-encode the file or leave it out"
     name = signal.Signals(-status).name
     why = ", as the system does when memory runs out" if name == "SIGKILL" else ""
     return (
-        f"the decoder's process was ended by {name}{why}; the file may be damaged or too large: re-encode it or leave "
+        f"the decoding process was killed by {name}{why}; the file may be damaged or too large: re-encode it or leave "
         "it out"
     )
 

@@ -125,8 +125,8 @@ def read_options(directory: Path, config: ModelConfig) -> MediaOptions:
     for key in ("image_mean", "image_std"):
         if video.get(key) is not None and tuple(video[key]) != tuple(getattr(options, key)):
             raise ValueError(
-                f"{directory}: expected {key} of the video processor to be that of the image processor, "
-                f"{list(getattr(options, key))}, got {list(video[key])}; set both alike"
+                f"{directory}: expected {key} of the video processor to equal that of the image processor, "
+                f"{list(getattr(options, key))}, got {list(video[key])}; make them equal"
             )
     if config.audio is None:
         return options

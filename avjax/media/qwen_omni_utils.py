@@ -42,7 +42,9 @@ def _read_sound_file(path: str | Path) -> tuple[np.ndarray, int] | None:
     except (soundfile.LibsndfileError, TypeError):  # the latter of a name that ends in .raw
         return None
     except (MemoryError, ValueError) as error:  # the latter from numpy
-        raise MediaError(f"{path}: its header announces more sound than there is memory for; copy it again") from error
+        raise MediaError(
+            f"{path}: its header announces more sound than fits in memory; it may be damaged: copy it again"
+        ) from error
     return samples, int(rate)
 
 

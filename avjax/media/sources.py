@@ -181,8 +181,8 @@ def _as_floats(samples: np.ndarray) -> np.ndarray:
         largest = int(np.abs(samples.astype(np.int64)).max(initial=0))
         if 0 < largest <= LARGEST_INT16:
             raise MediaError(
-                f"audio: expected int32 samples of full scale 2^31, got {largest} at most, which are samples of 16 "
-                "bits; give them as int16, or as floats divided by their full scale"
+                f"audio: expected int32 samples of full scale 2^31, got {largest} at most, as of 16-bit samples; "
+                "give them as int16, or as floats divided by their full scale"
             )
     if samples.dtype in (np.int16, np.int32):
         return samples / np.float64(2 ** (8 * samples.dtype.itemsize - 1))
@@ -207,7 +207,7 @@ def _channels_last(samples: np.ndarray) -> np.ndarray:
     rows, columns = samples.shape
     if min(rows, columns) > MAX_CHANNELS or max(rows, columns) <= MAX_CHANNELS:
         raise MediaError(
-            f"audio: expected samples [n] or [n, channels], got {rows} x {columns}, of which neither side is plainly "
-            "the channels; average them first: samples.mean(axis=...)"
+            f"audio: expected samples [n] or [n, channels], got {rows} x {columns}, where neither axis is clearly the "
+            "channels; average over the channels first: samples.mean(axis=...)"
         )
     return samples if columns <= MAX_CHANNELS else samples.T

@@ -94,7 +94,7 @@ def _info(path: str | Path, stream: Any, times: Sequence[float | None], last_sec
     rates = [float(r) for r in (headers if known else [own, *headers]) if r and 0 < r <= MAX_RATE]
     if len(known) < count:
         if not rates:
-            raise MediaError(f"{path}: the video says neither its frames' times nor their rate; {ADVICE}")
+            raise MediaError(f"{path}: the video has neither frame times nor a frame rate; {ADVICE}")
         return VideoInfo(num_frames=count, frames_per_second=rates[0], last_seconds=last_seconds)
     after_first = np.maximum.accumulate(np.asarray(known) - known[0])
     if count > 1 and after_first[-1] > 0:

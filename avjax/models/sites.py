@@ -61,8 +61,8 @@ _HOOKS = {
     **{"ln1.hook_out": Site.ATTN_IN, "attn.hook_in": Site.ATTN_IN},
     **{"ln2.hook_out": Site.MLP_IN, "mlp.hook_in": Site.MLP_IN},
 }
-_BEFORE_WEIGHT = "TransformerLens has it before the norm's weight"
-_AMBIGUOUS = "it is the residual before the norm in TransformerLens's HookedTransformer, and after it in its bridge"
+_BEFORE_WEIGHT = "TransformerLens reads it before the norm's weight"
+_AMBIGUOUS = "TransformerLens reads it before the norm in HookedTransformer, but after it in TransformerBridge"
 _UNLIKE = {  # names that look like a site and are another tensor
     "hook_attn_in": (_AMBIGUOUS, Site.ATTN_IN, "ln1.hook_out"),
     "hook_mlp_in": (_AMBIGUOUS, Site.MLP_IN, "ln2.hook_out"),

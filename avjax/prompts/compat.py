@@ -29,8 +29,8 @@ def checked_compat(compat: str | None, prompts: Iterable[Prompt] = ()) -> Compat
         )
     if compat is not None and any("generated" in prompt.counts() for prompt in prompts):
         raise ValueError(
-            f"compat={compat!r} with an opened answer: a blocked query would read the opening's later tokens; leave "
-            "the opening out, or compat"
+            f"compat={compat!r}: expected a prompt without an opening, since a blocked query would read the opening's "
+            "later tokens; leave out the opening or compat"
         )
     return compat  # pyright: ignore[reportReturnType]
 

@@ -72,8 +72,8 @@ def _check_audio_in_video(flag: Any, token_ids: np.ndarray, config: ModelConfig)
     if not value.all() and inside:
         raise ValueError(
             f"batch: use_audio_in_video is False, but {inside} video(s) have their sound among their tokens; pass the "
-            'flag that the processor had, or leave it out and pass compat="published-script" to count positions as '
-            "without it"
+            'same flag as to the processor, or leave it out and pass compat="published-script" to number positions '
+            "as if it were off"
         )
 
 
@@ -88,7 +88,9 @@ def as_numpy(value: Any) -> Any:
 def require_finite(name: str, values: np.ndarray) -> None:
     bad = int(values.size - np.isfinite(np.asarray(values, np.float32)).sum())
     if bad:
-        raise ValueError(f"{name}: expected finite numbers, got {bad} NaN or infinite ones; repair what made them")
+        raise ValueError(
+            f"{name}: expected finite numbers, got {bad} NaN or infinite ones; fix the code that made them"
+        )
 
 
 def require_integers(name: str, values: np.ndarray) -> None:

@@ -119,7 +119,7 @@ class Processor:
             )
         if _is_word(audio, FROM_VIDEO) and not isinstance(video, str | Path):
             got = "no video was given" if video is None else "frames were given, which have no sound"
-            raise MediaError(f"audio='from_video': {got}; pass video= a file, or audio= a sound")
+            raise MediaError(f"audio='from_video': {got}; pass a file as video=, or a sound as audio=")
         return audio
 
     def prompt_of(

@@ -97,7 +97,7 @@ def as_indices(values: Sequence[int] | np.ndarray | int | np.integer, what: str)
     items: list[Any] = list(values) if several else [values]  # pyright: ignore[reportArgumentType]
     if any(isinstance(i, bool | np.bool_ | type) or not hasattr(i, "__index__") for i in items):
         mask = any(isinstance(i, bool | np.bool_) for i in items)
-        advice = "; a mask becomes positions by numpy.flatnonzero" if mask else ""
+        advice = "; numpy.flatnonzero turns a mask into positions" if mask else ""
         raise TypeError(f"{what}: expected integers, got {_brief(values)}{advice}")
     return tuple(operator.index(i) for i in items)
 
@@ -183,7 +183,7 @@ class _Parser:
     def parse(self) -> np.ndarray:
         mask = self.union()
         if self.tokens:
-            raise self.error(f"nothing may follow, got {self.tokens[0][1]!r}")
+            raise self.error(f"expected the end of the text, got {self.tokens[0][1]!r}")
         return mask
 
     def union(self) -> np.ndarray:
@@ -271,7 +271,7 @@ class _Parser:
             keep[:-1] = (self.layout.frames >= max(low, 0)) & (self.layout.frames < high)
         else:
             if mask[-1]:
-                raise self.error(f"the span [{span}] counts generated tokens, more of which will come; name others")
+                raise self.error(f"the span [{span}] counts generated tokens, of which more follow; use prompt tokens")
             order = np.cumsum(mask) - 1
             keep = (order >= low) & (order < high)
         return mask & keep

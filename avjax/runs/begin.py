@@ -50,8 +50,8 @@ def begin(
             store.amend({"samples": samples})
     if different:
         raise ValueError(
-            f"{store.path}: it holds another run, which differs in {'; '.join(different)}; choose another store, or go "
-            "back to what this one was begun with"
+            f"{store.path}: it holds another run, which differs in {'; '.join(different)}; choose another store, or "
+            "restore the settings that this one was begun with"
         )
 
 

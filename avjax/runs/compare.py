@@ -90,7 +90,7 @@ def compare(before: Store, after: Store, *, among: Collection[tuple[Any, int]] |
     changes += plain_differences(origins[0], origins[1])
     digests = [run["samples"] for run in (first, second)]
     changes += changed_samples([n for n in digests[0] | digests[1] if digests[0].get(n) != digests[1].get(n)])
-    changes += [f"the metric {name} (only {'then' if name in first_has else 'now'})" for name in unshared]
+    changes += [f"the metric {name} (only in the {'earlier' if name in first_has else 'new'} run)" for name in unshared]
     return Comparison(
         cells=len(both),
         equal=len(both) - len(unequal),

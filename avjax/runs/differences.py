@@ -69,12 +69,12 @@ def _of_key(key: str, now: Mapping[str, Any], then: Mapping[str, Any], names: Pa
         case "checkpoint":
             paths = [run.get("provenance", {}).get("checkpoint", "a checkpoint") for run in (now, then)]
             if paths[0] == paths[1]:
-                return [f"checkpoint ({names[0]} other files in {paths[0]} than {names[1]})"]
+                return [f"checkpoint (files in {paths[0]} differ, {names[0]} vs. {names[1]})"]
             return [_both(key, paths[0], paths[1], names)]
         case "parameters":
-            return [f"parameters ({names[0]} other weights in memory than {names[1]}, from the same checkpoint)"]
+            return [f"parameters (weights in memory differ, {names[0]} vs. {names[1]}, from the same checkpoint)"]
         case "settings":
-            return [f"settings ({names[0]} another config or generation settings than {names[1]})"]
+            return [f"settings (config or generation settings differ, {names[0]} vs. {names[1]})"]
         case "grid":
             return [_grid(now.get("layout", {}), then.get("layout", {}), names)]
         case "metrics" if here and there:
@@ -90,8 +90,8 @@ def _grid(now: Mapping[str, Any], then: Mapping[str, Any], names: Pair) -> str:
         return _both("grid", values[0], values[1], names)
     cells = [grid.get("cells", []) for grid in (now, then)]
     if cells[0] == cells[1] and here == there:
-        same = f"{len(cells[0]):,} cells of the same names"
-        return f"grid ({same}, with other values behind them {names[0]} than {names[1]}: a source, vector or seed)"
+        same = f"{len(cells[0]):,} cells with the same names"
+        return f"grid ({same}, but a source, vector or seed differs, {names[0]} vs. {names[1]})"
     return _both("grid", _cells(now), _cells(then), names)
 
 
@@ -115,7 +115,7 @@ def _metrics(now: Sequence[Mapping[str, Any]], then: Sequence[Mapping[str, Any]]
     if not any(only):
         if here != there:
             return _both("metrics", f"in the order {listed(here)}", listed(there), names)
-        return f"metrics ({names[0]} other source code of {listed(here)} than {names[1]})"
+        return f"metrics (source code of {listed(here)} differs, {names[0]} vs. {names[1]})"
     if len(here) == len(there):  # the others are the same
         return _both("metrics", listed(only[0]), listed(only[1]), names)
     return _both("metrics", listed(here), listed(there), names)

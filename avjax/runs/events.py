@@ -43,8 +43,8 @@ def to_lines(target: str) -> Iterator[Tell]:
                     write(json.dumps({"time": now, "event": event, **values}) + "\n")
                 except OSError as error:
                     raise StoreError(
-                        f"--log-json {target}: it cannot be written ({error.strerror or error}); what is finished "
-                        "stays. Make room, or name another file, and run it again to go on"
+                        f"--log-json {target}: it cannot be written ({error.strerror or error}); finished parts "
+                        "are kept. Make room, or name another file, and run it again to continue"
                     ) from error
 
         return tell

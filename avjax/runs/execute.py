@@ -65,7 +65,7 @@ def execute(
       tell: is called with each event and its values.
 
     Raises:
-      StoreError: the store or the log cannot be written; what is finished stays.
+      StoreError: the store or the log cannot be written; finished parts are kept.
     """
     blocks, slices, everyone = run.blocks(shard), slices_here(model), Team(model.mesh)
     halted = threading.Event()

@@ -32,7 +32,7 @@ def export(store: Store, out: Path, *, partial: bool = False) -> str:
     if out.suffix not in ENDINGS:
         raise ValueError(f"{out}: expected {', '.join(ENDINGS)}, got {out.suffix or 'no ending'}")
     if out.exists():
-        raise FileExistsError(f"{out}: it is there already; choose another name")
+        raise FileExistsError(f"{out}: it already exists; choose another name")
     parts = [*tables(store)]
     if not parts:
         raise ValueError(f"{store.path}: expected cells to write, got none yet")
@@ -42,8 +42,8 @@ def export(store: Store, out: Path, *, partial: bool = False) -> str:
         failed = len(store.failures())
         clips = f", and {failed:,} clip{'' if failed == 1 else 's'} failed" if failed else ""
         raise ValueError(
-            f"{store.path}: expected a finished run, got {done:,} of {count:,} cells{clips}; run it again to go on, or "
-            "write what is there with --partial (in Python partial=True)"
+            f"{store.path}: expected a finished run, got {done:,} of {count:,} cells{clips}; run it again to "
+            "continue, or write the cells so far with --partial (in Python partial=True)"
         )
     written = _written(out, parts, layout)
     return written if done == count else f"{written}, of an unfinished run: {done:,} of {count:,} cells"

@@ -59,7 +59,7 @@ def metric_json(metric: Metric) -> dict[str, Any]:
     """
     kind = type(metric)
     if not dataclasses.is_dataclass(metric):
-        raise TypeError(f"metrics: expected a dataclass to keep results of, got {kind.__name__}; declare it one")
+        raise TypeError(f"metrics: expected a dataclass, whose results can be stored, got {kind.__name__}; make it one")
     form = {"metric": f"{kind.__module__}.{kind.__qualname__}"}
     form |= {field.name: to_json(getattr(metric, field.name)) for field in dataclasses.fields(metric)}
     if not kind.__module__.startswith("avjax."):
@@ -68,8 +68,8 @@ def metric_json(metric: Metric) -> dict[str, Any]:
             source = [inspect.getsource(c) for c in classes]
         except (OSError, TypeError) as error:
             raise TypeError(
-                f"metrics: the source of {kind.__name__} cannot be read, so that a change of it would go unnoticed; "
-                "declare it in a module to keep results of it"
+                f"metrics: the source of {kind.__name__} cannot be read, so a change to it would go unnoticed; "
+                "define it in a module to store its results"
             ) from error
         form["source"] = digest(source)
     return form

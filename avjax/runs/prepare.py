@@ -33,7 +33,7 @@ from avjax.sweeping.cost import Plan, add_passes, combine_plans, cost
 from avjax.sweeping.prepare import prepare
 
 WORDS = (None, "auto", "from_video", "none")  # in place of a sound file
-NEXT = "put them there, or correct their names in the specification or its table"
+NEXT = "add them, or correct their names in the specification or its table"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ class Prepared:
         for block in self.run.blocks(shard):
             variants.setdefault(block.sample, []).extend([*edits] for edits in self.run.edits(block))
         if not variants:
-            raise ValueError(f"shard {shard[0]}/{shard[1]}: it has no cells; make fewer shares, or smaller blocks")
+            raise ValueError(f"shard {shard[0]}/{shard[1]}: it has no cells; use fewer shards, or smaller blocks")
 
         def one(number: int, calibrate: bool) -> Plan:
             sample, cells = self.run.samples[number], variants[number]
@@ -215,5 +215,5 @@ def _check_files(spec: Spec, clips: list[Clip]) -> None:
     if missing:
         shown = missing[:20] + ([f"  and {len(missing) - 20} more"] if len(missing) > 20 else [])
         raise ValueError(
-            "\n".join([f"clips: expected files in {spec.directory.absolute()}, missing are:", *shown, NEXT])
+            "\n".join([f"clips: expected files in {spec.directory.absolute()}, but these are missing:", *shown, NEXT])
         )

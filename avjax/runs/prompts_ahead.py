@@ -61,5 +61,5 @@ def prompt_together(prompt: Callable[[], Prompt], team: Team) -> Prompt:
             raise
         raise OSError(f"the clip cannot be read ({type(error).__name__}: {error})") from error
     if not team.minimum(1):
-        raise OSError("another process of the mesh cannot use the clip; its own message says why")
+        raise OSError("another process of the mesh cannot use the clip; see that process's message")
     return decoded

@@ -28,7 +28,7 @@ def contents(store: Store) -> Iterator[tuple[epath.Path, bytes]]:
         data = store.load(part)
         if not _is_of(data, content):
             raise ValueError(
-                f"{part}: expected cells of this run, got another's; `avjax run SPEC --repair` puts it aside"
+                f"{part}: expected cells of this run, got another run's; `avjax run SPEC --repair` puts it aside"
             )
         yield part, data
 

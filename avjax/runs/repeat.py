@@ -23,7 +23,7 @@ def run_to_repeat(path: str, *, other_than: str | None = None) -> Store:
     directory = path.removesuffix("run.json").rstrip("/") or "." if path.endswith("run.json") else path
     if other_than is not None and Path(other_than).resolve() == Path(directory).resolve():
         raise ValueError(
-            f"--store {other_than}: expected another store than that of the run, got the same; choose another"
+            f"--store {other_than}: expected a store other than the run's own, got the same; choose another"
         )
     return Store(directory)
 
@@ -40,20 +40,20 @@ def spec_of_run(run: Store, overrides: Sequence[str] = ()) -> Spec:
     """
     if refused := [text for text in overrides if not text.startswith(ELSEWHERE)]:
         raise ValueError(
-            f"--repeat: expected overrides of mesh, memory_bytes or decode_seconds alone, got {', '.join(refused)}; a "
-            "changed run is another run"
+            f"--repeat: expected overrides of only mesh, memory_bytes or decode_seconds, got {', '.join(refused)}; any "
+            "other change makes it a different run"
         )
     content = run.read()
     if "spec" not in content:
         raise ValueError(
-            f"{run.path}: expected a run of a specification, got one of avjax.sweep(store=...); call that again with "
-            "another store, and compare them with avjax.runs.compare"
+            f"{run.path}: expected a run of a specification, got one of avjax.sweep(store=...); call avjax.sweep again "
+            "with another store, and compare the two with avjax.runs.compare"
         )
     directory = content["directory"]
     if not Path(directory).is_dir():
         raise ValueError(
-            f"{run.path}: expected the directory that its files are relative to, got no {directory}; put it back, or "
-            'write where it is now into "directory" of run.json'
+            f"{run.path}: expected the directory that its files are relative to, but {directory} is missing; put it "
+            'back, or write its new path into "directory" of run.json'
         )
     return Spec.of(content["spec"], directory, str(run.path), overrides)
 
@@ -65,6 +65,6 @@ def check_comparable(run: Store) -> None:
     if damaged := unusable(run):
         listed = "\n".join(map(str, damaged))
         raise ValueError(
-            f"{run.path}: expected undamaged parts; `avjax run SPEC --store {run.path} "
+            f"{run.path}: expected undamaged parts, got those below; `avjax run SPEC --store {run.path} "
             f"--repair` computes their cells again:\n{listed}"
         )

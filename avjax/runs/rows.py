@@ -50,7 +50,7 @@ class CellLayout:
     @classmethod
     def of(cls, samples: Iterable[Any], cells: Cells) -> "CellLayout":
         if taken := sorted({*cells.dims, *cells.notes} & {*OWN}):
-            raise ValueError(f"grid: the axis {taken[0]!r} has the name of a column of the store; pass name=")
+            raise ValueError(f"grid: the axis name {taken[0]!r} is also a column of the store; pass another name=")
         names = to_json(list(samples))
         if len({type(name) for name in names}) > 1:
             raise ValueError(f"samples: expected names that are all text or all numbers, got {names[:5]}")
@@ -288,5 +288,7 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     if dtype.kind == "O":
         return np.full(shape, "", object)
     if dtype.kind in "bu":
-        raise ValueError(f"metric: expected values that can be missing, got {dtype}; return floats or signed integers")
+        raise ValueError(
+            f"metric: expected a dtype that can mark missing values, got {dtype}; return floats or signed integers"
+        )
     return np.full(shape, np.nan if dtype.kind == "f" else -1, dtype)

@@ -41,7 +41,7 @@ class Claim:
 
 
 class StoreError(OSError):
-    """A store or a log cannot be written, such as on a full disk; what is finished stays."""
+    """A store or a log cannot be written, such as on a full disk; finished parts are kept."""
 
 
 class Store:
@@ -93,7 +93,7 @@ class Store:
             content = json.loads(file.read_text())
             version = content["format"]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{file}: expected what avjax wrote, got something else ({error})") from error
+            raise ValueError(f"{file}: expected a file written by avjax, got something else ({error})") from error
         if version != FORMAT:
             raise ValueError(f"{file}: expected format {FORMAT}, got {version}; use the avjax that wrote it")
         return content
@@ -122,8 +122,8 @@ class Store:
         data = part.read_bytes()
         if _checksum(data) != part.name.split(".")[1]:
             raise ValueError(
-                f"{part}: expected the {SUFFIX[1:]} file that was written, got {len(data):,} bytes with another "
-                "checksum; `avjax run SPEC --repair` puts it aside and computes its cells again; or move it away"
+                f"{part}: expected the {SUFFIX[1:]} file as it was written, got {len(data):,} bytes with another "
+                "checksum; move it away, or let `avjax run SPEC --repair` do so and compute its cells again"
             )
         return data
 
@@ -180,8 +180,8 @@ class Store:
             yield
         except OSError as error:
             raise StoreError(
-                f"{self.path}: it cannot be written ({error.strerror or error}); what is finished stays. Make room, or "
-                "make it writable, and run it again to go on"
+                f"{self.path}: it cannot be written ({error.strerror or error}); finished parts are kept. Make room or "
+                "make it writable, and run it again to continue"
             ) from error
 
     def _opened(self, path: Path) -> io.FileIO:
@@ -190,7 +190,7 @@ class Store:
             self.claims.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):
                 return path.open("a+b", buffering=0)  # closing it writes nothing, and so cannot fail as writing did
-        raise FileNotFoundError(f"{path}: its directory is removed again and again; is something else cleaning there?")
+        raise FileNotFoundError(f"{path}: its directory keeps disappearing; is another program deleting files there?")
 
     def write(self, claim: Claim, data: bytes) -> epath.Path:
         """The part of a claimed block, all of it at once."""

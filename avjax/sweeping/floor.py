@@ -21,8 +21,8 @@ DRAWN_CELLS = 16  # of each
 FEWEST_DRAWS = 3
 LEVEL = 0.99  # of draws of noise, how many lie within the floor
 HOW = {
-    "clean": "the clean cell through the replay's own program, against the clean pass",
-    "float32": "effects of drawn cells, against the same with float32 activations",
+    "clean": "the clean cell recomputed by the replay's own program, compared with the clean pass",
+    "float32": "effects of randomly drawn cells, compared with the same cells in float32 activations",
 }
 
 

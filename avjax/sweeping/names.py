@@ -17,20 +17,20 @@ def refuse_collisions(cells: Cells, names: Mapping[str, Sequence[str]], shapes: 
       names: of each metric's variables.
       shapes: of one value of each metric.
     """
-    taken: dict[str, str] = dict.fromkeys(("sample", CELL, *COUNTS, *TOKEN_COUNTS), "a name of the dataset's own")
+    taken: dict[str, str] = dict.fromkeys(("sample", CELL, *COUNTS, *TOKEN_COUNTS), "a reserved name")
     for metric, variables in names.items():
         suffixes = ("", "_clean", "_floor", *(f"_{count}" for count in COUNTS))
         for name in (v + suffix for v in variables for suffix in suffixes):
             if name in taken:
-                raise ValueError(f"metric {metric!r}: its variable {name!r} is {taken[name]} too; pass another name=")
+                raise ValueError(f"metric {metric!r}: its variable {name!r} is also {taken[name]}; pass another name=")
             taken[name] = f"a variable of the metric {metric!r}"
     for dim in sorted({dim for dims in dimensions(shapes).values() for dim in dims}):
         if dim in taken:
-            raise ValueError(f"metrics: {dim!r} is {taken[dim]} and a dimension of a metric too; pass another name=")
+            raise ValueError(f"metrics: {dim!r} is {taken[dim]} and also a dimension of a metric; pass another name=")
         taken[dim] = "a dimension of a metric"
     for name in (*cells.dims, *cells.notes):
         if name in taken:
-            raise ValueError(f"grid: the axis {name!r} has the name of {taken[name]}; pass name=")
+            raise ValueError(f"grid: the axis name {name!r} is also {taken[name]}; pass another name=")
 
 
 def dimensions(shapes: Mapping[Metric, Sequence[int]]) -> dict[Metric, tuple[str, ...]]:

@@ -280,7 +280,7 @@ def _reads(prompt: Prompt, one: Pass, published: bool) -> Reads:
             fed = one.num_fed(place)
             query, key = (select(prompt, s) for s in asked)
             if not with_fed(query, fed).any():
-                why = "and feeds none that could ask; pass text=" if query[-1] else "to ask for attention"
+                why = "(query), and this metric feeds none; pass text=" if query[-1] else "(query)"
                 raise ValueError(f"metric {metric.name!r}: the prompt has no {asked[0]} tokens {why}")
             if not with_fed(key, fed).any():
                 raise ValueError(f"metric {metric.name!r}: the prompt has no {asked[1]} tokens (key)")

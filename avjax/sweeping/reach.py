@@ -35,14 +35,14 @@ def unreached(
 def _refusal(edits: Sequence[Edit], ops: Sequence[Op], last_row: int, size: int, metric: str) -> str:
     generated = [first_row(op, size) == size for op in ops if first_row(op, size) > last_row]
     advice = (
-        "to edit what the next token is predicted from take `answer` or `last` in place of `generated`; to read "
-        "generated tokens take LogLikelihood or Caption"
+        "to edit the position that predicts the next token, use `answer` or `last` in place of `generated`; to read "
+        "generated tokens, use LogLikelihood or Caption"
         if any(generated) and last_row < size
         else "edit earlier positions, or read later ones"
     )
-    where = "generated tokens alone" if any(generated) else "later ones"
+    where = "generated tokens only" if any(generated) else "later positions"
     return (
         f"metric {metric!r}: the rule {name_of(edits)} cannot reach it: expected an edit at or before position "
-        f"{last_row}, the last that it reads, got one of {where}; "
-        f"{advice}; or pass allow_noop=True, and the cell's value is missing"
+        f"{last_row}, the last one read, got one of {where}; "
+        f"{advice}; or pass allow_noop=True to leave the cell's value missing"
     )

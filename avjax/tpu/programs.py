@@ -125,7 +125,7 @@ class Bench:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
-            raise TooLarge(f"{name}: the compiler finds no room for it ({str(error).splitlines()[0]})") from error
+            raise TooLarge(f"{name}: it does not fit in memory when compiled ({str(error).splitlines()[0]})") from error
         memory, cost = program.memory_analysis(), program.cost_analysis()
         once, repeated = work(traced.jaxpr, None), work(traced.jaxpr, trips)
         flops = cost.get("flops", 0.0)  # a program without operations has none

@@ -133,8 +133,8 @@ def plan_topology(
             return dataclasses.replace(attempt, smallest=case.smallest(place.chip))
     where, sizes = case.smallest(place.chip)
     raise DoesNotFit(
-        f"{config} in {dtype} with {prompt_tokens:,} tokens does not fit {place}: {reason}; the smallest of its kind "
-        f"that has room is {where}, with the mesh data {sizes[0]}, variant {sizes[1]}, model {sizes[2]}"
+        f"{config} in {dtype} with {prompt_tokens:,} tokens does not fit {place}: {reason}; the smallest topology of "
+        f"this chip that fits is {where}, with the mesh data {sizes[0]}, variant {sizes[1]}, model {sizes[2]}"
     )
 
 
@@ -174,7 +174,7 @@ class _Case:
                     continue
                 return attempt.topology, attempt.mesh
         raise DoesNotFit(
-            f"{self.config} in {self.dtype} with {self.prompt_tokens:,} tokens fits no {chip.name} that is known here; "
+            f"{self.config} in {self.dtype} with {self.prompt_tokens:,} tokens fits no known {chip.name} topology; "
             f"on {reason}"
         )
 
@@ -213,7 +213,9 @@ class _Case:
         encoded = samples * media * self.architecture.decoder.embed_dim * model.dtype.itemsize
         free = chip.hbm_bytes - held - encoded
         if free <= 0:
-            raise TooLarge(f"its parameters and encoded clips take {(held + encoded) / GIB:.1f} GiB of a chip")
+            raise TooLarge(
+                f"its parameters and encoded clips take {(held + encoded) / GIB:.1f} GiB, more than a chip has"
+            )
         settings = {**self.settings, "clean_runs": NoRuns(model)}
         if settings["memory_bytes"] is None:
             settings["memory_bytes"] = int(MEMORY_SHARE * free)
@@ -221,8 +223,8 @@ class _Case:
             planned = [prepare(model, {"prompt": prompt}, block, self.metrics, **settings) for block in self.blocks]
         except NoRoom as error:
             raise TooLarge(
-                f"the clean pass and one variant are taken to need {error.need / GIB:.1f} GiB, of {free / GIB:.1f} GiB "
-                f"beside the parameters a sweep plans with {settings['memory_bytes'] / GIB:.1f}"
+                f"the clean pass and one variant need an estimated {error.need / GIB:.1f} GiB; of the "
+                f"{free / GIB:.1f} GiB beside the parameters a sweep may use {settings['memory_bytes'] / GIB:.1f}"
             ) from error
         compiled = tuple(programs(planned, layout, quick=self.quick))
         rate = chip.rate(self.dtype)

@@ -36,14 +36,14 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     peers = [name for name in METHODS if name != OURS]
     parser.add_argument("--workloads", default=",".join(TITLES), help="letters, joined by commas")
-    parser.add_argument("--peers", default=",".join(peers), help=f"of {', '.join(peers)}")
+    parser.add_argument("--peers", default=",".join(peers), help=f"any of {', '.join(peers)}, joined by commas")
     parser.add_argument("--rounds", type=int, default=5, help="warm rounds; one cold round comes before them")
     parser.add_argument("--size", choices=sorted(SIZES), default="small")
-    parser.add_argument("--sample", type=int, default=4, help="variants of a method that loops; 0: all of them")
+    parser.add_argument("--sample", type=int, default=4, help="variants to run for a method that loops; 0 is all")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--directory", type=Path, default=Path(".bench"), help="environments, checkpoint and results")
     parser.add_argument("--out", type=Path, help="results, as OUT.md and OUT.json; by default in the directory")
-    parser.add_argument("--reuse-current", action="store_true", help="run peers that need HF alone in this interpreter")
+    parser.add_argument("--reuse-current", action="store_true", help="run peers that need only HF in this interpreter")
     options = parser.parse_args()
     options.out = options.out or options.directory / f"results-{options.size}"
     options.workloads, options.peers = options.workloads.split(","), options.peers.split(",")

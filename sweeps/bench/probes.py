@@ -84,7 +84,7 @@ def losses(values: np.ndarray, labels: np.ndarray, split: np.ndarray, probes: li
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--every", type=int, default=8, help="feature sets from one that scikit-learn sees to the next")
+    parser.add_argument("--every", type=int, default=8, help="scikit-learn trains on every N-th feature set")
     options = parser.parse_args()
     features, labels = data()
     whole = functools.partial(train_probes, features, labels, strengths=STRENGTHS, seeds=SEEDS)

@@ -43,7 +43,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="1,0,2", help="joined by commas; the first one's models are shipped")
     parser.add_argument("--out", type=Path, default=Path("tiny-models"), help="features, states, models and cards")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="that make training clips")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that make training clips")
     options = parser.parse_args()
     try:
         options.seeds = [int(seed) for seed in options.seeds.split(",")]

@@ -59,7 +59,7 @@ def _kept(path: Path, make: Callable[[range], np.ndarray], count: int, processes
         partial.rename(path)
     array = np.load(path, mmap_mode="r")
     if not np.array_equal(array[: len(KINDS)], make(range(len(KINDS)))):
-        raise ValueError(f"{path}: expected the features of today's clips, got another world's; remove the file")
+        raise ValueError(f"{path}: expected features of the current clips, got an older version's; remove the file")
     return array
 
 

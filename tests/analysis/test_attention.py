@@ -213,12 +213,15 @@ def test_on_tiny_av_the_word_of_the_sound_is_chosen_by_sight():
         ({"keys": ["audio", "audio"]}, "expected different selectors"),
         ({"query": "image"}, r"no image tokens \(query\)"),
         ({"query": "[0:2]", "keys": ["audio"]}, r"no \[0:2\] token comes at or after a audio token"),
-        ({"captions": [5]}, "no generated token reads anything; take query='answer'"),
+        ({"captions": [5]}, "never fed back, so no generated token attends to anything; use query='answer'"),
         ({"captions": "  "}, "caption of sample 'a' is empty"),
         ({"captions": {"b": "words"}}, "got none for 'a'"),
         ({"edits": "generated->image"}, "prompt has no image tokens"),
         ({"edits": "generated->video@7:9"}, r"layers within 0:8"),
-        ({"edits": avjax.Knockout(query="generated", key={"b": [1]})}, "its key is by sample and has none for 'a'"),
+        (
+            {"edits": avjax.Knockout(query="generated", key={"b": [1]})},
+            "expected its key to include sample 'a', got 'b'",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_refused(omni_model, prompts, monkeypatch, changes: dict, message: str):

@@ -81,11 +81,11 @@ def test_refusals(pair, omni_model: avjax.Model):
     model, base, heard, silent = pair
     with pytest.raises(ValueError, match="expected models of one vocabulary"):
         check_base(model, omni_model)
-    with pytest.raises(ValueError, match="say different words"):
+    with pytest.raises(ValueError, match="have different words for the model and the base"):
         compare_with_base(model, base, heard[0], silent[0].continued([3]), progress=False)
     with pytest.raises(ValueError, match="the caption of sample 0 is empty"):
         compare_with_base(model, base, heard[0], silent[0], captions="  ", progress=False)
     with pytest.raises(ValueError, match="prompts of the same samples"):
         compare_with_base(model, base, {"a": heard[0]}, {"b": silent[0]}, progress=False)
-    with pytest.raises(ValueError, match="stands in two classes"):
+    with pytest.raises(ValueError, match="is in two classes"):
         compare_with_base(model, base, heard[0], silent[0], classes={"a": ["x"], "b": ["X"]}, progress=False)

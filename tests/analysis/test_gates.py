@@ -149,7 +149,7 @@ BAD = [
     ({"penalty": "l2"}, "penalty: expected l0 or l1, got 'l2'"),
     ({"per": "model"}, "per: expected head or layer, got 'model'"),
     ({"held_out": []}, "held_out: expected at least 2 prompts, got none"),
-    ({"held_out": 0.1}, "expected a share between 0 and 1 that leaves 2 of 4 prompts"),
+    ({"held_out": 0.1}, "expected a share between 0 and 1 that leaves at least 2 of 4 prompts"),
     ({"held_out": 1.0}, "expected a share between 0 and 1"),
     ({"prompts": {}}, "prompts: expected at least one, got none"),
     ({"key": "image"}, "key 'image': the prompt of sample 's1' has no such tokens"),
@@ -177,7 +177,7 @@ def test_what_cannot_be_learned_is_refused_before_anything_compiles(
 
 def test_held_out_prompts_are_others(omni_model, prompts):
     few = {name: prompts[name] for name in ("s0", "s1")}
-    with pytest.raises(ValueError, match="held_out: sample 't' is the same prompt as 's1', from which is learned"):
+    with pytest.raises(ValueError, match="held_out: sample 't' is the same prompt as 's1' in prompts"):
         learn_gates(omni_model, few, ANSWER, held_out={"r": prompts["s2"], "t": prompts["s1"]}, query="last")
     by_sample = dict.fromkeys(prompts, ANSWER)
     with pytest.raises(ValueError, match="held_out: sample 's1' is among prompts too"):

@@ -87,7 +87,9 @@ def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt):
         sweep_samples(
             omni_model, {0: prompt, 1: prompt}, "answer->audio", {0: LogProb([5]), 1: Prob([5])}, progress=False
         )
-    with pytest.raises(ValueError, match=r"pathway 'image': expected some of the .* keys beside 'answer', got 0"):
+    with pytest.raises(
+        ValueError, match=r"pathway 'image': expected some, but not all, of the .* keys outside 'answer', got 0"
+    ):
         edge_sufficiency(omni_model, prompt, LogProb([5]), pathways=["image"], progress=False)
     with pytest.raises(ValueError, match="num_random: expected at least 1"):
         edge_sufficiency(omni_model, prompt, LogProb([5]), num_random=0, progress=False)

@@ -59,11 +59,11 @@ def test_a_single_clip_has_no_interval(omni_model: avjax.Model, prompts):
     ("references", "swapped", "message"),
     [
         ("dog", None, "expected the events of each of 3 samples by name"),
-        ({"a": "dog", "b": "rain"}, None, "references: there are none for sample 'c'"),
+        ({"a": "dog", "b": "rain"}, None, "references: expected events for sample 'c', got none"),
         ({**EVENTS, "b": []}, None, r"events of one word each for sample 'b', got \[\]"),
         ({**EVENTS, "b": "a dog barks"}, None, "events of one word each for sample 'b'"),
-        (EVENTS, {"a": "siren", "b": "rain"}, "swapped: there are none for sample 'c'"),
-        (EVENTS, {"a": "dog", "b": "rain", "c": "siren"}, "'dog' of sample 'a' is an event of the clip itself"),
+        (EVENTS, {"a": "siren", "b": "rain"}, "swapped: expected events for sample 'c', got none"),
+        (EVENTS, {"a": "dog", "b": "rain", "c": "siren"}, "'dog' of sample 'a' is an event of both the clip and"),
         (
             dict.fromkeys("abc", "xylophone"),
             dict.fromkeys("abc", "dog"),

@@ -115,9 +115,9 @@ def test_stored_and_read(omni_model: avjax.Model, prompts, tuned: TunedLens, tmp
 
 
 def test_a_lens_of_something_else_is_refused(omni_model: avjax.Model, prompts, tuned: TunedLens):
-    with pytest.raises(ValueError, match="trained at resid_post, got site resid_pre"):
+    with pytest.raises(ValueError, match="expected site resid_post, where it was trained, got resid_pre"):
         logit_lens(omni_model, prompts[0], site="resid_pre", lens=tuned)
-    with pytest.raises(ValueError, match="in front of the final norm"):
+    with pytest.raises(ValueError, match="a tuned lens needs the final norm"):
         logit_lens(omni_model, prompts[0], norm=False, lens=tuned)
     fewer = jax.tree.map(lambda leaf: leaf[:4], tuned.translators)
     other = TunedLens(translators=fewer, site=tuned.site, report=tuned.report)
@@ -128,8 +128,8 @@ def test_a_lens_of_something_else_is_refused(omni_model: avjax.Model, prompts, t
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"site": "z"}, "it is not as wide"),
-        ({"site": "blocks.1.hook_resid_post"}, "a tuned lens has all of them"),
+        ({"site": "z"}, "it does not have the residual stream's width"),
+        ({"site": "blocks.1.hook_resid_post"}, "a tuned lens covers all layers"),
         ({"where": "video"}, "where='video': the prompt of sample 0 has no such token"),
         ({"steps": 0}, "steps: expected"),
         ({"batch_size": 2.5}, "batch_size: expected"),
@@ -144,7 +144,7 @@ def test_what_cannot_be_trained_is_refused(omni_model: avjax.Model, prompts, cha
     monkeypatch.setattr("avjax.analysis.tuned_lens.rows_pass", compiled)
     with pytest.raises(ValueError, match=message):
         train_tuned_lens(omni_model, prompts[:2], prompts[2:3], **change)
-    with pytest.raises(ValueError, match="held_out: sample 0 is also trained on, as 1"):
+    with pytest.raises(ValueError, match="held_out: sample 0 is in prompts too, as 1"):
         train_tuned_lens(omni_model, prompts[:2], prompts[1:2])
 
 

@@ -63,8 +63,11 @@ def test_features_are_those_of_torch(omni: Any, omni_model: avjax.Model, feature
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"where": "audio"}, "sample 'What do you hear 0' has no prompt position where='audio'"),
-        ({"sites": ["pattern"]}, "a site of features that every layer has, such as resid_post, got 'pattern'"),
+        ({"where": "audio"}, "the prompt of sample 'What do you hear 0' has no 'audio' tokens"),
+        (
+            {"sites": ["pattern"]},
+            "expected a site that each layer has, such as resid_post, without a layer number, got 'pattern'",
+        ),
         ({"sites": ["blocks.3.hook_resid_post"]}, "got 'blocks.3.hook_resid_post'"),
         ({"sites": ["resid_post", "value"]}, "sites of one size"),
         ({"sites": []}, "one or more sites"),
@@ -131,10 +134,10 @@ def test_probes_apply_to_some_runs_and_name_what_is_missing(features: xr.Dataset
     np.testing.assert_allclose(found, whole, atol=1e-5)
     assert set(np.unique(probes.predict(features))) <= set(probes.classes)
     for call, message in (
-        (lambda: some.logits(features.sel(layer=[2])), "expected features of layer 3, got those of [2]"),
+        (lambda: some.logits(features.sel(layer=[2])), "expected features for layer 3, got only [2]"),
         (lambda: some.logits(features.isel(feature=slice(9))), "expected 64 features, got 9"),
-        (lambda: some.logits(features.isel(layer=0)), "expected features over"),
-        (lambda: probes.direction(1, layer=LAYER), "several probes are meant"),
+        (lambda: some.logits(features.isel(layer=0)), "expected features with dimensions"),
+        (lambda: probes.direction(1, layer=LAYER), "expected one probe, got several"),
         (lambda: probes.direction("dog"), "a class among (0, 1, 2), got 'dog'"),
         (lambda: probes.direction(1, against=1), "another class than 1"),
         (lambda: probes.at(layer=99), "layer among [0, 1, 2, 3, 4, 5, 6, 7], got 99"),

@@ -246,7 +246,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "missing group": ({"groups": labels_with(None)}, "groups are missing for 2 of 240 samples: 'clip 3', 'clip 5'"),
     "types that do not recur": (
         {"control": list(range(COUNT))},
-        "types that recur, got 240 types of 240 samples",
+        "types that occur in training and test clips, got 240 types of 240 samples",
     ),
     "one control type": ({"control": ["a"] * COUNT}, "control types of more than one kind, got 'a' for every sample"),
     "missing type": ({"control": [None] * COUNT}, "control types are missing for 240 of 240 samples"),
@@ -260,7 +260,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "a class in one group": (
         {"groups": [name if name == "rain" else str(i) for i, name in enumerate(data()[1])]},
-        "class 'rain' has 1 clip, too few for every part: with seed 0 none is left for test",
+        "class 'rain' has 1 clip, too few for every part: with seed 0, none is left for test",
     ),
     "no test": ({"test_fraction": 0.0}, "test_fraction above 0"),
     "no train": ({"test_fraction": 0.6, "validation_fraction": 0.4}, "together below 1"),
@@ -290,5 +290,6 @@ def test_features_that_are_not_finite_are_refused_by_name(features: xr.DataArray
         bad[1, 7, 2] = wrong
         with pytest.raises(ValueError, match="NaN or infinity in 1 samples: 'clip 7'"):
             train_probes(bad, labels)
-    with pytest.raises(ValueError, match=r"features over sample and feature, as of probe_features, got \('a', 'b'\)"):
+    message = r"features with dimensions sample and feature, as from probe_features, got \('a', 'b'\)"
+    with pytest.raises(ValueError, match=message):
         train_probes(xr.DataArray(np.zeros((4, 3)), dims=("a", "b")), labels)

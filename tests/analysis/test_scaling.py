@@ -32,7 +32,7 @@ def test_cells_are_single_edits(omni_model: avjax.Model, prompt: avjax.Prompt, w
 def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt):
     with pytest.raises(ValueError, match="embeddings have no layers"):
         scale_modalities(omni_model, prompt, LogProb([5]), what="embed", width=2)
-    with pytest.raises(ValueError, match="expected what among embed, value, attention"):
+    with pytest.raises(ValueError, match="expected what= to be embed, value or attention"):
         scale_modalities(omni_model, prompt, LogProb([5]), what="pattern")  # pyright: ignore[reportArgumentType]
 
 

@@ -188,13 +188,15 @@ def test_a_sample_without_positions_is_refused_by_name(model, prompts):
     some = BySample.of({"long": [3], "short": []}, "sinks")
     edit = avjax.Knockout(query="last", key=some)
     metric = LogProb([7])
-    with pytest.raises(ValueError, match=r"rule last->sinks: sample 'short' has no sinks \(key\); leave it out"):
+    with pytest.raises(
+        ValueError, match=r"rule last->sinks: sample 'short' has no sinks \(key\); leave the sample out"
+    ):
         avjax.sweep(model, prompts, edit, metric, progress=False)
     let = avjax.sweep(model, prompts, edit, metric, allow_noop=True, progress=False)
     assert let.edges.values.ravel().tolist() == [L * 4, 0]
-    with pytest.raises(ValueError, match="its key is by sample and has none for 'other'; it has 'long', 'short'"):
+    with pytest.raises(ValueError, match="expected its key to include sample 'other', got 'long', 'short'"):
         avjax.sweep(model, {"other": prompts["long"]}, edit, metric, progress=False)
-    with pytest.raises(ValueError, match="its key is by sample and has none for None"):
+    with pytest.raises(ValueError, match="expected its key to include sample None"):
         avjax.run(model, prompts["long"], edit)
     with pytest.raises(TypeError, match=r"expected one sample's positions; take selector\.at\(sample\)"):
         select(prompts["long"], some)
@@ -227,7 +229,7 @@ def test_the_default_threshold_is_the_published_one_at_its_width():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"threshold": 8.0}, "from 1 to below 8, which |RMSNorm| cannot exceed at width 64, got 8"),
+        ({"threshold": 8.0}, "at least 1 and less than 8, the largest |RMSNorm| possible at width 64, got 8"),
         ({"threshold": float("nan")}, "got nan"),
         ({"threshold": 0.0}, "got 0"),
         ({"dimensions": [64]}, r"within 0:64, got \[64\]"),
@@ -250,12 +252,15 @@ def test_what_cannot_be_looked_for_is_refused(model, prompts, monkeypatch, chang
     [
         ({"modality": "sound"}, "expected a modality among"),
         ({"modality": "video", "kind": "both"}, "kind 'uni' or 'cross'; got 'video' and 'both'"),
-        ({"modality": "text", "kind": "uni"}, "one of video and audio and kind"),
+        ({"modality": "text", "kind": "uni"}, "or video or audio with kind"),
         ({"modality": "image"}, "image sinks: no sample has any"),
         ({"modality": "video", "uni_share": 1.0}, "uni_share within 0 to 1"),
         ({"modality": "video", "most": 0.0}, "most above 0"),
         ({"modality": "video", "min_layers": 0}, "min_layers of at least 1"),
-        ({"modality": "video", "min_layers": 9}, r"of \d+ video sinks none is left; see sink_layers and mds"),
+        (
+            {"modality": "video", "min_layers": 9},
+            r"none of the \d+ video sinks is left after selection; see sink_layers and mds",
+        ),
     ],
 )
 def test_what_cannot_be_selected_is_refused(found, options: dict, message: str):

@@ -80,7 +80,7 @@ def test_random_tokens_are_as_many_others(prompt: avjax.Prompt):
     assert set(drawn.at("a")) <= set(media) - set(like.at("a"))
     seen = {i for seed in range(200) for i in select_random(named, like, seed=seed).at("a")}
     assert seen == set(media) - set(like.at("a"))
-    with pytest.raises(ValueError, match="tokens of 'video' besides video in sample 0, got 0; draw among more"):
+    with pytest.raises(ValueError, match="'video' tokens other than video in sample 0, got 0; widen among="):
         select_random(prompt, "video", among="video")
 
 
@@ -93,13 +93,14 @@ def test_equal_runs_have_nothing_to_recover(omni_model: avjax.Model, prompt: avj
 def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt, muted: avjax.Prompt):
     with pytest.raises(ValueError, match="the prompts of sample 0 cannot be aligned"):
         trace(omni_model, prompt, muted.continued([5]), CLEAN, CORRUPT, progress=False)
-    with pytest.raises(ValueError, match="expected as many image tokens in both prompts of sample 0, got 0 clean"):
+    same = "expected the same number of image tokens, at least 1, in both prompts of sample 0, got 0 clean"
+    with pytest.raises(ValueError, match=same):
         trace(omni_model, prompt, muted, CLEAN, CORRUPT, groups=["image"], progress=False)
     with pytest.raises(ValueError, match="clean and corrupt prompts of the same samples"):
         trace(omni_model, {"a": prompt}, {"b": muted}, CLEAN, CORRUPT, progress=False)
     with pytest.raises(ValueError, match="clean_answers: expected one for each sample, got none for 0"):
         trace(omni_model, prompt, muted, {1: CLEAN}, CORRUPT, progress=False)
-    with pytest.raises(ValueError, match=r"answers of less than 0.01 probability for sample 0; open the answer"):
+    with pytest.raises(ValueError, match=r"got a probability below 0.01 for sample 0; start the answer"):
         deciding_modality(omni_model, prompt, CLEAN, progress=False)
     with pytest.raises(ValueError, match="decides: expected a share"):
         deciding_modality(omni_model, prompt, CLEAN, decides=1.0, progress=False)

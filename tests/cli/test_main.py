@@ -100,7 +100,7 @@ def test_convert_run_and_back(clip: Path, omni: TinyCheckpoint, tmp_path: Path):
     invoke("convert", "--to-hf", tmp_path / "orbax", tmp_path / "back")
     weights = (tmp_path / "back" / "model.safetensors").stat().st_size
     assert weights == pytest.approx((omni.directory / "model.safetensors").stat().st_size, rel=0.01)
-    assert "exists already" in invoke("convert", omni.directory, tmp_path / "orbax", status=2).stderr
+    assert "already exists" in invoke("convert", omni.directory, tmp_path / "orbax", status=2).stderr
 
 
 @pytest.mark.parametrize("family", ["omni", "vl"])

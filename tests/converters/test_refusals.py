@@ -174,7 +174,7 @@ def test_a_tensor_in_two_shards_is_named(omni: TinyCheckpoint, tmp_path: Path, t
     source = rewritten(omni.directory, tmp_path / "source", lambda t: t)
     (source / "other.safetensors").write_bytes((source / "model.safetensors").read_bytes())
     message = refusal(source, target)
-    assert "  lm_head.weight: in model.safetensors and again in other.safetensors" in message
+    assert "  lm_head.weight: stored twice, in model.safetensors and other.safetensors" in message
 
 
 def test_a_directory_without_config_or_weights_says_which(omni: TinyCheckpoint, tmp_path: Path, target: Path):
@@ -213,6 +213,6 @@ def test_a_hub_id_while_offline(target: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "empty"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     for call in (lambda: convert("someone/tiny", target), lambda: avjax.load("someone/tiny")):
-        with pytest.raises(FileNotFoundError, match=r"someone/tiny: no such directory, and the hub gave no such model"):
+        with pytest.raises(FileNotFoundError, match=r"someone/tiny: no such directory, and no such model on the hub"):
             call()
     assert_nothing_was_written(target)

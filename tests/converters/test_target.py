@@ -29,7 +29,7 @@ def test_a_target_that_exists_is_left_alone(kind: str, omni: TinyCheckpoint, tmp
     convert(omni.directory, tmp_path / "converted")
     before = sorted(tmp_path.rglob("*"))
     for call in (lambda: convert(omni.directory, target), lambda: export(tmp_path / "converted", target)):
-        with pytest.raises(FileExistsError, match=f"{target}: exists already"):
+        with pytest.raises(FileExistsError, match=f"{target}: already exists"):
             call()
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -237,7 +237,7 @@ def test_layers_and_heads_may_be_text_as_in_rules(indices: Any, expected: tuple[
         (":8", "did you mean '0:8'?"),
         ("all", "leave layers out for all of them"),
         ("each", "avjax.each_layer() takes one at a time"),
-        ("-1", "counted from 0"),
+        ("-1", "counting starts at 0, and negative numbers are refused"),
         ("8:4", "the window 8:4 is empty"),
         ("last", "expected layers such as"),
         (slice(4, None), "give both ends"),
@@ -261,7 +261,7 @@ def test_what_is_no_edit():
     for edit, message in (
         (Knockout, r"the class Knockout; call it: Knockout\(\.\.\.\)"),
         ({"edit": "knockout"}, "in Python an edit is an object"),
-        (avjax.grid("answer->audio"), "a grid stands alone"),
+        (avjax.grid("answer->audio"), "a grid cannot be part of a list"),
     ):
         with pytest.raises(TypeError, match=message):
             as_edits([edit])

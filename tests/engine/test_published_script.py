@@ -170,5 +170,5 @@ def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt):
     with pytest.raises(ValueError, match="compat: expected None or 'published' or 'published-script', got 'script'"):
         checked_compat("script")
     opened = prompt.continued([5, 6])
-    with pytest.raises(ValueError, match="compat='published-script' with an opened answer"):
+    with pytest.raises(ValueError, match="compat='published-script': expected a prompt without an opening"):
         avjax.generate(omni_model, opened, Knockout(query="generated", key="video"), compat="published-script")

@@ -113,7 +113,7 @@ def test_datasets_say_what_samples_hold(omni_model: avjax.Model, clip: Path):
         expected = [p.counts().get(modality, 0) for p in prompts.values()]
         assert data[f"{modality}_tokens"].values.tolist() == expected
     assert data.audio_tokens.values.tolist()[1] == 0 < data.audio_tokens.values.tolist()[0]
-    with pytest.raises(ValueError, match="'audio_tokens' is a name of the dataset's own too"):
+    with pytest.raises(ValueError, match="'audio_tokens' is also a reserved name"):
         avjax.sweep(omni_model, prompts, "last->video", avjax.metrics.LogProb(5, name="audio_tokens"), progress=False)
 
 
@@ -258,7 +258,7 @@ def test_what_cannot_be_is_refused_before_any_clip(tmp_path: Path, omni: TinyChe
         "grid: {edit: knockout, query: last, key: video}\nmetrics: [{metric: kl}]\n"
     )
     for more, message in (
-        ("opening: I hear\ncompat: published-script\n", "compat: published-script expected no opening"),
+        ("opening: I hear\ncompat: published-script\n", "compat: expected no opening with published-script"),
         ("positions: transformers-5.3\n", "every version of transformers numbers qwen2_5_omni alike"),
     ):
         (tmp_path / "spec.yaml").write_text(spec + more)

@@ -326,7 +326,7 @@ def test_inspect_says_how_far_a_sound_is_off(omni: TinyCheckpoint, tmp_path: Pat
     assert "the sound starts" not in lines["together"]
     command = ["inspect", str(tmp_path / "late.mkv"), "-m", str(omni.directory), "--media", "qwen-omni-utils"]
     shown = CliRunner().invoke(app, command).stdout.replace("\n", " ")
-    assert "first picture; --media qwen-omni-utils does not keep that" in shown and "--sync" not in shown
+    assert "first picture; --media qwen-omni-utils ignores this offset" in shown and "--sync" not in shown
 
 
 def write_tracks(path: Path, tracks: Sequence[tuple[float, str, bool]]) -> None:

@@ -29,7 +29,7 @@ OTHERS = {
     "blocks.3.ln1.hook_normalized": "before the norm's weight; expected 'attn_in', after norm and weight, or "
     "'blocks.3.ln1.hook_out'",
     "blocks.3.ln2.hook_normalized": "expected 'mlp_in', after norm and weight, or 'blocks.3.ln2.hook_out'",
-    "blocks.3.hook_attn_in": "the residual before the norm in TransformerLens's HookedTransformer",
+    "blocks.3.hook_attn_in": "TransformerLens reads it before the norm in HookedTransformer",
     "blocks.3.hook_mlp_in": "expected 'mlp_in'",
     "resid_pots": "did you mean 'resid_post'?",
     "Resid-Post": "did you mean 'resid_post'?",

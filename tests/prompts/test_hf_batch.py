@@ -128,7 +128,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
     "no sound mask": (lambda b: b.pop("feature_attention_mask"), "feature_attention_mask"),
     "silent mask": (lambda b: b["feature_attention_mask"].zero_(), "too few for a token"),
     "all padding": (lambda b: b["attention_mask"].zero_(), "at least one token"),
-    "no image at all": (lambda b: (b.pop("pixel_values"), b.pop("image_grid_thw")), "no image is left"),
+    "no image at all": (lambda b: (b.pop("pixel_values"), b.pop("image_grid_thw")), "no image features are left"),
 }
 
 

@@ -168,5 +168,5 @@ def test_what_cannot_open_an_answer_is_refused(omni_model, clip):
         lambda: avjax.generate(omni_model, opened, "answer->all", compat="published"),
         lambda: avjax.sweep(omni_model, opened, [["answer->all"]], avjax.metrics.Rank([7]), compat="published"),
     ):
-        with pytest.raises(ValueError, match="compat='published' with an opened answer"):
+        with pytest.raises(ValueError, match="compat='published': expected a prompt without an opening"):
             refused()

@@ -60,7 +60,7 @@ CASES = [
     ),
     (
         {"identity__metrics": [{**ABOUT["identity"]["metrics"][0], "source": HEX}]},
-        ["metrics (now other source code of LogProb(answer='siren') than then)"],
+        ["metrics (source code of LogProb(answer='siren') differs, now vs. then)"],
     ),
     (
         {"identity__grid": OTHER_HEX, "layout__coordinates": {"key": ["audio"], "layers": [*range(8)]}},
@@ -73,16 +73,16 @@ CASES = [
     ),
     (
         {"identity__grid": OTHER_HEX},
-        ["grid (16 cells of the same names, with other values behind them now than then: a source, vector or seed)"],
+        ["grid (16 cells with the same names, but a source, vector or seed differs, now vs. then)"],
     ),
     (
         {"identity__checkpoint": OTHER_HEX, "identity__parameters": OTHER_HEX, "provenance__checkpoint": "/models/two"},
         ["checkpoint (now /models/two, then /models/one)"],
     ),
-    ({"identity__checkpoint": OTHER_HEX}, ["checkpoint (now other files in /models/one than then)"]),
+    ({"identity__checkpoint": OTHER_HEX}, ["checkpoint (files in /models/one differ, now vs. then)"]),
     (
         {"identity__parameters": OTHER_HEX},
-        ["parameters (now other weights in memory than then, from the same checkpoint)"],
+        ["parameters (weights in memory differ, now vs. then, from the same checkpoint)"],
     ),
     (
         {"identity__capture": {"sites": ["z"], "at": "last"}},

@@ -103,7 +103,7 @@ def test_a_disk_that_fails_keeps_what_is_finished(spec: Path, monkeypatch: pytes
     stopped = run("run", spec, "block_cells=8")
     assert stopped.exit_code == UNWRITTEN
     said = " ".join(stopped.output.split())
-    assert os.strerror(failure) in said and "what is finished stays" in said and "run it again to go on" in said
+    assert os.strerror(failure) in said and "finished parts are kept" in said and "run it again to continue" in said
     store = spec.parent / "run"
     kept = files(store)
     assert len(kept) == 3 and all(name == "run.json" or name.endswith(".parquet") for name in kept)
@@ -123,7 +123,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_part(spec: Path):
     stopped = subprocess.run([str(word) for word in command], capture_output=True, text=True)
     said = " ".join(stopped.stderr.split())
     assert stopped.returncode == UNWRITTEN, said
-    assert os.strerror(errno.EFBIG) in said and "what is finished stays" in said
+    assert os.strerror(errno.EFBIG) in said and "finished parts are kept" in said
     assert files(store) == kept and not (store / "claims").exists()
     assert run("run", spec, "block_cells=8").exit_code == 0
     assert len(files(store)) == 7

@@ -81,9 +81,11 @@ def test_what_a_plan_leaves_out_is_said(asked: Any, tmp_path: Path):
         (tmp_path / "spec.yaml").write_text(yaml.safe_dump({**SPEC, **more}))
         return CliRunner().invoke(app, ["plan", "--grid", str(tmp_path / "spec.yaml"), *THERE]).stderr
 
-    assert "names no dtype, so that a run of it is in float32; this plan is in bfloat16" in said()
+    assert "names no dtype, so it runs in float32; this plan is in bfloat16" in said()
     assert said(dtype="float32") == ""
-    assert "a forward pass more for each cell" in said(dtype="float32", capture={"sites": ["z"]})
+    assert "one more forward pass per cell, which this plan leaves out" in said(
+        dtype="float32", capture={"sites": ["z"]}
+    )
 
 
 def test_another_executor_is_not_planned(tmp_path: Path):

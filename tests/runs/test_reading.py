@@ -52,4 +52,4 @@ def test_a_dataset_goes_to_zarr_and_back(store: Path):
     xr.testing.assert_equal(found[numbers].drop_vars("cell"), expected[numbers].drop_vars("cell"))
     assert [found[name].dtype for name in numbers] == [expected[name].dtype for name in numbers]
     again = CliRunner().invoke(app, ["runs", "export", str(store), str(out)])
-    assert again.exit_code == 2 and "it is there already" in again.output
+    assert again.exit_code == 2 and "it already exists" in again.output

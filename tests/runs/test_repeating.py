@@ -97,7 +97,7 @@ def test_a_run_is_repeated_to_the_bit(store: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path)  # paths are relative to the specification, wherever one stands
     again = run("run", "--repeat", store / "run.json", "--store", tmp_path / "second")
     assert again.exit_code == 0, again.output
-    assert "51 cells of both runs, 51 equal to the bit" in again.stdout
+    assert "51 cells in both runs, 51 bit-identical" in again.stdout
     assert compare(Store(store), Store(tmp_path / "second")).within(0.0)
 
 
@@ -105,7 +105,7 @@ def test_cells_that_differ_are_named(store: Path, tmp_path: Path):
     change(store, "logit_diff", 3, 12.5)
     again = run("run", "--repeat", store)
     assert again.exit_code == DIFFERENT
-    assert "51 cells of both runs, 50 equal to the bit" in again.stdout and "12.5" in again.stdout
+    assert "51 cells in both runs, 50 bit-identical" in again.stdout and "12.5" in again.stdout
     assert run("run", "--repeat", store, "--tolerance", "100").exit_code == 0
 
     shutil.copytree(store, tmp_path / "less")
@@ -118,7 +118,7 @@ def test_cells_that_differ_are_named(store: Path, tmp_path: Path):
 def test_a_share_is_compared_with_the_same_share(store: Path):
     shares = [run("run", "--repeat", store, "--shard", f"{i}/3") for i in range(3)]
     assert [share.exit_code for share in shares] == [0, 0, 0], shares[0].output
-    assert all("17 cells of both runs, 17 equal to the bit" in share.stdout for share in shares)
+    assert all("17 cells in both runs, 17 bit-identical" in share.stdout for share in shares)
     assert all(f"{store}: 17 cells computed" in share.output for share in shares), "not a directory that is gone"
     change(store, "cell_index", 3, 99)  # a cell less, of one share
     codes = [run("run", "--repeat", store, "--shard", f"{i}/3").exit_code for i in range(3)]
@@ -163,8 +163,8 @@ def test_a_metric_that_one_run_has_alone_is_named(store: Path, tmp_path: Path):
         keep(part, decoded(part.read_bytes()).drop_columns(["logit_diff"]))
     found = compare(Store(store), Store(other))
     assert found.unshared == ("logit_diff",) and not found.missing and not found.within(1e9)
-    assert "the metric logit_diff (only then)" in found.about
-    assert "the metric logit_diff (only now)" in compare(Store(other), Store(store)).about
+    assert "the metric logit_diff (only in the earlier run)" in found.about
+    assert "the metric logit_diff (only in the new run)" in compare(Store(other), Store(store)).about
 
 
 def test_what_has_changed_is_said(store: Path):
@@ -181,7 +181,7 @@ def test_a_clip_that_has_changed_is_said(store: Path):
     shutil.copyfile(store.parent / "clip-1.mp4", store.parent / "clip-0.mp4")
     again = run("run", "--repeat", store)
     assert again.exit_code == DIFFERENT
-    assert "differs: the clip or words of clip-0" in again.stdout and "34 equal to the bit" in again.stdout
+    assert "differs: the clip or words of clip-0" in again.stdout and "34 bit-identical" in again.stdout
 
 
 def test_a_checkpoint_that_has_changed_is_said(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -206,7 +206,7 @@ def test_clips_that_fail_again_keep_nothing_from_being_compared(spec: Path):
     (spec.parent / "clips.csv").write_text(f"{table.strip()}\nbroken.mp4,ticking,barking\n")
     assert run("run", spec).exit_code == FAILED
     again = run("run", "--repeat", spec.parent / "run")
-    assert again.exit_code == FAILED and "51 cells of both runs, 51 equal to the bit" in again.stdout
+    assert again.exit_code == FAILED and "51 cells in both runs, 51 bit-identical" in again.stdout
     change(spec.parent / "run", "logit_diff", 0, 12.5)
     assert run("run", "--repeat", spec.parent / "run").exit_code == DIFFERENT
 
@@ -217,11 +217,11 @@ def test_what_cannot_be_repeated_is_refused(store: Path, omni_model: avjax.Model
     assert refused.exit_code == 2 and "expected a run of a specification, got one of avjax.sweep" in refused.output
     (store.parent / "clip-0.mp4").unlink()
     missing = run("run", "--repeat", store)
-    assert missing.exit_code == 2 and "missing are" in missing.output and "clip-0.mp4" in missing.output
-    assert "put them there, or correct their names" in " ".join(missing.output.split())
+    assert missing.exit_code == 2 and "these are missing" in missing.output and "clip-0.mp4" in missing.output
+    assert "add them, or correct their names" in " ".join(missing.output.split())
     assert run("run", "--repeat", tmp_path / "none").exit_code == 2
     itself = run("run", "--repeat", store, "--store", f"{store}/../run")
-    assert itself.exit_code == 2 and "expected another store than that of the run" in " ".join(itself.output.split())
+    assert itself.exit_code == 2 and "expected a store other than the run's own" in " ".join(itself.output.split())
 
 
 def test_a_run_is_repeated_on_another_mesh(store: Path, spec: Path):
@@ -229,11 +229,11 @@ def test_a_run_is_repeated_on_another_mesh(store: Path, spec: Path):
     assert run("run", spec, "mesh.model=1", "--store", placed).exit_code == 0
     for words in (["mesh=null"], ["mesh.data=-1", "memory_bytes=1000000000"]):
         again = run("run", "--repeat", placed, *words)
-        assert again.exit_code == 0 and "51 cells of both runs" in again.stdout, again.output
+        assert again.exit_code == 0 and "51 cells in both runs" in again.stdout, again.output
     refused = run("run", "--repeat", placed, "mesh=null", "grid.layers.width=2")
     assert (
         refused.exit_code == 2
-        and "of mesh, memory_bytes or decode_seconds alone, got grid.layers.width=2" in " ".join(refused.output.split())
+        and "of only mesh, memory_bytes or decode_seconds, got grid.layers.width=2" in " ".join(refused.output.split())
     )
     assert "whose product is 1" in " ".join(run("run", "--repeat", store, "mesh.model=2").output.split())
 
@@ -254,4 +254,4 @@ def test_what_is_compared_in_vain_is_not_computed(store: Path, tmp_path: Path):
     assert "expected cells to compare with, got none yet" in refused()
     file = store / "run.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"directory": str(tmp_path / "gone")}))
-    assert 'write where it is now into "directory" of run.json' in refused()
+    assert 'write its new path into "directory" of run.json' in refused()

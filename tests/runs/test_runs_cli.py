@@ -62,7 +62,7 @@ def test_a_run_from_file_to_table(spec: Path):
         assert opened.logit_diff.size == 48 == (rows.cell != "clean").sum()
         assert np.isfinite(opened.logit_diff.mean("sample")).all()
     again = run("runs", "export", store, spec.parent / "t.csv")
-    assert again.exit_code == 2 and "it is there already" in again.output
+    assert again.exit_code == 2 and "it already exists" in again.output
     assert "expected .csv" in run("runs", "export", store, spec.parent / "t.xlsx").output
 
 
@@ -133,7 +133,7 @@ def test_sigterm_finishes_the_block_and_says_resume(spec: Path, monkeypatch: pyt
         patched.setattr(runs, "_stopping", noted)
         patched.setattr(Store, "write", write)
         stopped = run("run", spec, "block_cells=1")
-    assert stopped.exit_code == RESUME and "run it again to go on" in stopped.output
+    assert stopped.exit_code == RESUME and "run it again to continue" in stopped.output
     assert "stopping after this block of cells" in stopped.output and signal.getsignal(signal.SIGTERM) is before
     store = spec.parent / "run"
     assert len(parts(store)) == 1 and sorted(path.name for path in store.iterdir()) == ["cells", "run.json"]

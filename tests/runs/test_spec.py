@@ -50,8 +50,8 @@ def changed(given: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("grid.heads", {"axis": [0], "width": 2}, "grid.heads.width: expected no such key, got 2"),
         ("grid.key", "vidio", "grid.key: selector 'vidio': unknown token type 'vidio'; expected names (text, audio,"),
         ("grid.query", "audio[2s", "grid.query: selector 'audio[2s': cannot read '[2s'"),
-        ("mesh", {"data": 0}, "mesh: expected sizes of at least 1, or -1 once for what the others leave, got"),
-        ("mesh", {"data": -1, "model": -1}, "mesh: expected sizes of at least 1, or -1 once"),
+        ("mesh", {"data": 0}, "mesh: expected sizes of at least 1, with at most one -1 for all remaining devices, got"),
+        ("mesh", {"data": -1, "model": -1}, "mesh: expected sizes of at least 1, with at most one -1"),
         ("metrics", [], "metrics: List should have at least 1 item"),
         ("metrics.0.metric", "logprob", "metrics.0: expected 'metric' among 'log_prob', 'prob'"),
         ("metrics.0.c", "x", "metrics.0.c: expected no such key, got 'x'"),
@@ -65,7 +65,11 @@ def changed(given: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
         ("grid.layers.placement", "center", "grid.layers.placement: expected 'trailing', 'leading' or 'centred', got"),
         ("grid.key.lables", ["a"], "grid.key.lables: expected no such key, got ['a']; did you mean 'labels'?"),
         ("grid", 3, "grid: expected keys and values, such as {edit: knockout, query: answer, key: video}, got 3"),
-        ("grid", {"edt": "knockout"}, "grid: expected a key 'edit', got {'edt': 'knockout'}; did you mean 'edit' by"),
+        (
+            "grid",
+            {"edt": "knockout"},
+            "grid: expected a key 'edit', got {'edt': 'knockout'}; did you mean 'edit' instead of 'edt'?",
+        ),
         (
             "metrics",
             "log_prob",
@@ -282,7 +286,7 @@ def test_tables_of_clips(clips: Path, given: dict[str, Any], tmp_path: Path):
             r"did you mean 'video'\?",
         ),
         ("twice.csv", r"twice\.csv: expected columns of different names, got 'sound' twice; rename one"),
-        ("t.xlsx", "expected a table, got no file"),
+        ("t.xlsx", "expected a table, but there is no file"),
     ):
         with pytest.raises(ValueError, match=message):
             Spec.of({**given, "clips": name}, tmp_path).all_clips()
@@ -291,12 +295,12 @@ def test_tables_of_clips(clips: Path, given: dict[str, Any], tmp_path: Path):
 def test_what_is_missing_is_named_before_anything_runs(given: dict[str, Any], clips: Path, tmp_path: Path):
     files = [{"video": str(clips / "clip-0.mp4"), "labels": {"sound": "siren", "suggested": "rain"}}]
     gone = [{"video": f"gone-{i}.mp4", "audio": "gone.wav"} for i in range(2)]
-    with pytest.raises(ValueError, match=r"expected files in .*missing are:\n  gone-0: gone-0.mp4\n  gone-0: gone.wav"):
+    missing = r"expected files in .*, but these are missing:\n  gone-0: gone-0.mp4\n  gone-0: gone.wav"
+    with pytest.raises(ValueError, match=missing):
         prepare_run(Spec.of({**given, "clips": files + gone}, tmp_path))
     del files[0]["labels"]["sound"]  # pyright: ignore[reportIndexIssue]
-    with pytest.raises(
-        ValueError, match=r"clip 'clip-0': LogitDiff.a: expected \{labels\} among .*'suggested'.* got '\{sound\}'"
-    ):
+    unknown = r"clip 'clip-0': LogitDiff.a: expected \{labels\} that the clip has .*'suggested'.* got '\{sound\}'"
+    with pytest.raises(ValueError, match=unknown):
         prepare_run(Spec.of({**given, "clips": files}, tmp_path))
 
 

@@ -162,8 +162,8 @@ def test_other_directories_are_refused(tmp_path: Path):
     ("text", "message"),
     [
         (json.dumps({"format": 2}), "expected format 1, got 2; use the avjax that wrote it"),
-        ("{", "expected what avjax wrote, got something else"),
-        ("[]", "expected what avjax wrote, got something else"),
+        ("{", "expected a file written by avjax, got something else"),
+        ("[]", "expected a file written by avjax, got something else"),
     ],
 )
 def test_run_json_of_others_is_refused(local: Store, text: str, message: str):

@@ -296,7 +296,7 @@ def test_edits_by_sample(omni_model: avjax.Model, prompts: dict[str, Prompt], tm
 
 def test_axes_do_not_take_the_store_s_names(omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path):
     grid = avjax.grid(avjax.Knockout(query="answer", key=avjax.axis("cell_key", ["text"])))
-    with pytest.raises(ValueError, match="'cell_key' has the name of a column of the store"):
+    with pytest.raises(ValueError, match="the axis name 'cell_key' is also a column of the store"):
         avjax.sweep(omni_model, prompts, grid, KL(), store=tmp_path / "run")
 
 
@@ -371,7 +371,7 @@ def test_parts_of_another_run_are_named_and_put_aside(
     store = Store(own)
     uses = [lambda: read(store), lambda: summary(own), lambda: export(store, tmp_path / "t.csv")]
     for use in (*uses, lambda: merge([store], Store(tmp_path / "all"))):
-        with pytest.raises(ValueError, match="expected cells of this run, got another's"):
+        with pytest.raises(ValueError, match="expected cells of this run, got another run's"):
             use()
     assert len(store.put_aside(unusable(store))) == 1
     xr.testing.assert_identical(read(store), expected)

@@ -36,7 +36,7 @@ def test_a_distance_is_not_tested():
     assert {"kl", "kl_low", "kl_high", "kl_count", "prob_change", "prob_change_p"} <= set(means)
     np.testing.assert_allclose(means.kl, np.abs(CHANGES), atol=1e-12)
     assert means.attrs["not_tested"].startswith("kl: a distance from the clean run")
-    with pytest.raises(ValueError, match="expected a variable with its NAME_clean, got none"):
+    with pytest.raises(ValueError, match="a variable with its NAME_clean for adjust=, got none"):
         avjax.bootstrap(swept(None)[["kl", "kl_clean"]], adjust="benjamini-hochberg")
 
 

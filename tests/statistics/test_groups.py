@@ -173,7 +173,7 @@ def test_gates_of_one_clip_have_nothing_to_be_measured_on(omni_model: avjax.Mode
     with pytest.raises(ValueError, match="got sample '11', which shares a clip with '10'; leave one of them out"):
         learn_gates(omni_model, train, ANSWER, held_out=test, **QUICK)
     given = {"00": 0, "10": 1, "20": 0, "11": 2}
-    with pytest.raises(ValueError, match="got sample '20', which shares a group of groups= with '00'"):
+    with pytest.raises(ValueError, match="got sample '20', which shares a value of groups= with '00'"):
         learn_gates(omni_model, train, ANSWER, held_out=test, groups=given, **QUICK)
 
 
@@ -186,7 +186,7 @@ def test_a_tuned_lens_is_reported_on_other_clips(omni_model: avjax.Model, pairs:
         train_tuned_lens(omni_model, [pairs["00"]], [pairs["20"], silent], **options)
     lens = train_tuned_lens(omni_model, [pairs["00"]], [pairs["01"]], groups=["a", "b"], **options)
     assert lens.report.attrs["groups"] == "2 by groups="
-    with pytest.raises(ValueError, match="shares a group of groups= with 0"):
+    with pytest.raises(ValueError, match="shares a value of groups= with 0"):
         train_tuned_lens(omni_model, [pairs["00"]], [pairs["11"]], groups=["a", "a"], **options)
 
 
@@ -204,7 +204,7 @@ def test_probes_keep_a_clip_on_one_side(omni_model: avjax.Model):
     assert (split != split[..., :1]).any()
     one = {str(w): embedded(omni_model, w, 0, None) for w in range(6)}
     features = probe_features(omni_model, one, pooling="mean", progress=False)
-    with pytest.raises(ValueError, match=r"expected more than 1 groups of clips, .*, got 1; .* say with groups="):
+    with pytest.raises(ValueError, match=r"expected more than 1 groups of clips, .*, got 1; .* pass groups="):
         train_probes(features, [0, 1] * 3, progress=False)
 
 

@@ -21,7 +21,7 @@ def prompt(omni_model) -> avjax.Prompt:
 
 def test_an_edit_that_cannot_reach_a_metric_is_refused(omni_model, prompt):
     both = [metrics.Prob(3), metrics.LogLikelihood(TEXT)]
-    why = r"metric 'prob'.*cannot reach.*generated tokens alone.*answer.*allow_noop"
+    why = r"metric 'prob'.*cannot reach.*generated tokens only.*answer.*allow_noop"
     for edits in (RULES[0], avjax.Scale("generated", 0.5, site="embed"), f"{RULES[0]}; {RULES[1]}"):
         with pytest.raises(ValueError, match=why):
             avjax.sweep(omni_model, prompt, edits, both, progress=False)

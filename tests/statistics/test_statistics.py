@@ -198,7 +198,7 @@ def test_the_seed_decides(swept: xr.Dataset):
         (lambda d: d, {"draws": 1e4}, "draws, at least 1, got 10000.0"),
         (lambda d: d, {"method": "bca"}, "method among studentised, student, percentile, got 'bca'"),
         (lambda d: d, {"adjust": "holm"}, "adjust= benjamini-hochberg or None, got 'holm'"),
-        (lambda d: d[["kl"]], {"adjust": "benjamini-hochberg"}, "variable with its NAME_clean, got none"),
+        (lambda d: d[["kl"]], {"adjust": "benjamini-hochberg"}, "a variable with its NAME_clean for adjust="),
         (lambda d: d.assign(kl_floor=d.kl_clean), {}, "kl_floor to be one noise floor of kl, got one along 'sample'"),
         (lambda d: d[["top", "caption", "per_layer"]], {}, "numeric variable with the dimension 'sample', got none"),
         (lambda d: d.assign(kl=d.kl.where(d.kl > d.kl.min(), -np.inf)), {}, "got 1 infinite ones in 'kl'"),

@@ -212,11 +212,17 @@ def test_ids_count_once(omni_model, prompt):
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ([metrics.KL(), metrics.Prob(5, name="kl_clean")], "'kl_clean' is a variable of the metric 'kl' too"),
-        ([metrics.TopK(3), metrics.Prob(5, name="top_k_prob")], "'top_k_prob' is a variable of the metric 'top_k'"),
-        ([metrics.Prob(5, name="edges")], "'edges' is a name of the dataset's own"),
-        ([metrics.Prob(5, name="cell")], "'cell' is a name of the dataset's own"),
-        ([metrics.TopK(3), metrics.Prob(5, name="top")], "'top' is a variable of the metric 'top' and a dimension"),
+        ([metrics.KL(), metrics.Prob(5, name="kl_clean")], "'kl_clean' is also a variable of the metric 'kl'"),
+        (
+            [metrics.TopK(3), metrics.Prob(5, name="top_k_prob")],
+            "'top_k_prob' is also a variable of the metric 'top_k'",
+        ),
+        ([metrics.Prob(5, name="edges")], "'edges' is also a reserved name"),
+        ([metrics.Prob(5, name="cell")], "'cell' is also a reserved name"),
+        (
+            [metrics.TopK(3), metrics.Prob(5, name="top")],
+            "'top' is a variable of the metric 'top' and also a dimension",
+        ),
         ([metrics.AttentionMass("[9]", query="[2]")], r"no \[2\] token comes at or after a \[9\] token"),
     ],
 )

@@ -97,7 +97,9 @@ def test_what_is_wrong_with_a_plan_is_said(words: list[str], said: str):
 def test_options_of_a_topology_want_one():
     words = ["-m", "tiny-av", "-p", "What?", "-r", "answer->video", "--mesh", "1,1,1", "--quick"]
     refused = CliRunner().invoke(app, ["plan", *words])
-    assert refused.exit_code == 2 and "expected --topology beside them, got --mesh, --quick" in refused.output
+    assert (
+        refused.exit_code == 2 and "expected these options only with --topology, got --mesh, --quick" in refused.output
+    )
 
 
 def test_loops_count_as_often_as_they_run():

@@ -59,7 +59,7 @@ def test_7b_on_one_v5e_is_refused_with_the_smallest_that_fits():
         planned("qwen2.5-omni-7b", "v5e:1x1")
     said = str(refused.value)
     assert "does not fit v5e:1x1: its parameters alone take 16.6 GiB of a chip's 15.75 GiB" in said
-    assert said.endswith("has room is v5e:2x2, with the mesh data 2, variant 1, model 2")
+    assert said.endswith("that fits is v5e:2x2, with the mesh data 2, variant 1, model 2")
 
 
 def test_operations_and_bytes_are_those_of_the_decoder():
@@ -117,7 +117,8 @@ def test_cells_of_a_run_are_swept_by_block():
 
 
 def test_a_budget_that_no_mesh_has_is_refused():
-    with pytest.raises(DoesNotFit, match=r"fits no v5e .*; on v5e:8x8: the clean pass and one variant are taken to"):
+    message = "fits no known v5e topology; on v5e:8x8: the clean pass and one variant need an estimated"
+    with pytest.raises(DoesNotFit, match=message):
         plan_topology(
             str(builtin_directory("tiny-av")), "v5e:1x1", GRID, LogProb("dog"), prompt_tokens=100, memory_bytes=1
         )
@@ -151,4 +152,4 @@ def test_the_command_prints_what_fits():
     assert 1 * GIB < found["peak_bytes"] <= found["hbm_bytes"] < 16 * GIB
     refused = CliRunner().invoke(app, [*words[:4], "qwen2.5-omni-7b", *words[5:], "-r", "answer->video@4:8"])
     assert refused.exit_code == 2
-    assert "the smallest of its kind that has room is v5e:2x2" in refused.output
+    assert "the smallest topology of this chip that fits is v5e:2x2" in refused.output

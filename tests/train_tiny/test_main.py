@@ -64,7 +64,7 @@ def test_it_trains_measures_and_writes_cards_once(
 def test_features_of_another_world_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data.training_features(tmp_path, 16, 16, 1)
     monkeypatch.setattr(data, "_sounds", lambda numbers: data._pictures(numbers)[:, 0])
-    with pytest.raises(ValueError, match=r"sounds-16\.npy: expected the features of today's clips.*remove the file"):
+    with pytest.raises(ValueError, match=r"sounds-16\.npy: expected features of the current clips.*remove the file"):
         data.training_features(tmp_path, 16, 16, 1)
 
 

@@ -106,7 +106,7 @@ def test_of_two_copies_that_differ_the_writer_knows_which_one_counts(key: str):
         expected = read_config(nested_vl(version))
         assert read_config({**nested_vl(version), key: COPIES[key]}) == expected
     for version in (None, "4.49.0"):
-        with pytest.raises(ValueError, match=rf"\n  {key}: expected what text_config says, .*remove the wrong one"):
+        with pytest.raises(ValueError, match=rf"\n  {key}: expected the value in text_config, .*remove the wrong one"):
             read_config({**nested_vl(version), key: COPIES[key]})
 
 
@@ -129,10 +129,12 @@ def test_a_base_in_two_places():
     for version, theta in (("4.57.6", 7000.0), ("5.0.0", 5000.0)):
         raw = nested_vl(version)
         assert set_rope(raw, rope_scaling=inside, rope_theta=7000.0).decoder.rope_theta == theta
-    with pytest.raises(ValueError, match=r"text_config\.rope_theta: .*rope_scaling says, 5000\.0, got 7000\.0"):
+    with pytest.raises(
+        ValueError, match=r"text_config\.rope_theta: expected the value in .*rope_scaling, 5000\.0, got 7000\.0"
+    ):
         set_rope(nested_vl(None), rope_scaling=inside, rope_theta=7000.0)
     other = {**inside, "rope_theta": 6000.0}
-    with pytest.raises(ValueError, match=r"text_config\.rope_parameters: expected what rope_scaling says"):
+    with pytest.raises(ValueError, match=r"text_config\.rope_parameters: expected the value of rope_scaling"):
         set_rope(nested_vl("5.0.0"), rope_scaling=inside, rope_parameters=other)
 
 

@@ -65,7 +65,8 @@ def probe_features(
         masks[name] = select(prompt, where)[:-1]
         if not masks[name].any():
             raise ValueError(
-                f"probe_features: sample {name!r} has no prompt position where={where!r}; leave it out or name others"
+                f"probe_features: the prompt of sample {name!r} has no {where!r} tokens; leave the sample out, or "
+                "change where="
             )
     cfg = model.config.decoder
     values = np.empty((len(named), len(sites_by_kind), len(ways), cfg.num_layers, size), np.float32)
@@ -162,8 +163,8 @@ def _sites(model: Model, sites: str | Sequence[str]) -> tuple[tuple[Site, ...], 
         site, layer = parse_site(name)
         if layer is not None or site in READ_ONLY or site is Site.EMBED:
             raise ValueError(
-                f"probe_features: expected a site of features that every layer has, such as resid_post, got {name!r}; "
-                "layers are all returned, and embed is resid_pre of layer 0"
+                f"probe_features: expected a site that each layer has, such as resid_post, without a layer number, got "
+                f"{name!r}; all layers are returned, and embed is resid_pre of layer 0"
             )
         parsed.append(site)
     sizes = {str(site): int(np.prod(site_shape(site, model.config.decoder))) for site in parsed}

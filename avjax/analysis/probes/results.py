@@ -61,7 +61,11 @@ def results(
         data[name] = over, column, {"units": units, "long_name": long_name}
     norm = data["gradient"][1]
     data["converged"] = over, norm <= tested.tolerance, {"units": "bool", "long_name": "trained to the tolerance"}
-    data["majority"] = "seed", _majority(tested), {"units": "1", "long_name": "accuracy of naming the commonest class"}
+    data["majority"] = (
+        "seed",
+        _majority(tested),
+        {"units": "1", "long_name": "accuracy of always predicting the commonest class"},
+    )
     codes = np.array([[PARTS.index(part) for part in row] for row in tested.split], np.int8)
     data["split"] = ("seed", "sample"), codes, {"units": "index", "long_name": "0 train, 1 validation, 2 test"}
     coordinates = {d: template.coords[d] for d in (*dims, "sample") if d in template.coords}

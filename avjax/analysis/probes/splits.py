@@ -77,8 +77,8 @@ def splits(labels: Labels, seeds: Sequence[int], test_fraction: float, validatio
     if num_groups <= len(parts):
         raise ValueError(
             f"probes: expected more than {len(parts)} groups of clips, for train and {' and '.join(parts)}, got "
-            f"{num_groups}; no clip would be left to test on: samples of one clip stay together; add other clips, or "
-            "say with groups= what belongs together"
+            f"{num_groups}; no clip would be left to test on, as samples of one clip stay together; add other clips, "
+            "or pass groups= to say which samples belong together"
         )
     has = np.zeros((num_groups, len(labels.classes)), bool)
     has[labels.groups, labels.index] = True
@@ -93,8 +93,8 @@ def splits(labels: Labels, seeds: Sequence[int], test_fraction: float, validatio
                 count = len(np.unique(labels.groups[labels.index == k]))
                 raise ValueError(
                     f"probes: class {name!r} has {count} clip{'' if count == 1 else 's'}, too few for every part: with "
-                    f"seed {seed} none is left for {lacks[0]}; add clips (at least {len(parts) + 1} a class), or leave "
-                    "the class out"
+                    f"seed {seed}, none is left for {lacks[0]}; add clips (at least {len(parts) + 1} per class), or "
+                    "leave the class out"
                 )
     return by_seed
 
@@ -122,8 +122,8 @@ def types_seen(types: Sequence[Hashable], split: np.ndarray) -> np.ndarray:
     shares = np.array([np.isin(kinds[row == TEST], kinds[row == TRAIN]).mean() for row in split])
     if not shares.all():
         raise ValueError(
-            f"probes: expected control types that recur, got {kinds.max() + 1} types of {len(types)} samples, of which "
-            "no test clip shares one with a training clip; pass coarser types"
+            f"probes: expected control types that occur in training and test clips, got {kinds.max() + 1} types of "
+            f"{len(types)} samples, none of them in both; pass coarser types"
         )
     return shares
 

@@ -69,7 +69,9 @@ def train_probe(features: np.ndarray | jax.Array, labels: np.ndarray, num_classe
     if len(np.unique(labels)) < 2 or labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(f"probe: expected two or more classes within 0:{num_classes}, got {np.unique(labels)}")
     if not np.isfinite(features).all():
-        raise ValueError("probe: expected finite features; look for an overflow where they come from")
+        raise ValueError(
+            "probe: expected finite features, got NaN or infinity; look for an overflow in the activations"
+        )
     _check_strengths([l2])
     leading, count = features.shape[:-2], len(labels)
     fitted = fit(
@@ -221,7 +223,7 @@ def _check_strengths(strengths: Sequence[float]) -> None:
     for l2 in strengths:
         if not 0 < l2 < np.inf:
             raise ValueError(
-                f"probe: expected l2 above 0, got {l2}; without it classes that can be told apart have no optimum"
+                f"probe: expected l2 above 0, got {l2}; without a penalty, separable classes have no optimum"
             )
 
 

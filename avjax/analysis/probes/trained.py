@@ -23,7 +23,9 @@ def stacked(features: xr.Dataset | xr.DataArray) -> tuple[np.ndarray, xr.DataArr
     array = features["features"] if isinstance(features, xr.Dataset) else features
     if not isinstance(array, xr.DataArray) or not {"sample", "feature"} <= set(array.dims):
         got = array.dims if isinstance(array, xr.DataArray) else type(array).__name__
-        raise ValueError(f"probes: expected features over sample and feature, as of probe_features, got {got}")
+        raise ValueError(
+            f"probes: expected features with dimensions sample and feature, as from probe_features, got {got}"
+        )
     if isinstance(features, xr.Dataset):
         array = array.assign_attrs(features.attrs)
     array = array.transpose(..., "sample", "feature")
@@ -88,15 +90,18 @@ class Probes:
         kernel = self.weights.kernel
         if array.sizes["feature"] != kernel.sizes["feature"]:
             raise ValueError(
-                f"probes: expected {kernel.sizes['feature']} features, got {array.sizes['feature']}; take the same site"
+                f"probes: expected {kernel.sizes['feature']} features, got {array.sizes['feature']}; use the same site "
+                "as in training"
             )
         dims = [str(d) for d in kernel.dims if d not in ("seed", "strength", "class", "feature")]
         if set(array.dims) != {*dims, "sample", "feature"}:
-            raise ValueError(f"probes: expected features over {(*dims, 'sample', 'feature')}, got {array.dims}")
+            raise ValueError(
+                f"probes: expected features with dimensions {(*dims, 'sample', 'feature')}, got {array.dims}"
+            )
         for dim in dims:
             if missing := [v for v in kernel[dim].values.tolist() if v not in array[dim].values.tolist()]:
                 has = array[dim].values.tolist()
-                raise ValueError(f"probes: expected features of {dim} {missing[0]!r}, got those of {has}")
+                raise ValueError(f"probes: expected features for {dim} {missing[0]!r}, got only {has}")
             array = array.sel({dim: kernel[dim].values})
         array = array.drop_vars("feature", errors="ignore").astype(np.float32)
         of_seeds = []
@@ -125,23 +130,25 @@ class Probes:
             size 1 may be left out.
 
         Raises:
-          ValueError: the class is unknown, or several probes are meant.
+          ValueError: the class is unknown, or the choice leaves several probes.
         """
         for one in (name, against):
             if one is not None and one not in self.classes:
                 raise ValueError(f"direction: expected a class among {self.classes}, got {one!r}")
         if name == against:
-            raise ValueError(f"direction: expected another class than {name!r} as against")
+            raise ValueError(f"direction: expected against= another class than {name!r}, got the same")
         weights = self.at(**place).weights
         several = {str(d): n for d, n in weights.kernel.sizes.items() if d not in ("class", "feature") and n > 1}
         if several:
-            raise ValueError(f"direction: several probes are meant ({several}); choose by {', '.join(several)}")
+            raise ValueError(
+                f"direction: expected one probe, got several ({several}); choose one by {', '.join(several)}"
+            )
         kernel = weights.kernel.values.reshape(len(self.classes), -1).astype(np.float64)
         k = self.classes.index(name)
         others = np.delete(kernel, k, 0).mean(0) if against is None else kernel[self.classes.index(against)]
         gap = kernel[k] - others
         if not gap.any():
-            raise ValueError("direction: the probe's kernel is zero; it reads nothing there")
+            raise ValueError("direction: this probe's kernel is zero, so it has no direction; choose another probe")
         return (weights["scale"].values.reshape(-1) * gap / (gap @ gap)).astype(np.float32)
 
     def save(self, directory: str | Path) -> None:

@@ -25,7 +25,9 @@ class Clip(Strict):
         description="A sound file, 'from_video' or 'none'; by default the video's own, if model and file have it.",
     )
     image: Text | list[Text] | None = None
-    labels: dict[str, str | int | float] = Field({}, description="For the {names} in prompt, opening and answers.")
+    labels: dict[str, str | int | float] = Field(
+        {}, description="Values for the {names} in prompt, opening and answers."
+    )
 
     @field_validator("audio", mode="before")
     @classmethod
@@ -63,7 +65,7 @@ def read_table(path: Path, directory: Path) -> list[dict[str, Any]]:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
-        raise ValueError(f"clips: expected a table, got no file {path}")
+        raise ValueError(f"clips: expected a table, but there is no file {path}")
     if path.suffix == ".csv":
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
@@ -91,7 +93,7 @@ def _clip_of(row: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     if "audio" in row:  # a table of JSON says null where a clip is silent
         own["audio"] = row["audio"]
     if not isinstance(own.get("labels", {}), Mapping) or None in row:
-        raise ValueError(f"clips: expected as many columns as names, and labels with names, got the row {dict(row)}")
+        raise ValueError(f"clips: expected one value per column, and labels as a mapping, got the row {dict(row)}")
     labels = {key: value for key, value in row.items() if key not in own and value is not None}
     files = {kind: _beside(directory, own[kind]) for kind in MEDIA if kind in own}
     return own | files | {"labels": {**labels, **own.get("labels", {})}}

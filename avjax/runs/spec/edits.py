@@ -46,8 +46,8 @@ class Values(Strict):
     """Several values of a field, one for each point of a dimension."""
 
     axis: Annotated[list[Any], Field(min_length=1)]
-    labels: list[str | int | float] | None = Field(None, description="How the values are called.")
-    name: str | None = Field(None, description="Of the dimension; by default the field's.")
+    labels: list[str | int | float] | None = Field(None, description="Names of the values.")
+    name: str | None = Field(None, description="Name of the dimension; by default the field's.")
 
     def build(self, field: str) -> Any:
         values = [_indices(v, field) for v in self.axis] if field in ("layers", "heads") else self.axis
@@ -154,7 +154,7 @@ class Ablate(_Edit):
     mode: Mode
     site: Site = "z"
     noise: Number = 3.0
-    seed: Seed | None = Field(None, description="By default the run's.")
+    seed: Seed | None = Field(None, description="By default the run's seed.")
 
     def build(self, directory: Path, seed: int) -> Edit:
         own = self if self.seed is not None else self.model_copy(update={"seed": seed})
@@ -162,7 +162,7 @@ class Ablate(_Edit):
 
 
 class Patch(_Edit):
-    """Activations, replaced by their mean over the tokens. Patches from other runs are Python's."""
+    """Activations, replaced by their mean over the tokens. Patches from other runs need Python."""
 
     edit: Literal["patch"]
     where: Selector

@@ -9,7 +9,7 @@ from avjax.metrics import Metric
 from avjax.runs.spec.edits import Strict, Text, Tokens, expecting
 
 Answer = Annotated[Text | list[int], expecting("text, which may hold {labels} of a clip, or token ids")]
-Name = Annotated[str | None, Field(description="Of the variable; by default the metric's.")]
+Name = Annotated[str | None, Field(description="Name of the variable; by default the metric's.")]
 
 
 class _Metric(Strict):
@@ -126,5 +126,5 @@ def filled(value: object, labels: dict[str, str | int | float], what: str) -> ob
     except (KeyError, IndexError, ValueError, AttributeError) as error:
         known = ", ".join(map(repr, labels)) or "none"
         raise ValueError(
-            f"{what}: expected {{labels}} among those of the clip ({known}), or {{{{ and }}}} for braces, got {value!r}"
+            f"{what}: expected {{labels}} that the clip has ({known}), and {{{{ or }}}} for a brace, got {value!r}"
         ) from error

@@ -41,7 +41,7 @@ def _line(mistake: Any, classes: Mapping[Any, type[Strict]]) -> str:
             name = context["discriminator"].strip("'")
             like = nearest(name, given) if isinstance(given, dict) else None
             message = f"expected a key {name!r}" + ("" if isinstance(given, dict) else _as_in(loc))
-            hint = "" if like is None else f"; did you mean {name!r} by {like!r}?"
+            hint = "" if like is None else f"; did you mean {name!r} instead of {like!r}?"
         case "literal_error":
             known = [str(site) for site in SITES] if loc[:2] == ("capture", "sites") else _quoted(context["expected"])
             message, hint = f"expected {', '.join(map(repr, known[:-1]))} or {known[-1]!r}", did_you_mean(given, known)

@@ -31,11 +31,11 @@ class Media(Strict):
     min_pixels: int | None = Field(None, ge=1)
     max_pixels: int | None = Field(None, ge=1)
     media: Literal["avjax", "qwen-omni-utils"] | None = Field(
-        None, description="How files are read: as players show them, the default, or as that package reads them."
+        None, description="How files are read: as players show them (avjax, the default), or as qwen-omni-utils does."
     )
     sync: Literal["clock", "published"] | None = Field(
         None,
-        description="How a video's sound lies under its picture: by the file's clock, or as published code has it.",
+        description="How a video's sound is placed: by the file's timestamps (clock), or without gaps (published).",
     )
 
 
@@ -47,17 +47,17 @@ class Capture(Strict):
 
 
 class MeshSizes(Strict):
-    """Devices by axis, of all processes; one of them may be -1, all that the others leave."""
+    """Devices along each axis, over all processes; one may be -1, for all remaining devices."""
 
-    data: int = Field(1, description="Samples are dealt over it.")
-    variant: int = Field(1, description="Variants of one prompt are cut over it.")
-    model: int = Field(1, description="Heads, features and the vocabulary are cut over it.")
+    data: int = Field(1, description="Devices that samples are distributed over.")
+    variant: int = Field(1, description="Devices that the variants of one prompt are distributed over.")
+    model: int = Field(1, description="Devices that heads, features and the vocabulary are sharded over.")
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
         sizes = [self.data, self.variant, self.model]
         if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-            raise ValueError("expected sizes of at least 1, or -1 once for what the others leave")
+            raise ValueError("expected sizes of at least 1, with at most one -1 for all remaining devices")
         return self
 
 
@@ -73,7 +73,7 @@ class Spec(Strict):
     positions: Literal["trained", "transformers-5.3"] = Field(
         "trained", description="How text after a Qwen2.5-VL video is numbered; as the weights were trained, by default."
     )
-    opening: str = Field("", description="What the answer begins with, before what is measured.")
+    opening: str = Field("", description="Text that starts the answer, before the scored words.")
     clips: Annotated[
         Annotated[Annotated[Text, Field(description="A .csv, .json, .jsonl or .parquet table.")], Tag("<table>")]
         | Annotated[list[Clip], Tag("<list>")],
@@ -85,11 +85,13 @@ class Spec(Strict):
     capture: Capture | None = None
     executor: Literal["replay", "reference"] = "replay"
     dtype: Literal["float32", "bfloat16"] = "float32"
-    seed: int = Field(0, ge=0, description="Of edits that draw and name no seed.")
+    seed: int = Field(0, ge=0, description="Seed of random edits that name none.")
     compat: Literal["published", "published-script"] | None = None
     allow_noop: bool = False
-    memory_bytes: int | None = Field(None, ge=1, description="Beside the parameters; by default half of what is free.")
-    decode_seconds: float = Field(300, gt=0, description="The most time that a file may take to decode.")
+    memory_bytes: int | None = Field(
+        None, ge=1, description="Memory on top of the parameters; by default half of what is free."
+    )
+    decode_seconds: float = Field(300, gt=0, description="Seconds allowed for decoding one file.")
     block_cells: int = Field(CELLS_PER_BLOCK, ge=1, description="Cells that are computed and kept together.")
     mesh: MeshSizes | None = Field(None, description="By default one device; with --distributed, data: -1.")
     store: Text | None = Field(None, description="Where cells are kept: a directory, or gs://...")
@@ -100,8 +102,8 @@ class Spec(Strict):
     def _compat_without_opening(self) -> Self:
         if self.compat is not None and self.opening:
             raise ValueError(
-                f"compat: {self.compat} expected no opening, in which a blocked query would read later tokens; remove "
-                "one of them"
+                f"compat: expected no opening with {self.compat}, since a blocked query would read its later tokens; "
+                "remove one of them"
             )
         return self
 

@@ -61,7 +61,9 @@ def _loader() -> Any:
             keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
             if twice := repeated(keys):
                 line = node.start_mark.line + 1
-                raise yaml.YAMLError(f"the key {twice[0]!r} twice, in what begins at line {line}; keep one of them")
+                raise yaml.YAMLError(
+                    f"the key {twice[0]!r} twice, in the mapping that starts at line {line}; keep one of them"
+                )
             return super().construct_mapping(node, deep)
 
     numbers = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")  # of YAML 1.2, such as 1e-3
