@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from avjax import analysis, metrics, statistics
+    from avjax.caching import cache
     from avjax.checkpoint.loading import load
     from avjax.devices.compilation import cache_compilations
     from avjax.edits.edits import Ablate, Knockout, Patch, Scale, ScaleAttention, Steer
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # Names load when first used: `avjax --help` and `import avjax` stay instant.
 _HOMES = {
     "avjax.engine.run": ("Run", "forward", "lower_edits", "run"),
+    "avjax.caching": ("cache",),
     "avjax.devices.compilation": ("cache_compilations",),
     "avjax.models.encoder_cache": ("cache_encodings",),
     "avjax.engine.overflow": ("ActivationOverflow", "refuse_overflow"),
@@ -82,6 +84,7 @@ __all__ = [
     "analysis",
     "axis",
     "bootstrap",
+    "cache",
     "cache_compilations",
     "cache_encodings",
     "each_group",

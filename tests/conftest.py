@@ -36,13 +36,16 @@ from tests.tiny_hf import TinyCheckpoint, write_checkpoint
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 
-# What one worker compiled, the others need not, nor a module after `few_programs`; workers inherit the environment.
+# What one process compiled, the others need not, nor a module after `few_programs`: workers, and processes that tests
+# start, inherit the environment.
 FIRST = "AVJAX_TEST_COMPILED" not in os.environ
 if FIRST:
     os.environ["AVJAX_TEST_COMPILED"] = tempfile.mkdtemp(prefix="avjax-compiled-")
 COMPILED = os.environ["AVJAX_TEST_COMPILED"]
-jax.config.update("jax_compilation_cache_dir", COMPILED)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+for option, value in {"compilation_cache_dir": COMPILED, "persistent_cache_min_compile_time_secs": 0.1}.items():
+    os.environ[f"JAX_{option.upper()}"] = str(value)
+    jax.config.update(f"jax_{option}", value)
+os.environ["AVJAX_CACHE"] = "off"  # a test that wants caches of the user's makes them
 
 # Compilation makes first examples slow, and the two cores are shared.
 hypothesis.settings.register_profile(

@@ -17,7 +17,7 @@ FLOORS = (
     ("families", "media"),
     ("prompts",),
     ("edits", "model"),
-    ("metrics", "provenance", "checkpoint"),
+    ("metrics", "provenance", "caching", "checkpoint"),
     ("engine",),
     ("sweeping",),
     ("runs", "tpu", "converters"),

@@ -5,7 +5,6 @@ how avjax computes. Its bytes begin with their own digest; a file that is damage
 again.
 """
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -20,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.devices.disk import trim
 from avjax.models import numerics
 
 log = logging.getLogger(__name__)
@@ -83,9 +83,9 @@ def cached_encoding(
     encoding = encode()
     try:
         _write(path, encoding)
-        _trim(_directory)
+        trim(_directory, f"*{ENDING}", _max_bytes)
     except OSError as error:  # a full disk costs time, not results
-        log.warning("%s: encoder outputs are not kept (%s)", _directory, error)
+        log.warning("%s: cannot cache encoder outputs (%s)", _directory, error)
     return encoding
 
 
@@ -105,7 +105,7 @@ def _read(path: Path) -> jax.Array | None:
     except OSError:
         return None
     if hashlib.blake2b(data[DIGEST:], digest_size=DIGEST).digest() != data[:DIGEST]:
-        log.warning("%s: it is damaged, and is computed and written again", path)
+        log.warning("%s: damaged cache file; ignored and rewritten", path)
         return None
     header, _, values = data[DIGEST:].partition(b"\n")
     described = json.loads(header)
@@ -122,18 +122,3 @@ def _write(path: Path, tokens: jax.Array) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _trim(directory: Path) -> None:
-    """Other processes may remove files meanwhile."""
-    files = []
-    for path in directory.glob(f"*{ENDING}"):
-        with contextlib.suppress(FileNotFoundError):
-            status = path.stat()
-            files.append((status.st_mtime, status.st_size, path))
-    total = sum(size for _, size, _ in files)
-    for _, size, path in sorted(files):
-        if total <= _max_bytes:
-            return
-        path.unlink(missing_ok=True)
-        total -= size

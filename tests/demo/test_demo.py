@@ -103,15 +103,14 @@ def test_its_tables_fit_80_columns(left: tuple[Path, str]):
 
 
 @pytest.fixture
-def caches(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Directories that the demo would keep compiled programs in; later tests must not."""
-    asked: list[Path] = []
-    monkeypatch.setattr(avjax, "cache_compilations", asked.append)
-    monkeypatch.setattr(avjax, "cache_encodings", lambda directory: None)
+def caches(monkeypatch: pytest.MonkeyPatch) -> list[Path | None]:
+    """Directories that the demo would keep its caches in; later tests must not."""
+    asked: list[Path | None] = []
+    monkeypatch.setattr(avjax, "cache", asked.append)
     return asked
 
 
-def test_a_clip_of_the_users_own(clip: Path, tmp_path: Path, caches: list[Path]):
+def test_a_clip_of_the_users_own(clip: Path, tmp_path: Path, caches: list[Path | None]):
     out = tmp_path / "mine"
     (out / "clips").mkdir(parents=True)
     (out / "clips" / "old.mp4").touch()
@@ -129,29 +128,18 @@ def test_a_clip_of_the_users_own(clip: Path, tmp_path: Path, caches: list[Path])
     assert "een here" not in page, "one clip bears nothing out"
 
 
-def test_a_clip_that_cannot_be_used_is_named(tmp_path: Path, caches: list[Path], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+def test_a_clip_that_cannot_be_used_is_named(tmp_path: Path, caches: list[Path | None]):
     result = CliRunner().invoke(app, ["demo", "--clip", str(tmp_path / "no.mp4"), "--out", str(tmp_path / "out")])
     assert result.exit_code == 2 and "no.mp4: no such file" in result.stderr
-    assert caches == [tmp_path / "xdg" / "avjax" / "compiled"]
+    assert caches == [None], "the user's own"
 
 
-def test_a_directory_of_something_else_is_left_alone(tmp_path: Path, caches: list[Path]):
+def test_a_directory_of_something_else_is_left_alone(tmp_path: Path, caches: list[Path | None]):
     (tmp_path / "index.html").write_text("mine")
     (tmp_path / "thesis.txt").touch()
     result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path), "--cache-dir", str(tmp_path)])
     assert result.exit_code == 2 and "found thesis.txt; choose another --out" in result.stderr
     assert (tmp_path / "index.html").read_text() == "mine"
-
-
-def test_it_runs_where_nothing_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A home that cannot be written to costs the cache alone."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    (tmp_path / "file").touch()
-    seen: list[Path] = []
-    monkeypatch.setattr("avjax.demo.show.show", lambda clip, out: seen.append(out))
-    result = CliRunner().invoke(app, ["demo", "--out", str(tmp_path / "out")])
-    assert result.exit_code == 0 and seen == [tmp_path / "out"]
 
 
 VARIANTS = ("clean", "answer->video@0:4", "answer->video@4:8", "answer->video", "answer->audio")

@@ -1,0 +1,103 @@
+"""Compiled programs and encoder outputs of earlier processes, in one directory of the user's.
+
+It is `AVJAX_CACHE`, or `avjax` in the user's cache directory. A directory that cannot be used costs time, not results:
+one line says so, and everything goes on without it.
+"""
+
+import hashlib
+import logging
+import os
+import platform
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+VARIABLE, OFF = "AVJAX_CACHE", "off"
+ENCODED = "encoded"
+
+
+def cache(directory: str | Path | None = None) -> Path | None:
+    """Keeps compiled programs and encoder outputs on disk, and takes them from there, from now on in this process.
+
+    Call it before anything is compiled. The directory is bounded in bytes: what was not used for longest goes first.
+
+    Args:
+      directory: made when it is not there, for its user alone. By default the environment's `AVJAX_CACHE`, or else
+        `avjax` in the user's cache directory; "off" there keeps nothing.
+
+    Returns:
+      The directory; None when nothing is kept, which is logged unless it was asked for.
+    """
+    chosen = default_directory() if directory is None else Path(directory).expanduser()
+    if chosen is None:
+        return None
+    from avjax.devices.compilation import cache_compilations
+    from avjax.devices.disk import prepare
+    from avjax.models.encoder_cache import cache_encodings
+
+    try:
+        prepare(chosen)
+        cache_compilations(programs_directory(chosen))
+        cache_encodings(chosen / ENCODED)
+    except (OSError, RuntimeError) as error:
+        log.warning("%s: nothing is cached there (%s)", chosen, getattr(error, "strerror", None) or error)
+        return None
+    _say_once(chosen)
+    return chosen
+
+
+def default_directory() -> Path | None:
+    """Where caches lie unless a directory is given; None when the environment turns them off."""
+    given = os.environ.get(VARIABLE, "").strip()
+    if given:
+        return None if given.lower() == OFF else Path(given).expanduser()
+    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        return (base if base.is_absolute() else Path("~/.cache").expanduser()) / "avjax"
+    except RuntimeError:  # a user without a home
+        return None
+
+
+def programs_directory(directory: Path) -> Path:
+    """Programs for a CPU use all that it can do, and crash on an older one that shares the directory."""
+    return directory / f"compiled-{hashlib.blake2b(_processor().encode(), digest_size=4).hexdigest()}"
+
+
+def cached_files(directory: Path) -> list[tuple[str, Path, str, int]]:
+    """What is cached in a directory: its name, where it lies, a pattern of its files, and the most bytes of it."""
+    from avjax.devices import compilation
+    from avjax.models import encoder_cache
+
+    return [
+        ("compiled programs", programs_directory(directory), compilation.PROGRAMS, compilation.MAX_BYTES),
+        ("encoder outputs", directory / ENCODED, f"*{encoder_cache.ENDING}", encoder_cache.MAX_BYTES),
+    ]
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    features = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()} {features}"
+
+
+def _say_once(directory: Path) -> None:
+    """jax warns of every program that it cannot read or keep; the first such warning says what there is to know."""
+    show: Callable[..., Any] = warnings.showwarning
+    if getattr(show, "says_once", False):
+        return
+    said = []
+
+    def shown(message: Any, *rest: Any, **more: Any) -> None:
+        if "persistent compilation cache entry" not in str(message):
+            show(message, *rest, **more)
+        elif not said:
+            said.append(message)
+            log.warning("%s: some programs there cannot be used and are compiled again (%s)", directory, message)
+
+    shown.says_once = True  # pyright: ignore[reportFunctionMemberAccess]
+    warnings.showwarning = shown
