@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.devices.arrays import on_device
 from avjax.model import Model
 from avjax.models.top_k import top_k
 from avjax.prompts.compat import max_new_tokens_for
@@ -332,7 +333,7 @@ class LogitDiff(Metric):
                     f"logit_diff: {self.a!r} and {self.b!r} share a form, or one begins with the other ({same}), so "
                     "they cannot be told apart; choose other words or token ids"
                 )
-        return jnp.asarray([True] * len(a) + [False] * len(b)), jnp.asarray(_in_parts(a + b, 1))
+        return on_device([True] * len(a) + [False] * len(b)), on_device(_in_parts(a + b, 1))
 
     def read_tokens(self, model: Model) -> tuple[int, ...]:
         return tuple(form[0] for form in self._forms(model))

@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh
 
+from avjax.devices.arrays import on_device
 from avjax.devices.mesh import mesh_of
 from avjax.families.token_runs import PositionRule
 from avjax.media.corruption import Corruption
@@ -217,18 +218,18 @@ class Model:
         """
         self.check(prompt)
         if prompt.embeddings is not None:
-            embeddings = jnp.asarray(prompt.embeddings, self.dtype)
+            embeddings = on_device(prompt.embeddings, self.dtype)
             if len(opening := prompt.token_ids[len(embeddings) :]):
-                embeddings = jnp.concatenate([embeddings, _embed(self.network, jnp.asarray(opening))])
+                embeddings = _continued(self.network, embeddings, on_device(opening))
         else:
             embeddings = _merge(self, prompt)
         size = len(prompt)
         return Inputs(
             embeddings=embeddings,
-            positions=jnp.asarray(prompt.positions),
-            groups=jnp.zeros(size, jnp.int32) if groups is None else jnp.asarray(groups.prompt),
-            generated_group=jnp.int32(0 if groups is None else groups.generated),
-            length=jnp.int32(size),
+            positions=on_device(prompt.positions),
+            groups=on_device(np.zeros(size, np.int32) if groups is None else groups.prompt),
+            generated_group=on_device(0 if groups is None else groups.generated, np.int32),
+            length=on_device(size, np.int32),
             num_groups=1 if groups is None else groups.num_groups,
         )
 
@@ -287,23 +288,28 @@ def refuse_no_model(given: Any) -> None:
 
 def _merge(model: Model, prompt: Prompt) -> jax.Array:
     ids = model.config.tokens
-    embeddings = _embed(model.network, jnp.asarray(prompt.token_ids))
-    for token, clips in ((ids.audio, prompt.audio), (ids.image, prompt.images), (ids.video, prompt.videos)):
-        if clips:
-            places = np.flatnonzero(prompt.token_ids == token)
-            features = jnp.concatenate([model.encoded_clip(clip) for clip in clips])
-            embeddings = _scatter(embeddings, jnp.asarray(places), features)
+    media = [
+        (on_device(np.flatnonzero(prompt.token_ids == token)), [model.encoded_clip(clip) for clip in clips])
+        for token, clips in ((ids.audio, prompt.audio), (ids.image, prompt.images), (ids.video, prompt.videos))
+        if clips
+    ]
+    return _embedded(model.network, on_device(prompt.token_ids), media)
+
+
+@jax.jit
+def _embedded(
+    network: Network, token_ids: jax.Array, media: Sequence[tuple[jax.Array, Sequence[jax.Array]]]
+) -> jax.Array:
+    """[T, D]: embeddings of tokens, with clips' features in their places."""
+    embeddings = network.decoder.embed(token_ids)
+    for places, clips in media:
+        embeddings = embeddings.at[places].set(jnp.concatenate(clips).astype(embeddings.dtype))
     return embeddings
 
 
 @jax.jit
-def _embed(network: Network, token_ids: jax.Array) -> jax.Array:
-    return network.decoder.embed(token_ids)
-
-
-@jax.jit
-def _scatter(embeddings: jax.Array, places: jax.Array, features: jax.Array) -> jax.Array:
-    return embeddings.at[places].set(features.astype(embeddings.dtype))
+def _continued(network: Network, embeddings: jax.Array, token_ids: jax.Array) -> jax.Array:
+    return jnp.concatenate([embeddings, network.decoder.embed(token_ids)])
 
 
 @functools.singledispatch

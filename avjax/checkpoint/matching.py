@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from avjax.checkpoint.huggingface import CheckpointError, Source
 from avjax.checkpoint.naming import Naming, read_naming
+from avjax.devices.arrays import on_device
 from avjax.devices.mesh import parameter_sharding
 from avjax.families.key_rules import Rule
 from avjax.families.registry import abstract_network, family_of
@@ -187,6 +188,6 @@ def to_network(source: Source, config: ModelConfig, dtype: str, mesh: Mesh | Non
 
 def _placed(path: str, values: np.ndarray, dtype: str, mesh: Mesh | None) -> jax.Array:
     if mesh is None:
-        return jnp.asarray(values, jnp.dtype(dtype))
+        return on_device(values, jnp.dtype(dtype))
     sharding = parameter_sharding(path, values.shape, mesh)
     return jax.make_array_from_callback(values.shape, sharding, lambda part: values[part].astype(jnp.dtype(dtype)))

@@ -146,6 +146,19 @@ class Resources:
     cache_dir: Cache = None
     no_cache: NoCache = False
 
+    def cache_directory(self) -> Path | None:
+        """Where caches lie, if they are on and the directory can be used."""
+        from avjax.caching import default_directory
+        from avjax.devices.disk import prepare
+
+        directory = self.cache_dir or default_directory()
+        if self.no_cache or directory is None:
+            return None
+        with contextlib.suppress(OSError):
+            prepare(directory.expanduser())
+            return directory.expanduser()
+        return None
+
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
         """Bounds the memory inside the block, and turns the caches on."""

@@ -86,7 +86,7 @@ def plan(
         if topology is not None:
             _refuse(
                 here,
-                "plan --topology: expected only --config and sizes such as --prompt-tokens; leave out the rest",
+                "plan --topology: expected only --config and sizes such as --prompt-tokens",
             )
             if config is None or prompt_tokens is None:
                 raise ValueError("plan --topology: expected --config and --prompt-tokens; give both")
@@ -113,7 +113,7 @@ def plan(
 
 def _refuse(options: dict[str, Any], expected: str) -> None:
     if strange := [name for name, value in options.items() if value is not None]:
-        raise ValueError(f"{expected}, got {', '.join(strange)}")
+        raise ValueError(f"{expected}, got {', '.join(strange)}; leave them out")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -84,6 +84,12 @@ def run_spec(
     others are there; 4, with --repeat, cells differ; 74, the store or the log cannot be written (a full disk); 75, it
     was asked to stop (SIGTERM, Ctrl-C). After 74 and 75, run it again to continue.
     """
+    asked_for_more = dry_run or repair or distributed or log_json or profile or repeat is not None
+    with exit_with_message(), _preempted():
+        receipt = None if asked_for_more else _receipt(resources, [spec, overrides, store, shard])
+        if receipt is not None and (finished := receipt.store()) is not None:
+            _report_end(finished, computed=0, failed=0)
+            return
     with exit_with_message(), _preempted(), resources.applied():
         from avjax.cli.tables import print_plan
         from avjax.devices.processes import everyone
@@ -97,6 +103,7 @@ def run_spec(
             if repeat is not None and store is None:
                 raise ValueError("--repeat --distributed: expected --store, which all processes share; add it")
             read = _joined(read)
+        files = None if receipt is None else _files(spec, read)
         prepared = prepare_run(read)
         if dry_run:
             print_plan(prepared.plan(share))
@@ -112,13 +119,39 @@ def run_spec(
             outcome = _executed(prepared, run, share, log_json, profile)
             if before is not None and not outcome.stopped and run.parts():
                 _report_differences(before, run, prepared.run.places(share), tolerance)
+        if receipt is not None and files is not None and not (outcome.stopped or outcome.failed):
+            receipt.write(run, files, [block.name for block in prepared.run.blocks(share)])
         named = place if repeat is None else store or repeat  # not a temporary directory, which is gone
-        typer.echo(f"{named}: {outcome.computed:,} cells computed, {len(outcome.failed)} clips failed", err=True)
+        _report_end(named, outcome.computed, len(outcome.failed))
         if outcome.stopped:
             typer.echo("stopped before the end; run it again to continue", err=True)
             raise typer.Exit(RESUME)
         if outcome.failed:
             raise typer.Exit(FAILED)
+
+
+def _report_end(place: str | None, computed: int, failed: int) -> None:
+    typer.echo(f"{place}: {computed:,} cells computed, {failed} clips failed", err=True)
+
+
+def _receipt(resources: Resources, words: Any) -> Any:
+    """The receipt of this command; None where nothing is cached."""
+    from avjax.runs.receipts import Receipt
+
+    directory = resources.cache_directory()
+    return None if directory is None else Receipt(directory, words)
+
+
+def _files(spec: Path | None, read: Any) -> Any:
+    """The state of all that a run is made of, before it is read; None when the checkpoint is the hub's."""
+    from avjax.checkpoint.builtin import builtin_directory
+    from avjax.runs.identity import checkpoint_files
+    from avjax.runs.receipts import state
+
+    checkpoint = builtin_directory(read.model) or Path(read.model)
+    if spec is None or not checkpoint.is_dir():
+        return None
+    return state([spec, *read.files(), *checkpoint_files(checkpoint)])
 
 
 def _specification(

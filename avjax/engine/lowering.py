@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.devices.arrays import on_device
 from avjax.edits.edits import Edit, name_of
 from avjax.engine.clean_runs import CleanRuns
 from avjax.engine.operations import EdgeOp, Op, SiteOp, operations
@@ -50,7 +51,7 @@ class Lowered:
         """Stacked variants, leaves leading with I; without sources, which `bank.sources` holds for all of them."""
         factors = None
         if any(isinstance(op, EdgeOp) for ops in self.ops for op in ops):
-            factors = jnp.asarray(np.stack([self.factor(i) for i in variants]))
+            factors = on_device(np.stack([self.factor(i) for i in variants]))
         sites = {site: self._site_edits(site, variants) for site in self.bank.sites}
         return Intervention(attention_factor=factors, sites=sites)
 

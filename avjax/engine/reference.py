@@ -237,6 +237,7 @@ def _over_variants(one: Callable[[Intervention], Any], variants: Intervention, n
     )
 
 
+@functools.partial(jax.jit, static_argnames="size")
 def pad_inputs(inputs: Inputs, size: int) -> Inputs:
     """Inputs padded on the right to `size` positions; causality hides the padding from every real query."""
     extra = size - inputs.embeddings.shape[0]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from avjax.devices.arrays import on_device
 from avjax.devices.mesh import MODEL, VARIANT
 from avjax.edits.edits import Edit, name_of
 from avjax.edits.grids import CLEAN
@@ -27,6 +28,7 @@ from avjax.engine.clean_pass import (
     key_layout,
     shared_keys,
 )
+from avjax.engine.clean_passes import clean_passes
 from avjax.engine.clean_runs import CleanRuns, as_dtype
 from avjax.engine.lowering import folded, lower
 from avjax.engine.operations import EdgeOp
@@ -39,6 +41,7 @@ from avjax.model import Model
 from avjax.models.attention import SharedKeys
 from avjax.models.buckets import bucket
 from avjax.models.intervention import Intervention
+from avjax.models.layers import Embedding
 from avjax.models.sites import Site
 from avjax.prompts.compat import Compat, attention_compat, compatible_prompt
 from avjax.prompts.prompt import Inputs, Prompt
@@ -149,16 +152,16 @@ class Session:
         """The prompt and the tokens fed after it, padded to the bucket."""
         inputs = as_dtype(self.model.encode(self.prompt, self.lowered.groups), self.dtype)
         if fed := self.reads.fed:
-            after = self.prompt.next_position() + jnp.asarray(self.reads.steps)
-            tokens = self.model.network.decoder.embed(jnp.asarray(fed))
+            after = self.prompt.next_position() + np.asarray(self.reads.steps)
             branches = self.reads.branches
+            positions = np.concatenate([self.prompt.positions, np.broadcast_to(after, (3, len(fed)))], axis=1)
             inputs = dataclasses.replace(
                 inputs,
-                embeddings=jnp.concatenate([inputs.embeddings, tokens.astype(self.dtype)]),
-                positions=jnp.concatenate([inputs.positions, jnp.broadcast_to(after, (3, len(fed)))], axis=1),
-                groups=jnp.asarray(self.groups.prompt),
-                length=jnp.int32(self.num_positions),
-                branches=None if branches is None else jnp.asarray(np.pad(branches, (len(self.prompt), 0))),
+                embeddings=_with_tokens(self.model.network.decoder.embed, inputs.embeddings, on_device(fed)),
+                positions=on_device(positions, np.int32),
+                groups=on_device(self.groups.prompt),
+                length=on_device(self.num_positions, np.int32),
+                branches=None if branches is None else on_device(np.pad(branches, (len(self.prompt), 0))),
             )
         return pad_inputs(inputs, self.size)
 
@@ -172,13 +175,26 @@ class Session:
     @functools.cached_property
     def shared(self) -> SharedPrompt:
         """The clean pass, and its keys and values laid out for replays."""
-        clean = clean_pass(
-            self.model.network.decoder,
-            self.inputs,
-            np.int32(len(self.prompt) - 1),
-            num_rows=self.clean_rows,
-            num_reads=self.num_reads,
-            want_mass=bool(self.reads.attention),
+        masses, branches = bool(self.reads.attention), self.reads.branches
+        clean = clean_passes(self.model.host).take(
+            self.prompt.fingerprint,
+            (
+                str(self.dtype),
+                (self.size, self.num_reads),
+                (self.reads.fed, None if branches is None else branches.tobytes()),
+                (self.clean_rows, self.groups.prompt.tobytes(), self.groups.num_groups) if masses else None,
+            ),
+            self.clean_rows,
+            jax.tree.leaves(self.model.network),
+            lambda: clean_pass(
+                self.model.network.decoder,
+                self.inputs,
+                np.int32(len(self.prompt) - 1),
+                num_rows=self.clean_rows,
+                num_reads=self.num_reads,
+                want_mass=masses,
+            ),
+            self.budget.memory_bytes,
         )
         layout = self.layout
         shared = shared_keys(clean, layout.slots, layout.block_class)
@@ -202,9 +218,9 @@ class Session:
             inputs=self.inputs,
             clean=clean,
             shared=shared,
-            group_class=jnp.asarray(group_class),
-            class_group=jnp.asarray(class_group),
-            first_read=jnp.int32(len(self.prompt) - 1),
+            group_class=on_device(group_class),
+            class_group=on_device(class_group),
+            first_read=on_device(len(self.prompt) - 1, np.int32),
         )
 
     @functools.cached_property
@@ -243,7 +259,8 @@ class Session:
         weights = self.query_weights(self.clean_rows)
         mass = None if weights is None else _clean_mass(self.shared, weights)[None]
         clean = self.shared.clean
-        return Reading(variants=(CLEAN,), residual=clean.final[None], mass=mass, largest=clean.largest[None])
+        residual, largest = _as_variants((clean.final, clean.largest))
+        return Reading(variants=(CLEAN,), residual=residual, mass=mass, largest=largest)
 
     def refuse_overflow(self, variants: Sequence[int], largest: np.ndarray) -> None:
         """Refuses variants whose norms were fed more than they can square, [I, ...]; see `avjax.engine.overflow`.
@@ -298,6 +315,12 @@ class Session:
 
 
 _clean_mass = jax.jit(clean_mass)
+_as_variants = jax.jit(functools.partial(jax.tree.map, lambda leaf: leaf[None]))
+
+
+@jax.jit
+def _with_tokens(embed: Embedding, embeddings: jax.Array, token_ids: jax.Array) -> jax.Array:
+    return jnp.concatenate([embeddings, embed(token_ids).astype(embeddings.dtype)])
 
 
 def _extended(groups: TokenGroups, fed: int) -> TokenGroups:

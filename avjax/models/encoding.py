@@ -1,12 +1,14 @@
 """Clips through their towers, on padded static shapes: one executable per bucket, whatever the clip's length."""
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from avjax.devices.arrays import on_device
 from avjax.models.audio import AudioTower, chunk_lengths, num_audio_tokens
 from avjax.models.buckets import call_bucket
 from avjax.models.config import AudioConfig, VisionConfig
@@ -21,7 +23,7 @@ def encode_audio(tower: AudioTower, mel: np.ndarray, dtype: DTypeLike) -> jax.Ar
     num_chunks, frames = audio_chunks(tower.cfg, len(mel))
     padded = np.pad(mel, ((0, num_chunks * frames - len(mel)), (0, 0))).reshape(num_chunks, frames, -1)
     lengths = chunk_lengths(len(mel), frames, num_chunks)
-    tokens, _ = audio_program(tower, jnp.asarray(padded, dtype), jnp.asarray(lengths))
+    tokens, _ = audio_program(tower, on_device(padded, dtype), on_device(lengths))
     return tokens[: num_audio_tokens(len(mel))]
 
 
@@ -38,10 +40,15 @@ def encode_vision(tower: VisionTower, patches: np.ndarray, grid: tuple[int, int,
     for size in sizes:
         window_patches = per_step[start : start + size][:, layout.patch_index]
         window_patches = np.where(layout.valid[..., None], window_patches, 0)
-        merged = vision_program(tower, jnp.asarray(window_patches, dtype), layout.rows_columns, layout.valid)
-        outputs.append(merged[:, layout.merged_index].reshape(-1, merged.shape[-1]))
+        outputs.append(vision_program(tower, on_device(window_patches, dtype), layout.rows_columns, layout.valid))
         start += size
-    return jnp.concatenate(outputs)
+    return _in_reading_order(outputs, on_device(layout.merged_index))
+
+
+@jax.jit
+def _in_reading_order(steps: Sequence[jax.Array], index: jax.Array) -> jax.Array:
+    """Tokens [n, D] of grid steps whose tokens lie window by window."""
+    return jnp.concatenate([merged[:, index].reshape(-1, merged.shape[-1]) for merged in steps])
 
 
 def audio_chunks(cfg: AudioConfig, mel_frames: int) -> tuple[int, int]:

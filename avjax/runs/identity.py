@@ -21,6 +21,8 @@ from avjax.models import numerics
 from avjax.models.config import read_json
 from avjax.prompts.prompt import Prompt
 
+SEEDS = (0x9E3779B9, 0x7F4A7C15)
+SMALL = 2**26  # bytes of a parameter whose checksum the host computes
 READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # of a Hugging Face directory
 
 
@@ -35,14 +37,19 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
+def checkpoint_files(directory: Path) -> list[Path]:
+    """All that a model reads of its directory."""
+    files = [p for pattern in READ for p in directory.glob(pattern)]
+    return files + [p for p in (directory / "params").rglob("*") if p.is_file()]  # of a converted one
+
+
 def checkpoint_digest(directory: Path) -> str:
     """The digest of all that a model reads of its directory, names and bytes; a second per GB.
 
     Raises:
       ValueError: there is nothing to read.
     """
-    files = [p for pattern in READ for p in directory.glob(pattern)]
-    files += [p for p in (directory / "params").rglob("*") if p.is_file()]  # of a converted one
+    files = checkpoint_files(directory)
     if not files:
         raise ValueError(f"{directory}: expected a checkpoint, got a directory without files")
     names = sorted(p.relative_to(directory).as_posix() for p in files)
@@ -81,7 +88,7 @@ def model_identity(model: Model) -> dict[str, Any]:
     leaves = jax.tree.leaves(model.network)
     return {
         "checkpoint": checkpoint_digest(directory),
-        "parameters": digest([[str(x.dtype), *x.shape, *np.asarray(_checksum(x)).tolist()] for x in leaves]),
+        "parameters": digest([[str(x.dtype), *x.shape, *_checksum(x)] for x in leaves]),
         "settings": digest(repr(model.config), repr(host.generation)),
         "family": read_json(directory / "config.json").get("model_type", model.config.family),
         "dtype": str(model.dtype),
@@ -89,22 +96,36 @@ def model_identity(model: Model) -> dict[str, Any]:
     }
 
 
+def _checksum(leaf: jax.Array) -> list[int]:
+    """Two numbers of 32 bits, of every value and its place; integers are summed, so that no order matters."""
+    if leaf.is_fully_addressable and leaf.nbytes <= SMALL:  # not worth a program for each shape
+        return _checksum_on_host(np.asarray(leaf))
+    return np.asarray(_checksum_on_devices(leaf)).tolist()
+
+
 @jax.jit
-def _checksum(leaf: jax.Array) -> jax.Array:
-    """uint32 [2] of every value and its place; the same wherever the array lies, since integers are summed."""
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
-    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+def _checksum_on_devices(leaf: jax.Array) -> jax.Array:
     place = jnp.uint32(0)
     for dim, size in enumerate(leaf.shape):
         place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, dim)
-    mixed = [_mixed(bits + _mixed(place + jnp.uint32(seed))) for seed in (0x9E3779B9, 0x7F4A7C15)]
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+    bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    mixed = [_mixed(bits + _mixed(place + jnp.uint32(seed))) for seed in SEEDS]
     return whole(jnp.stack([jnp.sum(one, dtype=jnp.uint32) for one in mixed]))
 
 
-def _mixed(x: jax.Array) -> jax.Array:
+def _checksum_on_host(leaf: np.ndarray) -> list[int]:
+    unsigned = {1: np.uint8, 2: np.uint16, 4: np.uint32}[leaf.dtype.itemsize]
+    bits = np.ascontiguousarray(leaf).reshape(-1).view(unsigned).astype(np.uint32)
+    place = np.arange(len(bits), dtype=np.uint32)
+    mixed = [_mixed(bits + _mixed(place + np.uint32(seed))) for seed in SEEDS]
+    return [int(one.sum(dtype=np.uint32)) for one in mixed]
+
+
+def _mixed(x: Any) -> Any:
     """Each bit of the result depends on every bit; the last steps of MurmurHash3 (Appleby 2011), which lose nothing."""
-    x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-    x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+    x = (x ^ (x >> 16)) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> 13)) * np.uint32(0xC2B2AE35)
     return x ^ (x >> 16)
 
 

@@ -25,14 +25,13 @@ from avjax.runs.events import Tell, silent
 from avjax.runs.execute import Outcome, execute
 from avjax.runs.identity import digest, file_digest, metric_json, model_identity
 from avjax.runs.run import Sample, StoredRun
-from avjax.runs.spec.clips import Clip
+from avjax.runs.spec.clips import WORDS, Clip
 from avjax.runs.spec.metrics import filled
 from avjax.runs.spec.spec import Spec
 from avjax.runs.store import Store
 from avjax.sweeping.cost import Plan, add_passes, combine_plans, cost
 from avjax.sweeping.prepare import prepare
 
-WORDS = (None, "auto", "from_video", "none")  # in place of a sound file
 NEXT = "add them, or correct their names in the specification or its table"
 
 

@@ -15,7 +15,7 @@ from avjax.runs.identity import block_digest, cell_key, digest, edits_digest
 from avjax.runs.rows import CellLayout
 from avjax.sweeping.floor import drawn_samples
 
-CELLS_PER_BLOCK = 512  # with each block the unedited run is computed anew
+CELLS_PER_BLOCK = 512  # lost at most, with each process that is killed
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)

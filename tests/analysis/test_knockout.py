@@ -55,7 +55,7 @@ def test_random_draws_share_clean_passes(omni_model: avjax.Model, monkeypatch: p
 
     monkeypatch.setattr(session, "clean_pass", counted)
     rng = np.random.default_rng(0)
-    for size, passes in ((60, 1), (400, 2)):
+    for size in (60, 400):  # the second in two sweeps, of selectors that are too many for one
         types = ["text"] * 8 + ["audio"] * (size // 2) + ["video"] * (size // 2) + ["text"] * 4
         positions = np.tile(np.arange(len(types)), (3, 1))
         one = omni_model.prompt_from_embeddings(rng.normal(size=(len(types), 64)), positions, types)
@@ -64,7 +64,7 @@ def test_random_draws_share_clean_passes(omni_model: avjax.Model, monkeypatch: p
             omni_model, one, Prob([5]), query="last", always="last", pathways=["audio", "video"], num_random=7
         )
         assert found["prob_random"].sizes == {"draw": 7, "pathway": 2, "sample": 1}
-        assert len(calls) == passes
+        assert len(calls) == 1
         assert (found["edges"] > 0).all() and (found["edges_random"] == found["edges"]).all()
 
 

@@ -1,6 +1,7 @@
 """What sweeps hold, by XLA's own account: little beside a clean pass, and no more than was planned."""
 
 import functools
+import weakref
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 import avjax
 from avjax.edits.edits import Edit
+from avjax.engine import clean_passes as kept_passes
 from avjax.engine import generate
 from avjax.engine import session as sessions
 from avjax.engine.reference import pad_inputs, prefill
@@ -29,6 +31,7 @@ def held(analysis: Any) -> int:
 def programs(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[Any]]:
     """XLA's memory analysis of every program that a sweep runs over a prompt, by name."""
     found: dict[str, list[Any]] = {}
+    monkeypatch.setattr(kept_passes, "_by_host", weakref.WeakKeyDictionary())  # nothing is there of other tests
 
     def recorded(name: str, function: Any, *args: Any, **kwargs: Any) -> Any:
         leaves, tree = jax.tree.flatten(args)

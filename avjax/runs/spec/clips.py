@@ -13,6 +13,7 @@ from avjax.runs.spec.edits import Strict, Text
 from avjax.runs.spec.values import repeated
 
 MEDIA = ("video", "audio", "image")
+WORDS = (None, "auto", "from_video", "none")  # in place of a sound file
 
 
 class Clip(Strict):

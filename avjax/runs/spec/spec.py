@@ -17,7 +17,7 @@ from pydantic import Discriminator, Field, PrivateAttr, Tag, ValidationError, fi
 from avjax.edits import grids
 from avjax.runs.captures import SITES
 from avjax.runs.run import CELLS_PER_BLOCK
-from avjax.runs.spec.clips import Clip, read_table
+from avjax.runs.spec.clips import WORDS, Clip, read_table
 from avjax.runs.spec.edits import GridOrEdits, Strict, Text, Tokens, build_grid
 from avjax.runs.spec.metrics import AnyMetric
 from avjax.runs.spec.mistakes import explained
@@ -153,6 +153,15 @@ class Spec(Strict):
                 raise ValueError(explained(error, str(path), SECTIONS)) from error
             self._tables[path] = whole.all_clips()
         return self._tables[path]
+
+    def files(self) -> list[Path]:
+        """All files that the run is made of beside the checkpoint: the table, the clips, and vectors of edits."""
+        edits = self.grid if isinstance(self.grid, list) else [self.grid]
+        names = [self.clips] if isinstance(self.clips, str) else []
+        names += [vector for edit in edits if isinstance(vector := getattr(edit, "vector", None), str)]
+        for clip in self.all_clips():
+            names += [clip.video, clip.audio, *([clip.image] if isinstance(clip.image, str) else clip.image or [])]
+        return [self.directory / name for name in names if name not in WORDS]
 
     @classmethod
     def of(

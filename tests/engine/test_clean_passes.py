@@ -1,0 +1,124 @@
+"""A prompt's clean pass is computed once for all that is asked over it, and never taken for another's."""
+
+import dataclasses
+import weakref
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import avjax
+from avjax.engine import clean_passes, session
+from avjax.engine.clean_pass import CleanPass
+from avjax.metrics import KL, AttentionMass, Caption, Logits, LogLikelihood, Prob
+from avjax.runs import sweep as stored
+from tests.engine.test_knockout_compiles import prompt_of
+
+RULES = ["last->video", "last->text", "text->video@1", "last->video@2", "video->text"]
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """The rows of each clean pass that is computed."""
+    computed: list[int] = []
+    original = session.clean_pass
+
+    def counted(*args, num_rows: int, **settings):
+        computed.append(num_rows)
+        return original(*args, num_rows=num_rows, **settings)
+
+    monkeypatch.setattr(session, "clean_pass", counted)
+    monkeypatch.setattr(clean_passes, "_by_host", weakref.WeakKeyDictionary())
+    yield computed
+
+
+def swept(model: avjax.Model, prompt: avjax.Prompt, rules: list[str], *metrics, **settings):
+    return avjax.sweep(model, prompt, rules, metrics or [KL()], progress=False, **settings)
+
+
+def test_blocks_of_a_store_share_it(omni_model, passes: list[int], tmp_path, monkeypatch: pytest.MonkeyPatch):
+    prompts = {name: prompt_of(omni_model, size) for name, size in {"a": 90, "b": 70}.items()}
+    rules = ["last->video@1", "last->video@2", "last->text", "last->audio@0:2", "last->audio"]
+    whole = avjax.sweep(omni_model, prompts, rules, KL(), progress=False)
+    assert len(passes) == 2
+    passes.clear()
+    monkeypatch.setattr(stored, "CELLS_PER_BLOCK", 2)
+    blocks = avjax.sweep(omni_model, prompts, rules, KL(), progress=False, store=tmp_path / "run")
+    assert len(passes) == 2, "three blocks of each of two prompts"
+    np.testing.assert_allclose(blocks.kl, whole.kl, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(blocks.kl_clean, whole.kl_clean)
+
+
+def test_metrics_and_sweeps_share_it(omni_model, passes: list[int]):
+    prompt = prompt_of(omni_model, 90)
+    first = swept(omni_model, prompt, RULES, KL(), Caption(3))
+    assert len(passes) == 1
+    again = swept(omni_model, prompt, RULES, KL(), Prob([5]))
+    fewer = swept(omni_model, prompt, RULES[:1], KL())
+    assert len(passes) == 1
+    np.testing.assert_array_equal(again.kl, first.kl)
+    np.testing.assert_allclose(fewer.kl.values, first.kl.values[:1], rtol=0, atol=1e-6)
+
+
+def test_more_rows_are_another_pass(omni_model, passes: list[int]):
+    prompt = prompt_of(omni_model, 90)
+    swept(omni_model, prompt, RULES[:1])
+    more = swept(omni_model, prompt, RULES)
+    assert len(passes) == 2 and passes[0] < passes[1]
+    passes.clear()
+    reference = swept(omni_model, prompt, RULES, executor="reference")
+    np.testing.assert_allclose(more.kl, reference.kl, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("metric", [LogLikelihood([3, 4, 5]), AttentionMass("video")], ids=["fed", "masses"])
+def test_what_is_read_else_is_another_pass(omni_model, passes: list[int], metric):
+    prompt = prompt_of(omni_model, 90)
+    alone = swept(omni_model, prompt, RULES, metric)
+    passes.clear()
+    swept(omni_model, prompt, RULES, KL())
+    beside = swept(omni_model, prompt, RULES, metric)
+    assert passes, "the one of KL holds less"
+    np.testing.assert_array_equal(beside[metric.name], alone[metric.name])
+
+
+def test_another_prompt_takes_its_place(omni_model, passes: list[int]):
+    a, b = prompt_of(omni_model, 90), prompt_of(omni_model, 91)
+    first, other, back = (swept(omni_model, prompt, RULES) for prompt in (a, b, a))
+    assert len(passes) == 3
+    np.testing.assert_array_equal(back.kl, first.kl)
+    assert not np.array_equal(other.kl, first.kl)
+
+
+def test_other_parameters_are_another_model(omni_model, passes: list[int]):
+    """A model that is made from another one has its host."""
+    prompt = prompt_of(omni_model, 90)
+    changed = dataclasses.replace(omni_model, network=jax.tree.map(lambda leaf: leaf * 1.25, omni_model.network))
+    before, after = (swept(model, prompt, RULES, Logits((1,))) for model in (omni_model, changed))
+    assert len(passes) == 2
+    assert not np.allclose(before.logits_clean, after.logits_clean)
+
+
+def test_what_is_kept_is_bounded():
+    kept = clean_passes.CleanPasses()
+    nothing = jnp.zeros(0)
+    clean = CleanPass(keys=jnp.zeros(1000), values=nothing, residual=nothing, final=nothing, mass=None, largest=nothing)
+    computed = []
+
+    def compute(key: str) -> CleanPass:
+        computed.append(key)
+        return clean
+
+    def take(key: str, num_rows: int = 1, prompt: bytes = b"a") -> str:
+        kept.take(prompt, key, num_rows, [], lambda: compute(key), memory_bytes=4 * 2 * 4000)
+        return "".join(computed)
+
+    assert take("p") == "p" and take("p") == "p"
+    assert take("q") == "pq" and take("r") == "pqr"
+    assert take("q") == "pqr", "two beside the one that is asked for"
+    assert take("s") == "pqrs", "and the oldest goes"
+    assert take("p") == "pqrsp"
+    assert take("p", num_rows=2) == "pqrspp", "of more rows"
+    assert take("p", num_rows=1) == "pqrspp"
+    assert take("p", prompt=b"b") == "pqrsppp"
