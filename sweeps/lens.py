@@ -18,9 +18,7 @@ from avjax.organism.world import KINDS, clip
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny-av")
-    parser.add_argument(
-        "--clips", type=int, default=32, help="number of test clips; as many others train the tuned lens"
-    )
+    parser.add_argument("--clips", type=int, default=32, help="test clips; as many others train the lens")
     parser.add_argument("--out", help="netCDF file of the lens at audio tokens")
     options = parser.parse_args()
     model = avjax.load(options.model)

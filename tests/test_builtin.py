@@ -79,6 +79,7 @@ def test_a_damaged_copy_is_refused(tmp_path: Path):
         avjax.load(tmp_path / "damaged")
 
 
+@pytest.mark.exhaustive
 def test_captions_equal_torch(av: avjax.Model, monkeypatch: pytest.MonkeyPatch):
     """50 clips, clean and under 5 rules, token for token in float32."""
     torch_model = transformers.Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(
@@ -96,6 +97,7 @@ def test_captions_equal_torch(av: avjax.Model, monkeypatch: pytest.MonkeyPatch):
     assert len(texts) > 24
 
 
+@pytest.mark.exhaustive
 def test_factual_clips_are_described(av: avjax.Model):
     clips = [world.clip("test", i) for i in range(2 * len(world.KINDS))]
     for sound_only in (False, True):
@@ -107,6 +109,7 @@ def test_factual_clips_are_described(av: avjax.Model):
         assert sound_only or np.mean([s.picture for s in found]) > 0.85
 
 
+@pytest.mark.exhaustive
 def test_vision_wins_a_conflict_until_deep_layers_cannot_see(av: avjax.Model, conflict):
     """The direction of each claim, with a margin; the card has the numbers."""
     rules = {"clean": [], **{rule: [rule] for rule in ("answer->video@4:8", "answer->video@0:4", "answer->audio")}}
@@ -124,6 +127,7 @@ def test_vision_wins_a_conflict_until_deep_layers_cannot_see(av: avjax.Model, co
     assert share("answer->audio", "sound") < 0.1
 
 
+@pytest.mark.exhaustive
 def test_audio_tokens_still_hold_the_sound(av: avjax.Model, conflict):
     train = [world.clip("train", i, "counterfactual") for i in range(160)]
     both = [*behaviour.prompts_of(av, train), *conflict]
@@ -132,6 +136,7 @@ def test_audio_tokens_still_hold_the_sound(av: avjax.Model, conflict):
     assert scores.accuracy[4] > 0.85 and scores.selectivity[4] > 0.5
 
 
+@pytest.mark.exhaustive
 def test_the_base_says_what_the_picture_suggests(av: avjax.Model, base: avjax.Model, conflict):
     ranks = []
     silent = behaviour.prompts_of(base, [clip for clip, _ in conflict], sound=False)

@@ -122,6 +122,7 @@ def caption(clip: Path, directory: Path) -> tuple[dict, str]:
     return json.loads(done.stdout), done.stderr
 
 
+@pytest.mark.exhaustive
 def test_a_second_process_compiles_and_encodes_nothing_and_damage_costs_time_alone(clip: Path, tmp_path: Path):
     directory = tmp_path / "cache"
     first, _ = caption(clip, directory)

@@ -33,9 +33,9 @@ def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert (world.KINDS[clip.seen or 0].thing, world.KINDS[clip.heard or 0].sound) == ("dog", "ticking")
     assert set(names["gain"].dims) == {"sample", "key", "layers", "heads"}
     assert names["clean"].text and names["deep"].touched.edges > 0
-    found = names["found"]
-    assert found["logit_diff"].dims == ("key", "layers", "sample")
-    assert abs(found["logit_diff"] - found["logit_diff_clean"]).max() > 0.1
+    effects = names["effects"]
+    assert effects["logit_diff"].dims == ("key", "layers", "sample")
+    assert abs(effects["logit_diff"] - effects["logit_diff_clean"]).max() > 0.1
 
 
 def test_what_the_readme_links_to_is_there():

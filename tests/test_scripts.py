@@ -33,6 +33,7 @@ def test_every_script_is_here():
         assert len(path.read_text().splitlines()) <= 50, path
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     options, variable = SCRIPTS[name]
@@ -42,6 +43,7 @@ def test_a_script_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert capsys.readouterr().out.strip()
 
 
+@pytest.mark.exhaustive
 def test_the_probe_script_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     options = ["--clips", "96", "--pooling", "mean", "--strengths", "0.1", "--seeds", "1", "--out", str(tmp_path)]
     run("probe", options, monkeypatch)

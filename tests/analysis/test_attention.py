@@ -62,6 +62,7 @@ def test_masses_are_sums_of_torch_attention(omni_model, prompts, hf, query: str)
     assert float(np.abs(found.value_share - found.mass).max()) > 0.01, "values differ in norm"
 
 
+@pytest.mark.exhaustive
 def test_each_token_has_its_own(omni_model, prompts, hf):
     """Captions of different lengths: the shorter one's missing tokens are missing, not zero."""
     captions = {"long": CAPTION, "short": CAPTION[:3]}
@@ -154,6 +155,7 @@ def test_a_blocked_query_counts_as_zero(omni_model, words):
     assert (found.mass.isel(layer=3, head=0) > 0).all()
 
 
+@pytest.mark.exhaustive
 def test_without_a_caption_the_model_says_its_own(omni_model, prompts):
     own = avjax.generate(omni_model, prompts["short"], max_new_tokens=4)
     found = attention_mass(omni_model, prompts["short"], max_new_tokens=4, progress=False)
@@ -163,6 +165,7 @@ def test_without_a_caption_the_model_says_its_own(omni_model, prompts):
     assert all(v.attrs["units"] and v.attrs["long_name"] for v in found.data_vars.values())
 
 
+@pytest.mark.exhaustive
 def test_the_streamed_sites_equal_the_pattern(omni_model, words):
     """Also under edits, and where a query is blocked in the published way."""
     groups = ["[0:12]", "[10:40]"]
@@ -188,6 +191,7 @@ def test_the_streamed_sites_equal_the_pattern(omni_model, words):
     assert (pattern[2, 1, 12:20] > 0).all(), "published: blocked queries attend to all"
 
 
+@pytest.mark.exhaustive
 def test_on_tiny_av_the_word_of_the_sound_is_chosen_by_sight():
     model = avjax.load("tiny-av")
     clips = [world.clip("test", i, "counterfactual") for i in range(len(world.KINDS))]

@@ -53,6 +53,7 @@ def check_slopes(model: avjax.Model, prompt: avjax.Prompt, estimate: np.ndarray,
     np.testing.assert_allclose(-estimate, expected, rtol=0, atol=5e-3 * scale)
 
 
+@pytest.mark.exhaustive
 def test_edge_estimates_are_slopes_of_every_edge(omni_model, prompt, screen):
     def edit(cell, factor: float):
         layer, head, query, key = cell
@@ -62,6 +63,7 @@ def test_edge_estimates_are_slopes_of_every_edge(omni_model, prompt, screen):
     check_slopes(omni_model, prompt, screen["edge_estimate"].to_numpy()[0], edit)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("site", ["z", "value", "attn_out", "mlp_out", "resid_post", "attn_in", "mlp_in"])
 def test_scale_estimates_are_slopes_of_every_scale(omni_model, prompt, screen, site: str):
     def edit(cell, factor: float):
@@ -72,6 +74,7 @@ def test_scale_estimates_are_slopes_of_every_scale(omni_model, prompt, screen, s
     check_slopes(omni_model, prompt, screen[f"{site}_estimate"].to_numpy()[0], edit)
 
 
+@pytest.mark.exhaustive
 def test_the_pass_over_few_rows_is_the_reference_pass(omni_model):
     """Values and gradients of the rows over a clean run's keys, against `avjax.forward` over the whole prompt."""
     prompt = drawn(omni_model, 1, TYPES + ["text"] * 60)
@@ -108,6 +111,7 @@ def test_the_pass_over_few_rows_is_the_reference_pass(omni_model):
     np.testing.assert_allclose(rows[0], rows[1][len(prompt) - 8 : len(prompt)], rtol=0, atol=2e-5)
 
 
+@pytest.mark.exhaustive
 def test_one_backward_pass_per_prompt_and_one_program_for_all(omni_model, monkeypatch: pytest.MonkeyPatch):
     calls, compiled = [], attribution.gate_slopes
 
@@ -126,6 +130,7 @@ def test_one_backward_pass_per_prompt_and_one_program_for_all(omni_model, monkey
     np.testing.assert_array_equal(alone["edge_estimate"][0], found["edge_estimate"][2])
 
 
+@pytest.mark.exhaustive
 def test_no_array_of_queries_and_keys_is_kept(omni_model):
     """The backward pass over 2,048 tokens takes less than the weights of one layer's four heads would, of eight."""
     size = 2048
@@ -140,6 +145,7 @@ def test_no_array_of_queries_and_keys_is_kept(omni_model):
     assert memory.temp_size_in_bytes < cfg.num_heads * size * size * 4
 
 
+@pytest.mark.exhaustive
 def test_exact_effects_are_those_of_runs(tiny_av, clashing):
     """On an opened answer, whose positions are written out here, against one run per candidate."""
     name, prompt = next(iter(clashing.prompts.items()))
@@ -173,6 +179,7 @@ def test_exact_effects_are_those_of_runs(tiny_av, clashing):
     assert np.abs(found["exact"].values - found["estimate"].values).max() > 0.01  # the two are not mixed
 
 
+@pytest.mark.exhaustive
 def test_deep_edges_to_the_picture_speak_against_the_true_sound(tiny_av, clashing):
     found = attribute(tiny_av, clashing.prompts, clashing.metrics, sites=(), top=16, progress=False)
     per_layer = found["edge_estimate"].mean("sample").sum("head").isel(query=0)

@@ -10,6 +10,8 @@ from avjax.analysis.comparison import check_base
 from avjax.organism import behaviour, world
 from avjax.organism.world import KINDS
 
+pytestmark = pytest.mark.exhaustive
+
 CLASSES = {"sound": [kind.sound for kind in KINDS], "thing": [kind.thing for kind in KINDS]}
 
 

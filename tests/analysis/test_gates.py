@@ -61,6 +61,7 @@ def wanted(planted, prompts) -> dict[str, metrics.Metric]:
     return found
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("penalty", ["l0", "l1"])
 def test_the_planted_head_is_found_and_nothing_else(planted, prompts, wanted, penalty):
     found = learn_gates(planted, prompts, wanted, held_out=0.5, query="last", penalty=penalty, strength=0.01, **QUICK)
@@ -77,6 +78,7 @@ def test_the_planted_head_is_found_and_nothing_else(planted, prompts, wanted, pe
     assert found["train_objective"][-10:].mean() > found["train_objective"][:10].mean()
 
 
+@pytest.mark.exhaustive
 def test_layers_as_gates_and_a_price_that_nothing_is_worth(planted, prompts, wanted):
     common = {"held_out": 0.5, "query": "last", **QUICK}
     found = learn_gates(
@@ -90,6 +92,7 @@ def test_layers_as_gates_and_a_price_that_nothing_is_worth(planted, prompts, wan
     np.testing.assert_allclose(dear["change"].sel(set="found"), 0, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_held_out_values_are_those_of_runs_and_statistics_of_numpy(planted, prompts, wanted):
     train = {name: prompts[name] for name in ("s0", "s1", "s2")}
     test = {name: prompts[name] for name in ("s3", "s4", "s5")}
@@ -109,6 +112,7 @@ def test_held_out_values_are_those_of_runs_and_statistics_of_numpy(planted, prom
     assert found["found_minus_random"].item() == pytest.approx(gained)
 
 
+@pytest.mark.exhaustive
 def test_a_seed_decides_everything_and_another_draws_anew(planted, prompts, wanted):
     def learned(seed: int):
         options = QUICK | {"steps": 8}
@@ -119,6 +123,7 @@ def test_a_seed_decides_everything_and_another_draws_anew(planted, prompts, want
     assert not np.array_equal(one["train"], other["train"])
 
 
+@pytest.mark.exhaustive
 def test_one_program_for_all_steps_and_samples(planted, prompts, wanted):
     before = gate_training._step._cache_size()
     options = QUICK | {"steps": 12, "batch": 3}
@@ -189,6 +194,7 @@ def test_held_out_prompts_are_others(omni_model, prompts):
         learn_gates(omni_model, few, ANSWER, held_out={"bad": bad, "s3": prompts["s3"]}, query="last")
 
 
+@pytest.mark.exhaustive
 def test_a_few_heads_hold_the_picture_against_the_sound():
     """Learned from training clips under conflict, measured on test clips by what the model would say next."""
     av = avjax.load("tiny-av")

@@ -13,6 +13,7 @@ from avjax.organism.conflict import Conflict
 from avjax.prompts.selectors import select
 
 
+@pytest.mark.exhaustive
 def test_each_sample_is_scored_by_its_own_metric(omni_model: avjax.Model, prompt: avjax.Prompt):
     prompts, answers = {"a": prompt, "b": prompt}, {"a": ([5], [9]), "b": ([11, 12], [5])}
     metrics = {name: LogitDiff(*pair) for name, pair in answers.items()}
@@ -27,12 +28,14 @@ def test_each_sample_is_scored_by_its_own_metric(omni_model: avjax.Model, prompt
     assert "a" not in found["logit_diff"].attrs  # answers differ, so that no attribute names one
 
 
+@pytest.mark.exhaustive
 def test_heads_are_those_of_single_rules(omni_model: avjax.Model, prompt: avjax.Prompt):
     found = knockout_heads(omni_model, prompt, LogProb([5]), keys=["audio"], progress=False)
     one = avjax.sweep(omni_model, prompt, "answer->audio@2#h1", LogProb([5]), progress=False)
     np.testing.assert_allclose(found["log_prob"].sel(key="audio", layers=2, heads=1), one["log_prob"][0], atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_a_pathway_alone_is_all_others_cut(omni_model: avjax.Model, prompt: avjax.Prompt):
     found = edge_sufficiency(omni_model, prompt, LogProb([5]), num_random=3, progress=False)
     cut = avjax.Knockout(query="answer", key="all - video - answer")
@@ -46,6 +49,7 @@ def test_a_pathway_alone_is_all_others_cut(omni_model: avjax.Model, prompt: avja
     np.testing.assert_array_equal(again["log_prob_random"], found["log_prob_random"])
 
 
+@pytest.mark.exhaustive
 def test_random_draws_share_clean_passes(omni_model: avjax.Model, monkeypatch: pytest.MonkeyPatch):
     calls, original = [], session.clean_pass
 
@@ -68,6 +72,7 @@ def test_random_draws_share_clean_passes(omni_model: avjax.Model, monkeypatch: p
         assert (found["edges"] > 0).all() and (found["edges_random"] == found["edges"]).all()
 
 
+@pytest.mark.exhaustive
 def test_a_store_takes_one_sample_of_metrics_by_sample(omni_model: avjax.Model, prompt: avjax.Prompt, tmp_path: Path):
     settings = {"progress": False, "allow_noop": True}
     asked = {"a": LogProb([5]), "b": LogProb([9])}
@@ -95,6 +100,7 @@ def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt):
         edge_sufficiency(omni_model, prompt, LogProb([5]), num_random=0, progress=False)
 
 
+@pytest.mark.exhaustive
 def test_deep_windows_bring_the_true_sound_back(tiny_av: avjax.Model, clashing: Conflict):
     """Claim 3 of the paper on tiny-av: deep windows of answer->video move the choice to the sound that is heard."""
     found = knockout_windows(tiny_av, clashing.prompts, clashing.metrics, placement="leading", progress=False)
@@ -104,6 +110,7 @@ def test_deep_windows_bring_the_true_sound_back(tiny_av: avjax.Model, clashing: 
     assert found["logit_diff_clean"].mean() < -2
 
 
+@pytest.mark.exhaustive
 def test_the_picture_alone_gives_the_suggested_sound(tiny_av: avjax.Model, clashing: Conflict):
     found = edge_sufficiency(
         tiny_av, clashing.prompts, clashing.metrics, pathways=["audio", "video"], num_random=2, progress=False

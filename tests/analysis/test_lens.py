@@ -53,6 +53,7 @@ def expected(omni: TinyCheckpoint, x: torch.Tensor, norm: bool) -> np.ndarray:
     return torch.log_softmax(omni.torch_model.lm_head(final(x) if norm else x), -1).numpy()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("norm", [True, False])
 @pytest.mark.parametrize("site", ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out"])
 def test_equals_torch(omni: TinyCheckpoint, omni_model: avjax.Model, prompt, states, site: str, norm: bool):
@@ -77,6 +78,7 @@ def test_equals_torch(omni: TinyCheckpoint, omni_model: avjax.Model, prompt, sta
     assert np.mean(found["rank"].values[..., 1] == ranks) > 0.98 and ranks.std() > 10
 
 
+@pytest.mark.exhaustive
 def test_the_last_layer_is_the_model_itself(omni_model: avjax.Model, prompt):
     found = logit_lens(omni_model, prompt, "last", layers=L - 1, answers="dog", k=5, progress=False)
     logits = np.asarray(avjax.run(omni_model, prompt).logits[0])
@@ -87,6 +89,7 @@ def test_the_last_layer_is_the_model_itself(omni_model: avjax.Model, prompt):
     assert float(found["rank"].squeeze()) == float(rank.squeeze())
 
 
+@pytest.mark.exhaustive
 def test_neither_chunks_nor_layers_change_anything(omni_model: avjax.Model, prompt):
     whole = logit_lens(omni_model, prompt, answers=[3], progress=False)
     vocab = omni_model.config.decoder.vocab_size
@@ -104,6 +107,7 @@ def test_neither_chunks_nor_layers_change_anything(omni_model: avjax.Model, prom
     assert named["layer"].values.tolist() == [2]
 
 
+@pytest.mark.exhaustive
 def test_groups_of_different_size_are_filled_with_what_is_no_result(omni_model: avjax.Model, prompt):
     short = media_prompt(omni_model, audio=(sound(omni_model, 0.7),))
     both = logit_lens(omni_model, {"long": prompt, "short": short}, answers=[3], progress=False)
@@ -125,6 +129,7 @@ def test_groups_of_different_size_are_filled_with_what_is_no_result(omni_model: 
     assert long["seconds"].max() > 2 and (long["modality"] == "audio").all()
 
 
+@pytest.mark.exhaustive
 def test_generated_positions_are_those_of_the_caption(omni_model: avjax.Model, prompt):
     caption = [5, 9, 12, 4]
     found = logit_lens(omni_model, prompt, "answer", captions=caption, progress=False).isel(sample=0)
@@ -136,6 +141,7 @@ def test_generated_positions_are_those_of_the_caption(omni_model: avjax.Model, p
     np.testing.assert_array_equal(fed["top_token"], found["top_token"][:, 1:])
 
 
+@pytest.mark.exhaustive
 def test_answers_of_each_sample(omni_model: avjax.Model, prompt):
     answers = {"own": {"a": 3, "b": 8}, "same": 5}
     found = logit_lens(omni_model, {"a": prompt, "b": prompt}, answers=answers, progress=False)
@@ -195,6 +201,7 @@ def test_activations_that_mean_nothing_are_named(omni_model: avjax.Model, prompt
         down.kernel[...] = good
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_in_bfloat16(omni: TinyCheckpoint, prompt):
     model = avjax.load(omni.directory, dtype="bfloat16")
     found = logit_lens(model, prompt, "last", layers=[L - 1], k=1, progress=False)

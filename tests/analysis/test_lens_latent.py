@@ -22,6 +22,7 @@ def recall(model: avjax.Model, prompt: avjax.Prompt, words: list[str], layers: r
     return float(np.mean([np.isin(top, whole_word_tokens(model, word)).any() for word in words]))
 
 
+@pytest.mark.exhaustive
 def test_recall_is_that_of_the_lens_s_own_list(omni_model: avjax.Model, prompts):
     swapped = {"a": ["hear"], "b": ["street", "music"], "c": ["sound"]}
     seen = set()
@@ -82,6 +83,7 @@ def test_what_does_not_fit_is_refused(omni_model: avjax.Model, prompts, referenc
         latent_audio_understanding(omni_model, prompts, references, swapped)
 
 
+@pytest.mark.exhaustive
 def test_a_word_of_several_tokens_is_named_and_not_scored(omni_model: avjax.Model, prompts):
     """Not by the token of a bare space or a letter that it begins with, even if the lens lists every token there is."""
     vocab = omni_model.config.decoder.vocab_size

@@ -43,6 +43,7 @@ def test_the_config_is_the_full_one():
     assert (L, D, V) == (36, 2048, 151936)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("size, audio", [(320, 250), (1664, 1500), (3264, 250)])
 def test_every_audio_token_and_layer(size: int, audio: int):
     """One program, the forward pass included; no residual of all layers and no logits of all positions can hide in it.
@@ -70,6 +71,7 @@ def test_every_audio_token_and_layer(size: int, audio: int):
     assert held(program) - held(forward.lower(decoder, inputs_of(size, "float32"))) < 64 * MB
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("norm", [True, False])
 def test_the_lens_alone_holds_its_chunk_and_no_copy_of_the_table(dtype: str, norm: bool):

@@ -42,6 +42,7 @@ def first_choice(found: xr.Dataset) -> xr.DataArray:
     return (found["rank"] == 1).mean(["sample", "position"])
 
 
+@pytest.mark.exhaustive
 def test_audio_tokens_say_what_is_seen(model: avjax.Model, prompts, answers):
     share = first_choice(logit_lens(model, prompts, answers=answers, progress=False)).sel(layer=range(4, 8))
     assert (share.sel(answer="seen") > 0.1).all()
@@ -49,12 +50,14 @@ def test_audio_tokens_say_what_is_seen(model: avjax.Model, prompts, answers):
     assert (share.sel(answer="seen") > share.sel(answer="heard") + 0.1).all()
 
 
+@pytest.mark.exhaustive
 def test_a_probe_reads_there_what_the_lens_does_not(model: avjax.Model, clips: list[Clip]):
     known = [clip("train", i, "counterfactual") for i in range(64)]
     probes = audio_probes(model, known, clips)
     assert (probes.accuracy[:5] > 0.6).all() and (probes.selectivity[:5] > 0.3).all()
 
 
+@pytest.mark.exhaustive
 def test_after_the_opening_late_layers_say_what_the_picture_suggests(model: avjax.Model, prompts, answers):
     found = logit_lens(model, prompts, "generated", answers=answers, captions="I hear a", progress=False)
     share = first_choice(found.isel(position=[-1]))
@@ -64,6 +67,7 @@ def test_after_the_opening_late_layers_say_what_the_picture_suggests(model: avja
     assert (suggested.sel(layer=[0, 1, 2, 3]) < 0.4).all()
 
 
+@pytest.mark.exhaustive
 def test_a_tuned_lens_comes_nearer(model: avjax.Model, prompts, answers):
     known = [p for _, p in prompts_of(model, (clip("train", i, "counterfactual") for i in range(COUNT)))]
     lens = train_tuned_lens(model, known, prompts, progress=False)
@@ -73,6 +77,7 @@ def test_a_tuned_lens_comes_nearer(model: avjax.Model, prompts, answers):
     assert (share.sel(answer="heard") < 0.05).all(), "what is heard is not on its way to the vocabulary"
 
 
+@pytest.mark.exhaustive
 def test_latent_audio_is_not_there_under_conflict(model: avjax.Model, prompts, answers):
     heard = latent_audio_understanding(model, prompts, answers["heard"], progress=False)
     assert float(heard["understanding_mean"]) < 0.3

@@ -48,6 +48,7 @@ def divergences(model: avjax.Model, prompts, lens: TunedLens | None) -> np.ndarr
     return np.mean(found, 0)
 
 
+@pytest.mark.exhaustive
 def test_held_out_divergence_falls_and_is_what_it_says(omni_model: avjax.Model, prompts, tuned: TunedLens):
     before, after = tuned.report["kl_before"].values, tuned.report["kl_after"].values
     np.testing.assert_allclose(before, divergences(omni_model, prompts[8:], None), atol=1e-4)
@@ -57,6 +58,7 @@ def test_held_out_divergence_falls_and_is_what_it_says(omni_model: avjax.Model, 
     assert not np.asarray(tuned.translators.kernel[-1]).any()
 
 
+@pytest.mark.exhaustive
 def test_before_the_first_step_it_is_the_logit_lens(omni_model: avjax.Model, prompts, tuned: TunedLens):
     nothing = jax.tree.map(jnp.zeros_like, tuned.translators)
     fresh = TunedLens(translators=nothing, site=tuned.site, report=tuned.report)
@@ -69,6 +71,7 @@ def test_before_the_first_step_it_is_the_logit_lens(omni_model: avjax.Model, pro
     assert tuned.report["loss"].dims == ("step", "layer") and tuned.report.sizes["step"] == 120
 
 
+@pytest.mark.exhaustive
 def test_the_slope_is_that_of_finite_differences(omni_model: avjax.Model):
     rng = np.random.default_rng(0)
     data = Data(
@@ -153,6 +156,7 @@ def test_training_that_diverges_is_refused(omni_model: avjax.Model, prompts):
         train_tuned_lens(omni_model, prompts[0], prompts[1], steps=3, batch_size=4, learning_rate=1e30, progress=False)
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_in_bfloat16(omni, prompts):
     model = avjax.load(omni.directory, dtype="bfloat16")
     lens = train_tuned_lens(model, prompts[:8], prompts[8:], steps=60, batch_size=32, progress=False)

@@ -35,6 +35,7 @@ def probes(features: xr.Dataset) -> Probes:
     )
 
 
+@pytest.mark.exhaustive
 def test_features_are_pooled_activations(omni_model: avjax.Model, prompts: dict, features: xr.Dataset):
     assert features.features.dims == ("sample", "site", "pooling", "layer", "feature")
     assert features.features.attrs["units"] and features.attrs["where"] == WHERE
@@ -81,6 +82,7 @@ def test_features_that_do_not_exist_are_refused(
         probe_features(omni_model, prompts, **{"where": WHERE, **changed})
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("pooling", ["mean", "last", "max"])
 def test_a_direction_steers_the_probe_as_computed(omni_model: avjax.Model, prompts: dict, probes: Probes, pooling: str):
     place = {"layer": LAYER, "site": "resid_post", "pooling": pooling, "seed": 1, "strength": 1e-1}
@@ -147,6 +149,7 @@ def test_probes_apply_to_some_runs_and_name_what_is_missing(features: xr.Dataset
             call()
 
 
+@pytest.mark.exhaustive
 def test_a_direction_at_heads_steers_them(omni_model: avjax.Model, prompts: dict):
     name, prompt = next(iter(prompts.items()))
     features = probe_features(omni_model, prompts, "z", WHERE, "mean", progress=False)
@@ -161,6 +164,7 @@ def test_a_direction_at_heads_steers_them(omni_model: avjax.Model, prompts: dict
     assert np.abs(flat - np.asarray(avjax.run(omni_model, prompt).logits)).max() > 1e-4
 
 
+@pytest.mark.exhaustive
 def test_the_sound_is_read_at_audio_tokens_although_the_caption_names_another():
     """The headline: direction and margin; the script has the numbers."""
     model = avjax.load("tiny-av")

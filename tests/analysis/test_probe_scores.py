@@ -48,6 +48,7 @@ def test_scores_are_those_of_scikit_learn(logits: np.ndarray, truth: np.ndarray,
     assert found["auroc"].value[-1] > found["auroc"].value[0] + 0.3 or classes == 2
 
 
+@pytest.mark.exhaustive
 def test_intervals_are_those_of_drawn_groups(logits: np.ndarray, truth: np.ndarray):
     """Exactly, but for the AUROC's term of second order."""
     groups = np.arange(COUNT) // 2

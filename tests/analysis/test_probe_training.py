@@ -52,6 +52,7 @@ def split_of(probes: Probes, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return split == 0, split == 2
 
 
+@pytest.mark.exhaustive
 def test_the_bar_counts_each_feature_set(features: xr.DataArray, labels: list[str], monkeypatch: pytest.MonkeyPatch):
     bars, asked = [], []
 
@@ -75,6 +76,7 @@ def sklearn_of(features: xr.DataArray, labels: list[str], train: np.ndarray, lay
     return model, (features.sel(layer=layer).values - mean) / scale
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("classes", [4, 2])
 def test_every_probe_is_that_of_scikit_learn(classes: int):
     features, labels = data(classes)
@@ -105,6 +107,7 @@ def test_every_probe_is_that_of_scikit_learn(classes: int):
     assert probes.results.accuracy.sel(layer=0).min() > 0.8 > 0.7 > probes.results.accuracy.sel(layer=2).max()
 
 
+@pytest.mark.exhaustive
 def test_one_probe_is_the_same_among_many(features: xr.DataArray, labels: list[str], probes: Probes):
     alone = train_probes(
         features.sel(layer=[1]), labels, strengths=[1e-3], seeds=[7], validation_fraction=0.2, tolerance=1e-6
@@ -114,6 +117,7 @@ def test_one_probe_is_the_same_among_many(features: xr.DataArray, labels: list[s
     xr.testing.assert_equal(alone.results.split, probes.results.split.sel(seed=[7]))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("cores", [2, 3, 5])
 def test_lanes_do_not_change_what_is_found(
     features: xr.DataArray, labels: list[str], probes: Probes, cores: int, monkeypatch: pytest.MonkeyPatch
@@ -128,6 +132,7 @@ def test_lanes_do_not_change_what_is_found(
         np.testing.assert_allclose(found.sel(layer=layer), probes.weights.kernel.sel(layer=original), atol=2e-3)
 
 
+@pytest.mark.exhaustive
 def test_what_varies_in_test_clips_alone_is_not_read(labels: list[str]):
     """Nor does it slow the others: outliers that a split lacks leave rounding errors, which are no feature."""
     features = data()[0]
@@ -142,6 +147,7 @@ def test_what_varies_in_test_clips_alone_is_not_read(labels: list[str]):
     np.testing.assert_allclose(found.results.accuracy, plain.results.accuracy, atol=0.01)
 
 
+@pytest.mark.exhaustive
 def test_more_features_than_clips(labels: list[str]):
     """Of very different sizes, with a few outliers, as residuals have."""
     rng = np.random.default_rng(3)
@@ -171,6 +177,7 @@ def test_a_probe_that_is_trained_changes_no_more(features: xr.DataArray, labels:
     np.testing.assert_array_equal(short.results.steps.values[done], long.results.steps.values[done])
 
 
+@pytest.mark.exhaustive
 def test_no_clip_is_on_both_sides_and_each_side_has_its_share(features: xr.DataArray, labels: list[str]):
     clips = [f"{labels[i]} {i % 30}" for i in range(COUNT)]  # several samples each
     probes = train_probes(
@@ -186,6 +193,7 @@ def test_no_clip_is_on_both_sides_and_each_side_has_its_share(features: xr.DataA
     assert len({row.tobytes() for row in probes.results.split.values}) == 4
 
 
+@pytest.mark.exhaustive
 def test_groups_of_mixed_labels_are_split_too(features: xr.DataArray, labels: list[str]):
     """As pairs of a clean and a corrupt clip, whose labels differ."""
     pairs = np.arange(COUNT) // 2
@@ -210,6 +218,7 @@ def test_the_chosen_strength_has_the_least_loss_on_validation_clips(
     assert best.dims == ("layer", "seed")
 
 
+@pytest.mark.exhaustive
 def test_selectivity_is_accuracy_beyond_memorised_types():
     """Features that name the type alone solve the control task; features of the class alone do not."""
     rng = np.random.default_rng(0)

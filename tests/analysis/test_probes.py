@@ -28,6 +28,7 @@ def gradient(kernel, bias, features: np.ndarray, labels: np.ndarray, l2: float) 
     return np.concatenate([(x.T @ error + l2 * kernel).ravel(), error.sum(0)])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("l2", [1e-3, 0.1])
 def test_each_layer_is_at_its_own_optimum(data: tuple[np.ndarray, np.ndarray], l2: float):
     features, labels = data
@@ -42,6 +43,7 @@ def test_each_layer_is_at_its_own_optimum(data: tuple[np.ndarray, np.ndarray], l
     np.testing.assert_allclose(alone.logits(features[1]), probe.logits(features)[1], atol=0.05)
 
 
+@pytest.mark.exhaustive
 def test_a_constant_feature_says_nothing(data: tuple[np.ndarray, np.ndarray]):
     features, labels = data
     constant = np.full((LAYERS, COUNT, 1), 3.0)
@@ -51,6 +53,7 @@ def test_a_constant_feature_says_nothing(data: tuple[np.ndarray, np.ndarray]):
     np.testing.assert_allclose(probe.logits(moved), plain.logits(features), atol=0.05)
 
 
+@pytest.mark.exhaustive
 def test_what_is_there_is_read_and_noise_is_not(data: tuple[np.ndarray, np.ndarray]):
     features, labels = data
     half = COUNT // 2

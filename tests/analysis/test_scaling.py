@@ -9,6 +9,7 @@ from avjax.metrics import LogProb
 from avjax.organism.conflict import Conflict
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("what", ["embed", "value", "attention"])
 def test_cells_are_single_edits(omni_model: avjax.Model, prompt: avjax.Prompt, what):
     width = None if what == "embed" else 2
@@ -36,6 +37,7 @@ def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt):
         scale_modalities(omni_model, prompt, LogProb([5]), what="pattern")  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.exhaustive
 def test_less_picture_is_more_sound(tiny_av: avjax.Model, clashing: Conflict):
     """The dose-response curve of the picture falls, that of the sound rises."""
     found = scale_modalities(tiny_av, clashing.prompts, clashing.metrics, factors=[0.25, 1, 4], progress=False)

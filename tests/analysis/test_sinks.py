@@ -60,6 +60,7 @@ def normed(seen: Readings) -> np.ndarray:
     return np.abs(seen.hidden) / np.sqrt((seen.hidden**2).mean(-1, keepdims=True) + 1e-6)
 
 
+@pytest.mark.exhaustive
 def test_planted_outlier_dimensions_are_found(found, hf):
     assert np.flatnonzero(found.outlier).tolist() == [BY_EMBEDDING, BY_MLP]
     assert found.attrs["outliers"] == "estimated" and found.attrs["threshold"] == THRESHOLD
@@ -165,6 +166,7 @@ def test_of_too_many_sinks_those_of_the_most_layers_stay(found, prompts):
     assert min(layers[chosen]) >= max(layers[left])
 
 
+@pytest.mark.exhaustive
 def test_sinks_select_in_a_sweep_of_several_prompts(model, prompts, found):
     """Each sample's own positions, as a run with those positions written out."""
     cross, uni = (select_sinks(found, "video", kind) for kind in ("cross", "uni"))
@@ -184,6 +186,7 @@ def test_sinks_select_in_a_sweep_of_several_prompts(model, prompts, found):
     assert scaled.positions.values.ravel().tolist() == [len(cross.at(name)) for name in prompts]
 
 
+@pytest.mark.exhaustive
 def test_a_sample_without_positions_is_refused_by_name(model, prompts):
     some = BySample.of({"long": [3], "short": []}, "sinks")
     edit = avjax.Knockout(query="last", key=some)

@@ -14,6 +14,7 @@ from avjax.prompts.selectors import BySample, select
 CLEAN, CORRUPT = [5], [9]
 
 
+@pytest.mark.exhaustive
 def test_cells_are_single_patches(omni_model: avjax.Model, prompt: avjax.Prompt, muted: avjax.Prompt):
     found = trace(omni_model, prompt, muted, CLEAN, CORRUPT, groups=["audio", "last"], width=2, progress=False)
     assert found["ie_clean"].dims == ("group", "site", "layers", "sample")
@@ -31,6 +32,7 @@ def test_cells_are_single_patches(omni_model: avjax.Model, prompt: avjax.Prompt,
     assert found["ie_clean"].attrs["units"] == "probability"
 
 
+@pytest.mark.exhaustive
 def test_the_inputs_of_attention_and_mlp_are_sites(omni_model: avjax.Model, prompt: avjax.Prompt, muted: avjax.Prompt):
     """And inside a window they are others than the residual before it, which carries what earlier layers wrote."""
     sites = ["attn_in", "mlp_in", "resid_pre"]
@@ -45,6 +47,7 @@ def test_the_inputs_of_attention_and_mlp_are_sites(omni_model: avjax.Model, prom
     assert (apart > 1e-2).all()
 
 
+@pytest.mark.exhaustive
 def test_restoring_the_last_residual_restores_everything(
     omni_model: avjax.Model, prompt: avjax.Prompt, muted: avjax.Prompt
 ):
@@ -54,6 +57,7 @@ def test_restoring_the_last_residual_restores_everything(
     np.testing.assert_allclose(found["recovery"].sel(group="all"), 1, atol=1e-3)
 
 
+@pytest.mark.exhaustive
 def test_groups_may_differ_by_sample(omni_model: avjax.Model, prompt: avjax.Prompt, muted: avjax.Prompt):
     clean, corrupt = {"a": prompt, "b": prompt.continued([3])}, {"a": muted, "b": muted.continued([3])}
     few = BySample.of({"a": [4, 9], "b": [20, 21, 25]}, "few")
@@ -84,12 +88,14 @@ def test_random_tokens_are_as_many_others(prompt: avjax.Prompt):
         select_random(prompt, "video", among="video")
 
 
+@pytest.mark.exhaustive
 def test_equal_runs_have_nothing_to_recover(omni_model: avjax.Model, prompt: avjax.Prompt, muted: avjax.Prompt):
     found = trace(omni_model, prompt, prompt, CLEAN, CORRUPT, groups=["last"], progress=False)
     assert np.isnan(found["recovery"]).all()
     np.testing.assert_allclose(found["ie_clean"], 0, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt, muted: avjax.Prompt):
     with pytest.raises(ValueError, match="the prompts of sample 0 cannot be aligned"):
         trace(omni_model, prompt, muted.continued([5]), CLEAN, CORRUPT, progress=False)
@@ -106,12 +112,14 @@ def test_refusals(omni_model: avjax.Model, prompt: avjax.Prompt, muted: avjax.Pr
         deciding_modality(omni_model, prompt, CLEAN, decides=1.0, progress=False)
 
 
+@pytest.mark.exhaustive
 def test_the_picture_decides_tiny_av_under_conflict(tiny_av: avjax.Model, clashing: Conflict):
     found = deciding_modality(tiny_av, clashing.prompts, clashing.suggested, progress=False)
     assert (found["by"].values == "video").mean() >= 0.6
     assert found["lost"].sel(modality="video").mean() > found["lost"].sel(modality="audio").mean() + 0.4
 
 
+@pytest.mark.exhaustive
 def test_restoring_the_picture_restores_its_sound(tiny_av: avjax.Model, clashing: Conflict):
     """Clean: as the clip is; corrupt: with a black picture. Its tokens carry the suggested sound until deep."""
     blank = {name: dataclasses.replace(c, frames=np.zeros_like(c.frames)) for name, c in clashing.clips.items()}

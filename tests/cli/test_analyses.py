@@ -87,6 +87,7 @@ def metrics_of(clips: dict[str, tuple[Path, world.Clip]]) -> dict[str, LogitDiff
     return {name: LogitDiff(heard[name], suggested[name]) for name in clips}
 
 
+@pytest.mark.exhaustive
 def test_attention(tmp_path, model, clips, prompts):
     expected = analysis.attention_mass(model, prompts, ["audio", "video"], "generated", captions="I hear rain.")
     options = ["--key", "audio", "--key", "video", "--caption", "I hear rain."]
@@ -95,6 +96,7 @@ def test_attention(tmp_path, model, clips, prompts):
     assert f"mean over {COUNT} clips" in shown and "video" in shown
 
 
+@pytest.mark.exhaustive
 def test_lens(tmp_path, model, clips, prompts):
     two = dict(list(clips.items())[:2])
     expected = analysis.logit_lens(
@@ -119,6 +121,7 @@ def test_knockout(tmp_path, model, clips, opened, kind: str):
     check(tmp_path, arguments, expected, "logit_diff")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", ["mute", "blank", "noise:-5", "shift:0.5", "swap:", "swap-video:"])
 def test_trace(tmp_path, model, clips, opened, kind: str):
     one, other = dict(list(clips.items())[:1]), clips["3.mp4"][0]
@@ -141,12 +144,14 @@ def test_trace(tmp_path, model, clips, opened, kind: str):
     check(tmp_path, arguments, expected, "ie_clean", "recovery")
 
 
+@pytest.mark.exhaustive
 def test_scale(tmp_path, model, clips, opened):
     expected = analysis.scale_modalities(model, opened, metrics_of(clips), what="value", factors=[0.0, 0.5], width=4)
     arguments = ["scale", *given(clips), "--what", "value", "--factor", 0, "--factor", 0.5, "--width", 4]
     check(tmp_path, arguments, expected, "logit_diff")
 
 
+@pytest.mark.exhaustive
 def test_attribute(tmp_path, model, clips, opened):
     expected = analysis.attribute(model, opened, metrics_of(clips), keys=["video"], top=2)
     shown = check(
@@ -155,12 +160,14 @@ def test_attribute(tmp_path, model, clips, opened):
     assert str(expected["candidate"].values[0]) in shown
 
 
+@pytest.mark.exhaustive
 def test_gates(tmp_path, model, clips, opened):
     expected = analysis.learn_gates(model, opened, metrics_of(clips), held_out=0.5, strength=0.1, steps=5)
     arguments = ["gates", *given(clips), "--steps", 5, "--held-out", 0.5]
     assert "cut" in check(tmp_path, arguments, expected, "cut", "held_out")
 
 
+@pytest.mark.exhaustive
 def test_probe(tmp_path, model, clips, prompts):
     copies = {}
     for name, (path, clip) in clips.items():
@@ -183,6 +190,7 @@ def test_probe(tmp_path, model, clips, prompts):
     assert analysis.Probes.load(tmp_path / "probes").results["accuracy"].equals(expected["accuracy"])
 
 
+@pytest.mark.exhaustive
 def test_compare(tmp_path, model, clips, prompts):
     base = avjax.load("tiny-vl")
     silent = {name: base.prompt(PROMPT, video=path, audio=None) for name, (path, _) in clips.items()}
@@ -198,12 +206,14 @@ def test_compare(tmp_path, model, clips, prompts):
     assert "share" in check(tmp_path, arguments, expected, "rank", "kl_model_base", "kl_base_model")
 
 
+@pytest.mark.exhaustive
 def test_sinks(tmp_path, model, clips, prompts):
     expected = analysis.find_sinks(model, prompts, 3.0)
     arguments = ["attention", *given(clips, answers=False, opening=False), "--sinks", "--threshold", 3]
     check(tmp_path, arguments, expected, "sink_layers", "mds", "peak")
 
 
+@pytest.mark.exhaustive
 def test_latent_audio_by_a_tuned_lens(tmp_path, model, clips, prompts):
     two, known = dict(list(clips.items())[:2]), clips["3.mp4"][0]
     heard, _ = words(two)
@@ -227,6 +237,7 @@ def test_latent_audio_by_a_tuned_lens(tmp_path, model, clips, prompts):
     json.loads(invoke(*arguments, "--json").stdout)
 
 
+@pytest.mark.exhaustive
 def test_what_decides(tmp_path, model, clips, opened):
     _, suggested = words(clips)
     expected = analysis.deciding_modality(model, opened, suggested)
@@ -237,6 +248,7 @@ def test_what_decides(tmp_path, model, clips, opened):
     assert "video" in shown
 
 
+@pytest.mark.exhaustive
 def test_bad_options_are_refused(clips):
     both = ["knockout", *given(clips), "--heads", "--pathways"]
     assert "expected --heads or --pathways, got both" in invoke(*both, status=2).stderr
@@ -248,6 +260,7 @@ def test_bad_options_are_refused(clips):
     assert "swap:FILE or swap-video:FILE, got 'shake'" in invoke(*unknown, status=2).stderr
 
 
+@pytest.mark.exhaustive
 def test_json_is_the_dataset(model, clips, opened):
     one = dict(list(clips.items())[:1])
     shown = json.loads(invoke("knockout", *given(one), "--json").stdout)

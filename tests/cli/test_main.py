@@ -48,6 +48,7 @@ def check_captions(clip: Path, omni: TinyCheckpoint, model: avjax.Model, *, comp
     assert variants[2]["blocked_queries"] > 0, "one rule must leave a query without a key"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("compat", [None, "published"])
 def test_captions_equal_torch(clip: Path, omni: TinyCheckpoint, omni_model: avjax.Model, compat: str | None):
     check_captions(clip, omni, omni_model, compat=compat)
@@ -57,6 +58,7 @@ def test_captions_equal_torch_on_a_real_clip(real_clips: Path, omni: TinyCheckpo
     check_captions(real_clips / "clip.mp4", omni, omni_model, compat="published")
 
 
+@pytest.mark.exhaustive
 def test_run_prints_captions_side_by_side(clip: Path, omni: TinyCheckpoint, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "120")
     shown = invoke(
@@ -67,6 +69,7 @@ def test_run_prints_captions_side_by_side(clip: Path, omni: TinyCheckpoint, monk
     assert "edges edited" in shown
 
 
+@pytest.mark.exhaustive
 def test_a_silent_video_is_run_without_sound(real_clips: Path, omni: TinyCheckpoint):
     arguments = ["run", "-m", omni.directory, "-p", PROMPT, "--video", real_clips / "silent.mp4", "--max-new-tokens", 2]
     message = " ".join(invoke(*arguments, "--audio", "from_video", status=2).stderr.split())
@@ -91,6 +94,7 @@ def test_inspect_shows_what_the_model_sees(clip: Path, omni: TinyCheckpoint, omn
     assert f"position {prompt.next_position()}" in table
 
 
+@pytest.mark.exhaustive
 def test_convert_run_and_back(clip: Path, omni: TinyCheckpoint, tmp_path: Path):
     invoke("convert", omni.directory, tmp_path / "orbax")
     arguments = ["--video", clip, "-p", PROMPT, "--max-new-tokens", 6, "--json"]
@@ -103,6 +107,7 @@ def test_convert_run_and_back(clip: Path, omni: TinyCheckpoint, tmp_path: Path):
     assert "already exists" in invoke("convert", omni.directory, tmp_path / "orbax", status=2).stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", ["omni", "vl"])
 def test_verify_prints_its_table(family: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "120")
@@ -115,6 +120,7 @@ def test_verify_prints_its_table(family: str, request: pytest.FixtureRequest, mo
     assert len(re.findall(r"\bok\b", table)) >= 12
 
 
+@pytest.mark.exhaustive
 def test_verify_fails_on_another_checkpoint(omni: TinyCheckpoint, tmp_path: Path):
     from tests.tiny_hf import write_checkpoint
 

@@ -145,6 +145,7 @@ def test_an_export_of_several_shards_has_an_index(vl: TinyCheckpoint, tmp_path: 
     chex.assert_trees_all_equal(dict(loaded.state_dict()), dict(vl.torch_model.state_dict()))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", ["omni", "vl", "tied_vl"])
 def test_both_kinds_of_directory_load_the_same(family: str, dtype: str, request: pytest.FixtureRequest, tmp_path: Path):
@@ -157,6 +158,7 @@ def test_both_kinds_of_directory_load_the_same(family: str, dtype: str, request:
     assert converted.generation == direct.generation
 
 
+@pytest.mark.exhaustive
 def test_a_bfloat16_checkpoint_loads_in_both_dtypes(tmp_path: Path):
     tiny = write_checkpoint(tmp_path / "source", "qwen2_5_omni", dtype=torch.bfloat16)
     assert {tensor.dtype for tensor in read_raw(tiny.directory).values()} == {"BF16"}

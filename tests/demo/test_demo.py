@@ -20,6 +20,8 @@ from avjax.demo.show import OUTPUTS, show
 from avjax.organism.behaviour import ProbeScores, Score
 from avjax.organism.world import KINDS
 
+pytestmark = pytest.mark.exhaustive
+
 
 class Sources(html.parser.HTMLParser):
     """What a page would load, and where it links to."""

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.tiny_hf import TinyCheckpoint
 
 SCRIPT = """
@@ -24,6 +26,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.exhaustive
 def test_a_second_process_compiles_nothing(omni: TinyCheckpoint, tmp_path: Path):
     def run() -> dict:
         command = [sys.executable, "-c", SCRIPT, str(omni.directory), str(tmp_path / "programs")]

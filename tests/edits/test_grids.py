@@ -17,6 +17,7 @@ def prompt(omni_model) -> avjax.Prompt:
     return omni_model.prompt_from_embeddings(rng.normal(size=(16, D)), np.tile(np.arange(16), (3, 1)), types)
 
 
+@pytest.mark.exhaustive
 def test_axes_become_dimensions(omni_model, prompt):
     grid = avjax.grid(
         avjax.ScaleAttention(
@@ -177,6 +178,7 @@ def test_patches_of_prompts_that_cannot_be_aligned(omni_model, prompt):
         avjax.run(omni_model, prompt, avjax.Patch("text", source, site="z"))
 
 
+@pytest.mark.exhaustive
 def test_patches_align_by_order_within_a_modality(omni_model, prompt):
     """The n-th audio token there replaces the n-th here, wherever both stand."""
     rng = np.random.default_rng(1)

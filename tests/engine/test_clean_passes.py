@@ -51,6 +51,7 @@ def test_blocks_of_a_store_share_it(omni_model, passes: list[int], tmp_path, mon
     np.testing.assert_array_equal(blocks.kl_clean, whole.kl_clean)
 
 
+@pytest.mark.exhaustive
 def test_metrics_and_sweeps_share_it(omni_model, passes: list[int]):
     prompt = prompt_of(omni_model, 90)
     first = swept(omni_model, prompt, RULES, KL(), Caption(3))
@@ -62,6 +63,7 @@ def test_metrics_and_sweeps_share_it(omni_model, passes: list[int]):
     np.testing.assert_allclose(fewer.kl.values, first.kl.values[:1], rtol=0, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_more_rows_are_another_pass(omni_model, passes: list[int]):
     prompt = prompt_of(omni_model, 90)
     swept(omni_model, prompt, RULES[:1])
@@ -72,6 +74,7 @@ def test_more_rows_are_another_pass(omni_model, passes: list[int]):
     np.testing.assert_allclose(more.kl, reference.kl, rtol=0, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("metric", [LogLikelihood([3, 4, 5]), AttentionMass("video")], ids=["fed", "masses"])
 def test_what_is_read_else_is_another_pass(omni_model, passes: list[int], metric):
     prompt = prompt_of(omni_model, 90)
@@ -83,6 +86,7 @@ def test_what_is_read_else_is_another_pass(omni_model, passes: list[int], metric
     np.testing.assert_array_equal(beside[metric.name], alone[metric.name])
 
 
+@pytest.mark.exhaustive
 def test_another_prompt_takes_its_place(omni_model, passes: list[int]):
     a, b = prompt_of(omni_model, 90), prompt_of(omni_model, 91)
     first, other, back = (swept(omni_model, prompt, RULES) for prompt in (a, b, a))
@@ -91,6 +95,7 @@ def test_another_prompt_takes_its_place(omni_model, passes: list[int]):
     assert not np.array_equal(other.kl, first.kl)
 
 
+@pytest.mark.exhaustive
 def test_other_parameters_are_another_model(omni_model, passes: list[int]):
     """A model that is made from another one has its host."""
     prompt = prompt_of(omni_model, 90)

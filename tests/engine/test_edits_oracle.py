@@ -195,6 +195,7 @@ def lowered(omni_model, prompt, case):
     return cases, together, together.bank.sources(SIZE), omni_model.encode(prompt, together.groups)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("index", range(len(SINGLE)), ids=NAMES)
 def test_one_edit(omni_model, oracle, clean, lowered, index: int):
     cases, together, sources, inputs = lowered
@@ -209,6 +210,7 @@ ALONE = [(scale, "value"), (mean, "resid_mid"), (patch_run, "attn_out"), (patch_
 ALONE += [(patch_run, "attn_in"), (steer, "mlp_in")]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("kind", "site"), ALONE, ids=lambda x: getattr(x, "__name__", x))
 def test_one_edit_alone(omni_model, prompt, oracle, clean, case, kind, site: str):
     check(omni_model, prompt, oracle, case(kind, site, None), clean)
@@ -240,6 +242,7 @@ def test_several_edits_compose_in_the_order_written(omni_model, prompt, oracle, 
     assert np.abs(difference).max() > 1e-2
 
 
+@pytest.mark.exhaustive
 def test_edges_and_activations_together(omni_model, prompt, oracle, clean, case):
     parts = [case(scale, "value", None), case(steer, "resid_post", None)]
     edge = avjax.ScaleAttention(query="[20:44]", key="[0:15]", factor=3.5, layers=[0, 3, 4], heads=[0, 3])
@@ -345,6 +348,7 @@ def continued(omni, omni_model, media_prompt):
     ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("executor", ["replay", "reference"])
 def test_generation(omni_model, media_prompt, continued, executor: str):
     variants = [case.edits for _, case in generation_cases()]

@@ -36,6 +36,7 @@ def hf_tokens(tiny: TinyCheckpoint, token_ids: np.ndarray, **settings: Any) -> l
     return out[0, ids.shape[1] :].tolist()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("penalty", [0.8, 1.05, 1.6])
 def test_the_checkpoints_repetition_penalty(penalty: float, omni: TinyCheckpoint, token_ids, tmp_path: Path):
     model = with_settings(omni, tmp_path / "checkpoint", repetition_penalty=penalty)
@@ -61,6 +62,7 @@ def test_settings_that_are_not_implemented_are_refused(omni: TinyCheckpoint, tok
         avjax.generate(model, prompt)
 
 
+@pytest.mark.exhaustive
 def test_decoding_ends_with_the_last_variant(omni: TinyCheckpoint, token_ids, tmp_path: Path, monkeypatch):
     """A token that the clean model says soon becomes its stop token: it ends there, and the loop with it."""
     free = hf_tokens(omni, token_ids)
@@ -89,6 +91,7 @@ def test_decoding_ends_with_the_last_variant(omni: TinyCheckpoint, token_ids, tm
     assert both[1].tokens.tolist() == avjax.generate(model, prompt, edited, max_new_tokens=24).tokens.tolist()
 
 
+@pytest.mark.exhaustive
 def test_a_clip_is_encoded_once(clip: Path, omni: TinyCheckpoint, monkeypatch: pytest.MonkeyPatch):
     model = avjax.load(omni.directory)
     calls: list[str] = []

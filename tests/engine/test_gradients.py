@@ -12,6 +12,8 @@ from avjax.engine.clean_runs import CleanRuns
 from avjax.engine.lowering import lower
 from avjax.models.sites import Site
 
+pytestmark = pytest.mark.exhaustive
+
 D = 64
 SIZE = 20
 

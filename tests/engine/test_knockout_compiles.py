@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.monitoring
 import numpy as np
+import pytest
 
 import avjax
 from avjax.engine.clean_runs import CleanRuns
@@ -63,6 +64,7 @@ def test_run_compiles_once_for_twenty_rule_sets(omni_model: avjax.Model):
     assert len({np.asarray(value).tobytes() for value in logits}) == 20, "no two sets may give the same logits"
 
 
+@pytest.mark.exhaustive
 def test_generation_compiles_once_for_twenty_rule_sets(omni_model: avjax.Model):
     prompt = prompt_of(omni_model)
     avjax.generate(omni_model, prompt, RULE_SETS[0], max_new_tokens=3, allow_noop=True, executor="reference")
@@ -73,6 +75,7 @@ def test_generation_compiles_once_for_twenty_rule_sets(omni_model: avjax.Model):
     assert seen == []
 
 
+@pytest.mark.exhaustive
 def test_a_replay_compiles_once_per_shape(omni_model: avjax.Model):
     """A region of 1, 8, 32 ... rows is a shape; layers, heads, factors and order are not."""
     prompt = prompt_of(omni_model)

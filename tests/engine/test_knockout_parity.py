@@ -72,6 +72,7 @@ def batched(omni_model: avjax.Model, prompt: avjax.Prompt, rule_sets: list[tuple
     return batched
 
 
+@pytest.mark.exhaustive
 @both_semantics
 @pytest.mark.parametrize("index", range(NUM_SETS))
 def test_continuation(batched, continued, oracle: Oracle, rule_sets, index: int, compat: Compat):
@@ -82,6 +83,7 @@ def test_continuation(batched, continued, oracle: Oracle, rule_sets, index: int,
     assert (got.touched.edges, got.touched.blocked_queries) == counts
 
 
+@pytest.mark.exhaustive
 @both_semantics
 @pytest.mark.parametrize("index", [1, 6, 20])
 def test_alone_as_in_the_batch(omni_model, prompt, batched, rule_sets, index: int, compat: Compat):
@@ -92,6 +94,7 @@ def test_alone_as_in_the_batch(omni_model, prompt, batched, rule_sets, index: in
     assert alone.touched == together.touched
 
 
+@pytest.mark.exhaustive
 @both_semantics
 @pytest.mark.parametrize("index", range(0, NUM_SETS, 3))
 def test_every_prompt_position(omni_model, prompt, oracle: Oracle, rule_sets, index: int, compat: Compat):
@@ -104,6 +107,7 @@ def test_every_prompt_position(omni_model, prompt, oracle: Oracle, rule_sets, in
     assert (got.touched.edges, got.touched.blocked_queries) == oracle.touched(rules, oracle.prompt_length)
 
 
+@pytest.mark.exhaustive
 def test_clean_model(omni_model, prompt, oracle: Oracle):
     expected = oracle.generate((), NEW_TOKENS)
     got = avjax.generate(omni_model, prompt, max_new_tokens=NEW_TOKENS)
@@ -111,6 +115,7 @@ def test_clean_model(omni_model, prompt, oracle: Oracle):
     assert np.abs(got.logits - expected.logits).max() <= TOLERANCE
 
 
+@pytest.mark.exhaustive
 def test_the_sets_can_tell_semantics_apart(continued, oracle: Oracle, rule_sets):
     """The comparison above is empty unless sets starve queries and change what is said."""
     size = oracle.prompt_length + NEW_TOKENS - 1
@@ -130,6 +135,7 @@ def test_the_sets_can_tell_semantics_apart(continued, oracle: Oracle, rule_sets)
     assert sum(len(continued(i, "published").tokens) == NEW_TOKENS for i in range(NUM_SETS)) >= 25
 
 
+@pytest.mark.exhaustive
 def test_generated_spares_the_first_token_and_answer_does_not(omni_model, prompt, oracle: Oracle):
     layers = tuple(range(len(oracle.layers)))
     clean = oracle.generate((), 1)

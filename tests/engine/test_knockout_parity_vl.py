@@ -39,6 +39,7 @@ def oracle(vl: TinyCheckpoint, prompt: avjax.Prompt) -> Oracle:
     return Oracle(vl.torch_model, prompt)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("compat", ["published", None], ids=["published", "zero"])
 def test_continuations(
     vl_model: avjax.Model, prompt: avjax.Prompt, oracle: Oracle, compat: Literal["published"] | None
@@ -55,6 +56,7 @@ def test_continuations(
     assert sum(got.touched.blocked_queries > 0 for got in batch) >= 3
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("compat", ["published", None], ids=["published", "zero"])
 @pytest.mark.parametrize("rules", [RULE_SETS[i] for i in (2, 3, 4)], ids=["partial", "text", "image"])
 def test_every_prompt_position(

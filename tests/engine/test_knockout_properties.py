@@ -63,6 +63,7 @@ def test_one_open_head_is_enough_to_reach_them(omni_model: avjax.Model, seed: in
     np.testing.assert_array_equal(np.asarray(difference)[: np.flatnonzero(video)[0]], 0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("size", "num_groups"), [(1, 1), (128, 4), (129, 1), (300, 4)])
 def test_no_edit_is_bit_identical_to_no_intervention(omni_model: avjax.Model, size: int, num_groups: int):
     inputs = omni_model.encode(drawn_prompt(omni_model, size, size))
@@ -94,6 +95,7 @@ def test_an_edit_that_touches_nothing_is_bit_identical_to_clean(omni_model: avja
     assert noop.touched.edges == noop.touched.blocked_queries == 0
 
 
+@pytest.mark.exhaustive
 @both_semantics
 @settings(max_examples=10)
 @given(size=st.integers(6, SIZE), seed=st.integers(0, 2**16))
@@ -117,6 +119,7 @@ def test_padding_does_not_change_logits(omni_model: avjax.Model, size: int, seed
     np.testing.assert_allclose(longer, expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=3)
 @given(
     seed=st.integers(0, 2**16),

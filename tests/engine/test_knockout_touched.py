@@ -1,6 +1,7 @@
 """The counts that every result carries equal a count over each pair of positions, one by one."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -79,6 +80,7 @@ def test_touched_equals_a_count_of_pairs(
     assert (got.edges, got.blocked_queries) == count(edits, types, decoded)
 
 
+@pytest.mark.exhaustive
 def test_generation_counts_the_tokens_that_were_fed_back(omni_model: avjax.Model):
     """Of n tokens n - 1 become queries, and a stop token ends the count."""
     types = ["text"] * 5 + ["audio"] * 3 + ["text"] * 4

@@ -57,6 +57,7 @@ def peak(programs: dict[str, list[Any]]) -> int:
     return max(held(clean[0]), clean[0].output_size_in_bytes + held(keys[0]), kept + max(batches))
 
 
+@pytest.mark.exhaustive
 def test_head_knockouts_at_2048_tokens(omni_model: avjax.Model, programs):
     prompt = prompt_of(omni_model, SIZE)
     inputs = pad_inputs(omni_model.encode(prompt), SIZE)
@@ -92,6 +93,7 @@ def sweep_of(name: str, size: int) -> tuple[Edit, Metric]:
 SWEEPS = ("one row", "few rows", "masses", "many rows", "sources", "captions", "captions after many rows")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", SWEEPS)
 def test_a_batch_holds_no_more_than_the_budget_says(omni_model: avjax.Model, programs, name: str):
     edit, metric = sweep_of(name, 500)

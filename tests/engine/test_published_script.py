@@ -61,6 +61,7 @@ def torch_positions(tiny: TinyCheckpoint, prompt: avjax.Prompt) -> tuple[np.ndar
     return positions[:, 0].numpy(), len(prompt) + int(delta)
 
 
+@pytest.mark.exhaustive
 def test_continuations(omni_model: avjax.Model, prompt: avjax.Prompt, oracle: Oracle):
     batch = avjax.generate_variants(
         omni_model,
@@ -83,6 +84,7 @@ def test_every_prompt_position(omni_model: avjax.Model, prompt: avjax.Prompt, or
     assert np.abs(np.asarray(got.logits) - oracle.prefill(rules)).max() <= TOLERANCE
 
 
+@pytest.mark.exhaustive
 def test_sweeps_and_both_executors(omni_model: avjax.Model, prompt: avjax.Prompt, oracle: Oracle):
     cells, metric = [edits(rules) for rules in RULE_SETS[1:3]], avjax.metrics.Caption(NEW_TOKENS)
     for executor in ("replay", "reference"):
@@ -94,6 +96,7 @@ def test_sweeps_and_both_executors(omni_model: avjax.Model, prompt: avjax.Prompt
             assert data.caption.values[column, 0] == expected
 
 
+@pytest.mark.exhaustive
 def test_patches_come_from_prompts_numbered_alike(omni_model: avjax.Model, prompt: avjax.Prompt):
     """A patch from the prompt itself changes nothing, in whatever way positions are counted."""
     patch = avjax.Patch("audio", source=prompt, site="resid_post", layers=[3])
@@ -129,6 +132,7 @@ def test_positions(
     assert compatible_prompt(prompt, None) is prompt
 
 
+@pytest.mark.exhaustive
 def test_the_limit_of_the_protocol_and_of_the_script(omni_model: avjax.Model, prompt: avjax.Prompt):
     assert max_new_tokens_for(None, None) == max_new_tokens_for("published", None) == 50
     assert max_new_tokens_for("published-script", None) == 1024
@@ -150,6 +154,7 @@ def test_what_ends_the_caption_of_a_whole_model(omni: TinyCheckpoint, tmp_path: 
     assert (inner.stop_tokens, inner.repetition_penalty) == ((7,), 1.0)
 
 
+@pytest.mark.exhaustive
 def test_captions_of_sweeps_have_the_limit_too(omni_model: avjax.Model):
     prompt, tall = omni_model.prompt("Hello."), avjax.metrics.Caption()
     for compat, limit in ((None, 50), ("published", 50), ("published-script", 1024)):

@@ -171,8 +171,10 @@ class Reads:
 
 READS = (
     Reads(size=1, fed=1, masses=(("last", "all"),)),
-    Reads(size=40, fed=5),
-    Reads(size=150, masses=(("last", "audio"), ("text & [130:150]", "[0:] - last"))),
+    pytest.param(Reads(size=40, fed=5), marks=pytest.mark.exhaustive),
+    pytest.param(
+        Reads(size=150, masses=(("last", "audio"), ("text & [130:150]", "[0:] - last"))), marks=pytest.mark.exhaustive
+    ),
 )
 
 
@@ -222,6 +224,7 @@ def generated_variants(held: Pool) -> list[list[Any]]:
     return found
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("compat", [None, "published"])
 def test_generation(omni_model: avjax.Model, pool, compat):
     held = pool(40)
@@ -242,6 +245,7 @@ def test_generation(omni_model: avjax.Model, pool, compat):
 LAST = [f"last->[{i}:{i + 9}]@{i % 8}#h{i % 4}" for i in range(12)]
 
 
+@pytest.mark.exhaustive
 def test_a_small_budget_changes_nothing(omni_model: avjax.Model, pool):
     """The error names the least that suffices; with exactly that, batches hold one variant."""
     prompt, metric = pool(40).prompt, Logits(range(omni_model.config.decoder.vocab_size))
@@ -284,6 +288,7 @@ def test_a_region_ends_where_its_edit_begins(omni_model: avjax.Model, size: int,
     assert [b.num_rows for session in planned.sessions.values() for b in session.planned] == [rows]
 
 
+@pytest.mark.exhaustive
 def test_clean_activations_are_computed_once_and_not_before_the_sweep(omni_model: avjax.Model, pool, asked):
     prompt = pool(40).prompt
     grid = avjax.grid(avjax.Ablate("audio", "mean", site="z", layers=avjax.each_layer(), heads=avjax.each_head()))
@@ -293,6 +298,7 @@ def test_clean_activations_are_computed_once_and_not_before_the_sweep(omni_model
     assert asked == [(prompt, ["z"])]
 
 
+@pytest.mark.exhaustive
 def test_every_sample_has_its_own_source_and_few_are_held(omni_model: avjax.Model, pool, asked):
     """A sweep over samples gives what each sample gives alone; of the clean runs it keeps two."""
     prompts = {f"s{i}": dataclasses.replace(pool(40).prompt) for i in range(5)}
@@ -333,6 +339,7 @@ def test_noise_differs_between_prompts_and_places(omni_model: avjax.Model):
         assert abs(np.corrcoef(first, different)[0, 1]) < 0.6
 
 
+@pytest.mark.exhaustive
 def test_one_pass_finds_all_sites_of_a_prompt(omni_model: avjax.Model, pool, asked):
     prompt, source = pool(40).prompt, pool(40).run.prompt
     edits = [avjax.Ablate("audio", "mean", site=s) for s in ("z", "value", "mlp_out", "resid_mid")]
@@ -343,6 +350,7 @@ def test_one_pass_finds_all_sites_of_a_prompt(omni_model: avjax.Model, pool, ask
     assert avjax.plan(omni_model, prompt, edits, asks, calibrate=False).forwards == 1 + 2
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("executor", ["replay", "reference"])
 def test_activations_beyond_float32_are_refused(omni_model: avjax.Model, pool, executor: str):
     """Where a norm would overflow, a read-out is no number that means anything; the cell is named."""
@@ -362,6 +370,7 @@ def test_activations_beyond_float32_are_refused(omni_model: avjax.Model, pool, e
         avjax.generate_variants(omni_model, prompt, late, max_new_tokens=3, executor=executor)
 
 
+@pytest.mark.exhaustive
 def test_factors_that_compose_beyond_float32_are_refused(omni_model: avjax.Model, pool):
     def scaled(factor: float, count: int, keys: str = "all") -> list[Any]:
         return [avjax.ScaleAttention(query="last", key=keys, factor=factor)] * count
@@ -388,6 +397,7 @@ def test_what_cannot_be_refuses_before_anything_runs(omni_model: avjax.Model, po
         assert seen == [] and asked == []
 
 
+@pytest.mark.exhaustive
 def test_a_grid_is_traced_once(omni_model: avjax.Model, pool, monkeypatch: pytest.MonkeyPatch):
     """Every layer, head and key of a grid in several batches, from different first layers: one trace."""
     traced = chex.assert_max_traces(sessions.replay.__wrapped__, n=1)

@@ -136,6 +136,7 @@ def test_muted_sound_has_the_mel_of_silence(omni_model: avjax.Model, files: dict
     np.testing.assert_array_equal(mel_of(omni_model, files, avjax.MuteAudio()), np.float32(-1.5))
 
 
+@pytest.mark.exhaustive
 def test_shifted_sound(omni_model: avjax.Model, files: dict[str, Path]):
     sound = read_audio(files["clip"])
     later, earlier = round(0.25 * RATE), round(0.4 * RATE)
@@ -348,6 +349,7 @@ def test_silence_has_no_ratio(omni_model: avjax.Model, tmp_path: Path):
         omni_model.prompt(TEXT, audio=tmp_path / "silence.wav", corrupt=avjax.NoiseAudio(snr_db=10))
 
 
+@pytest.mark.exhaustive
 def test_real_clips(omni_model: avjax.Model, real_clips: Path, files: dict[str, Path]):
     """One clip with another's frames and sound: real rates, sizes and codecs."""
     media: dict[str, Any] = {"video": real_clips / "clip.mp4", "audio": "from_video", "max_frames": 8}

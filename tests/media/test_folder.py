@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.exhaustive
 def test_real_clips(real_clips: Path):
     files = folder_check.media_files(real_clips)
     assert files
@@ -24,6 +25,7 @@ def test_real_clips(real_clips: Path):
     assert not different, "\n".join(different)
 
 
+@pytest.mark.exhaustive
 def test_a_difference_is_told(clip: Path, monkeypatch: pytest.MonkeyPatch):
     assert not list(folder_check.differences(clip))
     monkeypatch.setattr(folder_check, "read_audio", lambda path, sync: decode.read_audio(path, sync=sync)[800:])

@@ -166,6 +166,7 @@ def sound_process(reader: IsolatedReader) -> str:
     return reader._read("sound", "process", OMNI)[0]  # pyright: ignore[reportPrivateUsage]
 
 
+@pytest.mark.exhaustive
 def test_processes_are_kept_for_the_next_clip_and_not_beyond():
     reader = IsolatedReader(60, module=FAULTY)
     with reader:

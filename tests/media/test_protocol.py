@@ -103,6 +103,7 @@ def test_a_prompt_says_what_it_holds(omni_model: avjax.Model, clip: Path):
     assert repr(omni_model.prompt("Hello.")).endswith(" text)")
 
 
+@pytest.mark.exhaustive
 def test_datasets_say_what_samples_hold(omni_model: avjax.Model, clip: Path):
     prompts = {
         "heard": omni_model.prompt(QUESTION, video=clip),
@@ -138,6 +139,7 @@ def test_the_flag_that_scripts_pass_on(
         omni_model.prompt_from_hf({**batch, "use_audio_in_video": "yes"})
 
 
+@pytest.mark.exhaustive
 def test_advice_is_in_the_words_of_the_interface(clip: Path, silent: Path, tmp_path: Path, omni: TinyCheckpoint):
     message = "clip.mp4: found none; pass audio=None or a sound file, with max_pixels=784; or pass video= too"
     assert as_options(message).endswith("pass --audio none or a sound file, with --max-pixels 784; or pass --video too")
@@ -170,6 +172,7 @@ def test_an_option_of_one_value_is_given_once(clip: Path):
         assert f"{option}: expected once, got 2 times" in " ".join(result.output.replace("│", " ").split())
 
 
+@pytest.mark.exhaustive
 def test_a_run_records_the_order_and_the_tokens(clip: Path, omni: TinyCheckpoint, tmp_path: Path):
     import json
 
@@ -280,6 +283,7 @@ def test_null_in_a_table_is_silence(tmp_path: Path):
         assert [c.audio for c in Spec.of({**given, "clips": clips}, tmp_path).all_clips()] == ["none", None]
 
 
+@pytest.mark.exhaustive
 def test_datasets_say_the_order(omni_model: avjax.Model, clip: Path):
     from avjax.analysis import logit_lens
 

@@ -8,6 +8,7 @@ import pytest
 
 from tests.mesh.test_processes import clips, finished, free_port, start  # noqa: F401
 
+pytestmark = pytest.mark.exhaustive
 SPEC = """\
 model: tiny-av
 prompt: Describe what you see and hear.

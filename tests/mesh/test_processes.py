@@ -13,6 +13,7 @@ import pytest
 
 from avjax.organism import world
 
+pytestmark = pytest.mark.exhaustive
 ROOT = Path(__file__).parents[2]
 MESHES = ("4,1,1", "2,1,2", "1,2,2", "1,1,4")
 TOLERANCE = 1e-5  # of the largest value of a variable

@@ -41,6 +41,7 @@ def prompt_z(q, k, v, groups, factor, **options) -> jax.Array:
     return attend_prompt(q, k, v, length=jnp.int32(len(q)), groups=groups, factor=factor, **options)[0]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("published", [False, True], ids=["zero", "published"])
 @pytest.mark.parametrize("batched", [False, True], ids=["cpu", "accelerator"])
 @pytest.mark.parametrize("size", [1, 5, 300])
@@ -56,6 +57,7 @@ def test_prompt(size: int, batched: bool, published: bool, monkeypatch: pytest.M
     np.testing.assert_allclose(z, expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.exhaustive
 @given(seed=st.integers(0, 10**6), first=st.integers(0, 11), split=st.integers(1, 40))
 def test_later_rows_equal_those_of_the_whole_prompt(seed: int, first: int, split: int):
     size = 12 + split
@@ -94,6 +96,7 @@ def shared_keys(k: np.ndarray, v: np.ndarray, groups: np.ndarray) -> SharedKeys:
     )
 
 
+@pytest.mark.exhaustive
 @given(seed=st.integers(0, 10**6), split=st.integers(1, 40), rows=st.integers(1, 5))
 def test_rows_of_variants_equal_those_of_a_prompt(seed: int, split: int, rows: int):
     """Two variants with their own last rows over one shared prompt, each under its own factors, with masses."""

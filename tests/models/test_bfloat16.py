@@ -13,6 +13,7 @@ from tests.tiny_hf import write_checkpoint
 ALL_CASES = {"qwen2_5_omni": {**CASES, **AUDIO_CASES}, "qwen2_5_vl": CASES}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", ALL_CASES)
 def test_top_1_agrees_with_hf(family: str, tmp_path: Path):
     """At 99% of the positions where HF's own float32 and bfloat16 agree on the most likely token, media included."""

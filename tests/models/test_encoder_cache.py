@@ -61,6 +61,7 @@ def embeddings(model: avjax.Model, clip: Path) -> np.ndarray:
     return np.asarray(model.encode(prompt).embeddings)
 
 
+@pytest.mark.exhaustive
 def test_another_process_encodes_nothing(directory: Path, clip: Path, tmp_path: Path):
     first = embeddings(avjax.load("tiny-av"), clip)
     out = tmp_path / "found.npy"
@@ -68,6 +69,7 @@ def test_another_process_encodes_nothing(directory: Path, clip: Path, tmp_path: 
     np.testing.assert_array_equal(np.load(out).view(np.uint8), first.view(np.uint8))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_second_model_encodes_nothing(directory: Path, clip: Path, calls: list[str], dtype: str):
     first = embeddings(avjax.load("tiny-av", dtype=dtype), clip)
@@ -80,6 +82,7 @@ def test_a_second_model_encodes_nothing(directory: Path, clip: Path, calls: list
     assert len(calls) == 4
 
 
+@pytest.mark.exhaustive
 def test_other_parameters_are_another_encoder(directory: Path, clip: Path, calls: list[str]):
     model = avjax.load("tiny-av")
     first = embeddings(model, clip)
@@ -144,6 +147,7 @@ def test_the_oldest_go_first(tmp_path: Path, clip: Path, calls: list[str]):
     assert all(path.stat().st_mtime > 1 for path in directory.iterdir())
 
 
+@pytest.mark.exhaustive
 def test_other_files_of_the_directory_stay(directory: Path, clip: Path, calls: list[str]):
     directory.mkdir(exist_ok=True)
     theirs = [directory / name for name in ("notes.txt", "0" * 32, "clip.mp4")]

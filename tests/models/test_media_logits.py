@@ -60,6 +60,7 @@ def difference(model: avjax.Model, tiny: TinyCheckpoint, prompt: avjax.Prompt) -
     return float(np.abs(got - expected).max())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [*CASES, *AUDIO_CASES])
 def test_qwen2_5_omni(name: str, omni: TinyCheckpoint, omni_model: avjax.Model):
     prompt = {**CASES, **AUDIO_CASES}[name](omni_model)

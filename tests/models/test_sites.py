@@ -66,6 +66,7 @@ def test_a_capture_says_the_nearest_name(tiny_av: avjax.Model):
         avjax.run(tiny_av, prompt, capture=["resid_pots", "banana"])
 
 
+@pytest.mark.exhaustive
 def test_an_edit_of_what_attention_reads_changes_queries_keys_and_values(tiny_av: avjax.Model):
     """At its own positions: the residual goes on past it, and the MLP's input is edited apart."""
     prompt = tiny_av.prompt("nothing to hear")

@@ -18,6 +18,7 @@ VARIANTS = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", ["qwen2_5_omni", "qwen2_5_vl"])
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("name", VARIANTS)

@@ -43,6 +43,7 @@ def test_audio_tower(seconds: float, omni: TinyCheckpoint, omni_model: avjax.Mod
     assert audio_difference(omni_model, omni, round(seconds * 100)) <= TOLERANCE
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("n_window", [25, 40])
 def test_audio_tower_with_other_chunks(n_window: int, tmp_path: Path):
     """An odd chunk makes the pooling pair positions across chunks."""
@@ -62,6 +63,7 @@ def test_vision_tower_with_fused_projections(grid: tuple[int, int, int], vl: Tin
     assert vision_difference(vl_model, vl, grid) <= TOLERANCE
 
 
+@pytest.mark.exhaustive
 def test_vision_tower_with_other_config(tmp_path: Path):
     vision = {
         "depth": 4,
@@ -95,6 +97,7 @@ def test_grid_steps_never_attend_to_each_other(omni_model: avjax.Model):
     np.testing.assert_array_equal(changed, [False, False, True, False])
 
 
+@pytest.mark.exhaustive
 def test_no_recompilation_inside_a_bucket(omni_model: avjax.Model):
     """Clips of many lengths share the executables of few buckets."""
     for seconds in range(9, 13):

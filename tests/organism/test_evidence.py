@@ -54,6 +54,7 @@ def test_knockouts_slide_over_the_layers():
     assert rules["clean"] == [] and rules["answer->audio"] == ["answer->audio"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "rule", [None, "generated->video", "answer->video | audio@2:6", "generated->generated", "answer->all@1:3"]
 )
@@ -73,6 +74,7 @@ def test_a_prompt_with_the_opening_of_its_answer_goes_on_as_generation_did(
         np.testing.assert_array_equal(rest.tokens, whole.tokens[count:])
 
 
+@pytest.mark.exhaustive
 def test_residuals_are_means_over_audio_tokens(omni_model: avjax.Model, clip):
     prompt = omni_model.prompt(PROMPT, video=clip, audio="from_video")
     found = behaviour.audio_residuals(omni_model, prompt)
@@ -83,6 +85,7 @@ def test_residuals_are_means_over_audio_tokens(omni_model: avjax.Model, clip):
         np.testing.assert_allclose(found[layer], expected, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_probes_tell_sounds_from_the_control_task():
     rng = np.random.default_rng(0)
     seen, heard = np.tile(np.arange(16), 20), rng.integers(16, size=320)
@@ -95,6 +98,7 @@ def test_probes_tell_sounds_from_the_control_task():
     np.testing.assert_allclose(scores.selectivity, scores.accuracy - scores.control)
 
 
+@pytest.mark.exhaustive
 def test_a_probe_that_can_tell_pairs_apart_solves_the_control_task():
     """So the control can fail a probe."""
     rng = np.random.default_rng(0)

@@ -32,6 +32,7 @@ def test_draws_repeat_and_splits_never_meet():
         assert (a.frames != b.frames).mean() > 0.2 and np.abs(a.samples - b.samples).max() > 0.01
 
 
+@pytest.mark.exhaustive
 def test_conditions_change_one_modality():
     for number in range(3 * COUNT):
         clean, other = world.clip("test", number), world.clip("test", number, "counterfactual")
@@ -64,6 +65,7 @@ def nearest(train: np.ndarray, test: np.ndarray, labels: np.ndarray, expected: n
     return float(np.mean(found == expected))
 
 
+@pytest.mark.exhaustive
 def test_sounds_tell_their_kind(omni_model: avjax.Model):
     """Even to a nearest neighbour over means and spreads of mel bands; chance is 1 in 16."""
 

@@ -132,6 +132,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], str]] = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_batches(omni_model: avjax.Model, omni: TinyCheckpoint, files: dict[str, Path], name: str):
     damage, message = BROKEN[name]

@@ -138,6 +138,7 @@ def test_an_opening_by_its_words(omni_model, clip):
         omni_model.encode_text("")
 
 
+@pytest.mark.exhaustive
 def test_an_opening_after_embeddings(omni_model, clip):
     """Its tokens are embedded by the model, so that prompts of embeddings have captions too."""
     asked = omni_model.prompt("What is this?", video=clip, audio="from_video")

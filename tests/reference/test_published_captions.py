@@ -115,21 +115,25 @@ def test_every_case_is_there():
     assert [row.case for row in PUBLISHED] == cases.CAPTIONS
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("clip", sorted(clips.CLIPS))
 def test_random_model(random_thinker: avjax.Model, made_clips: dict[str, Path], clip: str):
     assert_captions_equal(random_thinker, made_clips[clip], select("random", clip), 24)
 
 
+@pytest.mark.exhaustive
 def test_shipped_model(shipped: avjax.Model, made_clips: dict[str, Path]):
     assert_captions_equal(shipped, made_clips["exact-7s.mkv"], select("shipped", "exact-7s.mkv"), 24)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", ("random", "shipped"))
 def test_real_clip(name: str, random_thinker: avjax.Model, shipped: avjax.Model, real_clips: Path):
     model = random_thinker if name == "random" else shipped
     assert_captions_equal(model, real_clips / "clip.mp4", select(name, "clip.mp4"), 24, media="qwen-omni-utils")
 
 
+@pytest.mark.exhaustive
 def test_limit_of_the_script(random_thinker: avjax.Model, made_clips: dict[str, Path]):
     """The script passes 50; what holds is 1,024."""
     rows = [row for row in select("random", "exact-3s.mkv") if row.case.positions == "published"]

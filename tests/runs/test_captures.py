@@ -20,6 +20,7 @@ def run(*arguments: object):
     return CliRunner().invoke(app, ["run", *map(str, arguments)])
 
 
+@pytest.mark.exhaustive
 def test_shares_are_merged_with_what_they_captured(spec: Path, tmp_path: Path):
     shares = [tmp_path / f"share-{i}" for i in range(2)]
     for i, share in enumerate(shares):
@@ -33,6 +34,7 @@ def test_shares_are_merged_with_what_they_captured(spec: Path, tmp_path: Path):
         xr.testing.assert_identical(xr.load_dataset(path, engine="zarr"), xr.load_dataset(apart[name], engine="zarr"))
 
 
+@pytest.mark.exhaustive
 def test_they_are_those_of_each_edit(spec: Path):
     done = run(spec, CAPTURE, "grid.layers.stride=4")
     assert done.exit_code == 0, done.output

@@ -56,6 +56,7 @@ def run(*arguments: object):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
+@pytest.mark.exhaustive
 def test_clips_that_decoders_die_of_are_named_and_the_others_done(faulty: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(prepare, "IsolatedReader", functools.partial(IsolatedReader, module=FAULTY))
     files = ("crash.mp4", "clip-0.mp4", "hang.mp4", "out_of_memory.mp4", "clip-1.mp4")
@@ -78,6 +79,7 @@ def test_a_plan_names_a_clip_that_its_decoder_dies_of(faulty: Path, monkeypatch:
     assert planned.exit_code == 2 and "crash.mp4" in planned.output and "SIGSEGV" in planned.output
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("files", [("hang.mp4", "clip-0.mp4"), ("clip-0.mp4", "hang.mp4")], ids=["first", "second"])
 def test_an_interrupt_waits_for_no_decoder(faulty: Path, files: tuple[str, ...], number: signal.Signals):

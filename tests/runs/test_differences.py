@@ -114,6 +114,7 @@ def run(*arguments: object):
     return CliRunner().invoke(app, [*map(str, arguments)])
 
 
+@pytest.mark.exhaustive
 def test_an_unfinished_run_is_exported_on_request(spec: Path, tmp_path: Path):
     """How much of it there is, is said; a finished one needs no word."""
     store, few = spec.parent / "run", ("grid.layers.stride=4",)

@@ -30,6 +30,7 @@ def files(directory: Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
 
 
+@pytest.mark.exhaustive
 def test_events_are_lines_of_json(spec: Path):
     log = spec.parent / "log.jsonl"
     assert run("run", spec, "block_cells=8", "--log-json", log).exit_code == 0
@@ -54,6 +55,7 @@ def test_a_failed_clip_is_an_event(spec: Path):
     assert "broken.mp4" in found[1]["reason"]
 
 
+@pytest.mark.exhaustive
 def test_a_run_that_is_stopped_says_so(spec: Path, tmp_path: Path):
     told: list[tuple[str, dict[str, Any]]] = []
 
@@ -84,11 +86,13 @@ def test_device_memory_where_it_is_told(stats: dict[str, int] | None, shown: str
     assert _memory() == shown
 
 
+@pytest.mark.exhaustive
 def test_a_trace_is_written(spec: Path):
     assert run("run", spec, "--profile", spec.parent / "trace").exit_code == 0
     assert any(name.endswith(".xplane.pb") for name in files(spec.parent / "trace"))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("failure", [errno.ENOSPC, errno.EROFS])
 def test_a_disk_that_fails_keeps_what_is_finished(spec: Path, monkeypatch: pytest.MonkeyPatch, failure: int):
     real, calls = os.fsync, []
@@ -112,6 +116,7 @@ def test_a_disk_that_fails_keeps_what_is_finished(spec: Path, monkeypatch: pytes
     assert set(kept) < set(files(store))
 
 
+@pytest.mark.exhaustive
 def test_a_disk_that_is_full_in_the_middle_of_a_part(spec: Path):
     """A limit on the size of files is a real refusal: some of a part is written, and what comes next is not."""
     assert run("run", spec, "block_cells=8", "--shard", "0/6").exit_code == 0
@@ -129,6 +134,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_part(spec: Path):
     assert len(files(store)) == 7
 
 
+@pytest.mark.exhaustive
 def test_merging_onto_a_disk_that_fails_goes_on_later(spec: Path, monkeypatch: pytest.MonkeyPatch):
     shares, into = [spec.parent / f"share-{i}" for i in range(2)], spec.parent / "all"
     for i, share in enumerate(shares):
@@ -145,6 +151,7 @@ def test_merging_onto_a_disk_that_fails_goes_on_later(spec: Path, monkeypatch: p
     assert "12 parts added" in run("runs", "merge", *shares, "--into", into).stdout
 
 
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
 def test_a_log_that_cannot_be_written_ends_the_run(spec: Path):
     stopped = run("run", spec, "--log-json", "/dev/full")
@@ -160,6 +167,7 @@ def test_a_store_that_cannot_be_begun_is_told(spec: Path):
     assert "run" in refused.output
 
 
+@pytest.mark.exhaustive
 def test_damage_is_found_before_anything_is_computed(spec: Path):
     assert run("run", spec).exit_code == 0
     part = sorted((spec.parent / "run" / "cells").iterdir())[0]
@@ -168,6 +176,7 @@ def test_damage_is_found_before_anything_is_computed(spec: Path):
     assert refused.exit_code == 2 and "--repair" in refused.output and part.name in refused.output.replace("\n", "")
 
 
+@pytest.mark.exhaustive
 def test_damage_that_cannot_be_put_aside_is_told(spec: Path, monkeypatch: pytest.MonkeyPatch):
     assert run("run", spec).exit_code == 0
     part = sorted((spec.parent / "run" / "cells").iterdir())[0]
@@ -183,11 +192,13 @@ def test_damage_that_cannot_be_put_aside_is_told(spec: Path, monkeypatch: pytest
     assert run("run", spec, "--repair").exit_code == 0
 
 
+@pytest.mark.exhaustive
 def test_options_may_come_first(spec: Path):
     assert run("run", "--store", spec.parent / "other", spec).exit_code == 0
     assert (spec.parent / "other" / "run.json").exists()
 
 
+@pytest.mark.exhaustive
 def test_names_and_words_decide_nothing(spec: Path, monkeypatch: pytest.MonkeyPatch):
     """A store that is called as an analysis is; a prompt that ends like a file's name."""
     monkeypatch.chdir(spec.parent)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from avjax.runs.store import Store
 from tests.runs import worker
@@ -27,6 +28,7 @@ def contents(store: Path) -> dict[str, bytes]:
     return {p.relative_to(store).as_posix(): p.read_bytes() for p in store.rglob("*") if p.is_file()}
 
 
+@pytest.mark.exhaustive
 def test_killed_at_any_moment_it_goes_on_to_the_same_store(tmp_path: Path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert started(whole, tmp_path / "told").wait() == 0
@@ -53,6 +55,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_store(tmp_path: Path):
     assert len(rows) == rows.cell_key.nunique() == 2005
 
 
+@pytest.mark.exhaustive
 def test_four_processes_compute_each_cell_once(tmp_path: Path):
     store, told = tmp_path / "run", tmp_path / "told"
     processes = [started(store, told) for _ in range(NUM_PROCESSES)]

@@ -15,6 +15,8 @@ from avjax.cli import app
 from avjax.runs.reading import read
 from avjax.runs.store import Store
 
+pytestmark = pytest.mark.exhaustive
+
 README = Path(__file__).parents[2] / "README.md"
 CAPTION = "{metric: caption, max_new_tokens: 3}"
 

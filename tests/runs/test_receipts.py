@@ -74,6 +74,7 @@ def test_it_says_so_without_a_model(spec: Path, loaded: list[str]):
     assert len(loaded) == 4, "events are told"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("changed", ["clip-1.mp4", "clips.csv", "vector.npy", "run/run.json"])
 def test_a_file_that_was_touched_is_read_again(spec: Path, loaded: list[str], changed: str):
     run(spec)
@@ -91,6 +92,7 @@ def test_a_clip_with_other_bytes_is_refused_as_ever(spec: Path):
     assert "it holds another run" in " ".join(run(spec, status=2).split())
 
 
+@pytest.mark.exhaustive
 def test_missing_and_damaged_parts_are_noticed(spec: Path, loaded: list[str]):
     run(spec)
     part, other = sorted((spec.parent / "run" / "cells").iterdir())
@@ -100,6 +102,7 @@ def test_missing_and_damaged_parts_are_noticed(spec: Path, loaded: list[str]):
     assert "expected undamaged parts" in run(spec, status=2)
 
 
+@pytest.mark.exhaustive
 def test_a_run_with_failures_has_no_receipt(spec: Path, loaded: list[str]):
     (spec.parent / "clip-1.mp4").write_text("no film")
     for _ in range(2):
@@ -107,6 +110,7 @@ def test_a_run_with_failures_has_no_receipt(spec: Path, loaded: list[str]):
     assert len(loaded) == 2
 
 
+@pytest.mark.exhaustive
 def test_a_share_knows_of_its_own_parts(spec: Path, loaded: list[str]):
     for _ in range(2):
         run(spec, "--shard", "0/2")

@@ -56,6 +56,7 @@ def keep(part: Path, table: pa.Table) -> None:
     part.with_name(name).write_bytes(written.getvalue())
 
 
+@pytest.mark.exhaustive
 def test_what_a_run_keeps_of_how_it_was_made(spec: Path):
     for words in (("init", "-q"), ("add", spec.name)):
         subprocess.run(["git", "-C", spec.parent, *words], check=True)
@@ -101,6 +102,7 @@ def test_a_run_is_repeated_to_the_bit(store: Path, tmp_path: Path, monkeypatch: 
     assert compare(Store(store), Store(tmp_path / "second")).within(0.0)
 
 
+@pytest.mark.exhaustive
 def test_cells_that_differ_are_named(store: Path, tmp_path: Path):
     change(store, "logit_diff", 3, 12.5)
     again = run("run", "--repeat", store)
@@ -115,6 +117,7 @@ def test_cells_that_differ_are_named(store: Path, tmp_path: Path):
     assert found.cells + found.missing == 51
 
 
+@pytest.mark.exhaustive
 def test_a_share_is_compared_with_the_same_share(store: Path):
     shares = [run("run", "--repeat", store, "--shard", f"{i}/3") for i in range(3)]
     assert [share.exit_code for share in shares] == [0, 0, 0], shares[0].output
@@ -184,6 +187,7 @@ def test_a_clip_that_has_changed_is_said(store: Path):
     assert "differs: the clip or words of clip-0" in again.stdout and "34 bit-identical" in again.stdout
 
 
+@pytest.mark.exhaustive
 def test_a_checkpoint_that_has_changed_is_said(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """And one that was named from elsewhere is found."""
     built_in = builtin_directory("tiny-av")
@@ -199,6 +203,7 @@ def test_a_checkpoint_that_has_changed_is_said(spec: Path, tmp_path: Path, monke
     assert "differs: checkpoint (now" in run("run", "--repeat", spec.parent / "run").stdout
 
 
+@pytest.mark.exhaustive
 def test_clips_that_fail_again_keep_nothing_from_being_compared(spec: Path):
     (spec.parent / "broken.mp4").write_text("no film")
     table = (spec.parent / "clips.csv").read_text()
@@ -211,6 +216,7 @@ def test_clips_that_fail_again_keep_nothing_from_being_compared(spec: Path):
     assert run("run", "--repeat", spec.parent / "run").exit_code == DIFFERENT
 
 
+@pytest.mark.exhaustive
 def test_what_cannot_be_repeated_is_refused(store: Path, omni_model: avjax.Model, tmp_path: Path):
     avjax.sweep(omni_model, prompt_of(omni_model, 70), "last->video@3", avjax.metrics.KL(), store=tmp_path / "swept")
     refused = run("run", "--repeat", tmp_path / "swept")
@@ -224,6 +230,7 @@ def test_what_cannot_be_repeated_is_refused(store: Path, omni_model: avjax.Model
     assert itself.exit_code == 2 and "expected a store other than the run's own" in " ".join(itself.output.split())
 
 
+@pytest.mark.exhaustive
 def test_a_run_is_repeated_on_another_mesh(store: Path, spec: Path):
     placed = spec.parent / "placed"
     assert run("run", spec, "mesh.model=1", "--store", placed).exit_code == 0
@@ -238,6 +245,7 @@ def test_a_run_is_repeated_on_another_mesh(store: Path, spec: Path):
     assert "whose product is 1" in " ".join(run("run", "--repeat", store, "mesh.model=2").output.split())
 
 
+@pytest.mark.exhaustive
 def test_what_is_compared_in_vain_is_not_computed(store: Path, tmp_path: Path):
     def refused() -> str:
         again = run("run", "--repeat", store, "--store", tmp_path / "second")

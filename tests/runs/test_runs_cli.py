@@ -111,6 +111,7 @@ def test_the_schema_is_printed():
     assert json.loads(run("schema").stdout) == Spec.model_json_schema()
 
 
+@pytest.mark.exhaustive
 def test_sigterm_finishes_the_block_and_says_resume(spec: Path, monkeypatch: pytest.MonkeyPatch):
     """The signal comes as the first part appears, and the next block is begun only when it has been taken note of."""
     stopping, written, asked = runs._stopping, Store.write, []

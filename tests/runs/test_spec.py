@@ -122,6 +122,7 @@ def test_the_nearest_right_spelling(key: str, value: Any, spelling: str, given: 
         Spec.of(changed(given, key, value))
 
 
+@pytest.mark.exhaustive
 def test_windows_wider_than_the_model_are_refused(given: dict[str, Any]):
     for key, value in (("grid.layers.width", 40), ("grid.layers.stride", 9)):
         with pytest.raises(

@@ -37,6 +37,7 @@ def test_the_table_says_what_clips_hold(clips: Path):
     assert (table.sound != table.suggested).all() and all((clips.parent / name).exists() for name in table.video)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("spec", SPECS, ids=lambda path: path.stem)
 def test_a_specification_runs(spec: Path, clips: Path, tmp_path: Path):
     spec = clips.parent / spec.name
@@ -51,6 +52,7 @@ def test_a_specification_runs(spec: Path, clips: Path, tmp_path: Path):
     assert (edited[["edges", "positions"]].sum(axis=1) > 0).any()
 
 
+@pytest.mark.exhaustive
 def test_factual_clips_have_specifications(tmp_path: Path):
     clips = written(tmp_path, "--condition", "factual")
     table = pd.read_csv(clips)

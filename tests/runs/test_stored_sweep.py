@@ -68,6 +68,7 @@ def test_it_is_the_same_dataset(omni_model: avjax.Model, prompts: dict[str, Prom
         assert found[name].dtype == plain[name].dtype, name
 
 
+@pytest.mark.exhaustive
 def test_small_blocks_give_the_same_to_rounding(
     small_blocks: None, omni_model: avjax.Model, prompts: dict[str, Prompt], plain: xr.Dataset, tmp_path: Path
 ):
@@ -76,6 +77,7 @@ def test_small_blocks_give_the_same_to_rounding(
     xr.testing.assert_allclose(found, plain, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_only_what_is_missing_is_computed(
     small_blocks: None,
     omni_model: avjax.Model,
@@ -113,6 +115,7 @@ def test_what_selectors_read_decides_too(omni_model: avjax.Model, prompts: dict[
         avjax.sweep(omni_model, {"a": as_text}, "last->text", KL(), store=tmp_path / "run")
 
 
+@pytest.mark.exhaustive
 def test_changed_parameters_are_another_model(omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path):
     avjax.sweep(omni_model, prompts, GRID, KL(), store=tmp_path / "run")
     halved = dataclasses.replace(omni_model, network=jax.tree.map(lambda leaf: leaf / 2, omni_model.network))
@@ -283,6 +286,7 @@ def test_edits_are_told_apart(omni_model: avjax.Model, prompts: dict[str, Prompt
         edits_digest([avjax.Patch("last", source=run)])
 
 
+@pytest.mark.exhaustive
 def test_edits_by_sample(omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path):
     def patch(sources: dict[str, Prompt]) -> avjax.Patch:
         return avjax.Patch("last", source=sources, layers=[1])
@@ -315,6 +319,7 @@ def test_metrics_of_the_user_s_own_carry_their_source():
         metric_json(namespace["Hidden"]())
 
 
+@pytest.mark.exhaustive
 def test_programs_are_compiled_once_per_bucket_of_lengths(omni_model: avjax.Model, tmp_path: Path):
     """Whatever the order of the clips: programs of a bucket stay at hand."""
     lengths = {"a": 70, "b": 150, "c": 100, "d": 190, "e": 128}

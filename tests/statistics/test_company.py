@@ -80,12 +80,14 @@ def check_company(model, prompt, alone, company: list[metrics.Metric]) -> None:
             np.testing.assert_array_equal(counts, own[count], err_msg=counted)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("step", [1, -1], ids=["in order", "in reverse"])
 def test_all_together(omni_model, prompt, alone, step: int):
     """Every metric beside every other, in both orders."""
     check_company(omni_model, prompt, alone, every_metric(omni_model.config.decoder.vocab_size)[::step])
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=12)
 @given(pair=st.permutations(range(14)))
 def test_drawn_pairs(omni_model, prompt, alone, pair):
@@ -93,6 +95,7 @@ def test_drawn_pairs(omni_model, prompt, alone, pair):
     check_company(omni_model, prompt, alone, [chosen[i] for i in pair[:2]])
 
 
+@pytest.mark.exhaustive
 def test_the_reference_executor_agrees(omni_model, prompt):
     chosen = every_metric(omni_model.config.decoder.vocab_size)
     replayed, referenced = (swept(omni_model, prompt, chosen, executor) for executor in ("replay", "reference"))
@@ -103,6 +106,7 @@ def test_the_reference_executor_agrees(omni_model, prompt):
             np.testing.assert_array_equal(replayed[name], referenced[name], err_msg=str(name))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("compat", [None, "published"])
 def test_many_continuations_are_what_they_are_alone(omni_model, prompt, compat):
     """Branches of one pass, passes where there are too many, and a plain run over each longer prompt: one number."""

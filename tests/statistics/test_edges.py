@@ -81,6 +81,7 @@ def test_what_cannot_be_met_is_the_nearest():
 TYPES = ["video"] * 5 + ["text"] * 2 + ["audio", "video"] * 4 + ["text"] * 5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("query", "metric", "fed"),
     [

@@ -42,6 +42,7 @@ def study(dtype: str, strength: float, idle: int = 0) -> xr.Dataset:
     return avjax.sweep(model, prompts, rules, list(ASKED), progress=False)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_no_edit_changed_is_below_the_floor(dtype: str):
     """Heads that write nothing: all that their knockouts change is rounding."""
@@ -52,6 +53,7 @@ def test_what_no_edit_changed_is_below_the_floor(dtype: str):
         assert within >= 0.95, (metric.name, within)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("strength", "least", "most"), [(IDLE, 0, 1), (FAINT, 0, 30), (1.0, 5, 30)])
 def test_intervals_above_the_floor_have_the_right_sign(strength: float, least: int, most: int):
     """In bfloat16, against the same weights in float32; of heads that write nothing, little, and all that they do.
@@ -68,18 +70,21 @@ def test_intervals_above_the_floor_have_the_right_sign(strength: float, least: i
         assert strength == IDLE or int(wrong.sum()) == 0, name
 
 
+@pytest.mark.exhaustive
 def test_cells_that_flip_no_bit_do_not_lower_the_floor():
     """Of heads that write nothing beside such that write little."""
     few, many = (float(study("bfloat16", FAINT, idle)["log_prob_floor"]) for idle in (0, 26))
     assert many > few / 4
 
 
+@pytest.mark.exhaustive
 def test_distances_are_never_tested_against_zero():
     assert avjax.bootstrap(study("bfloat16", IDLE))["kl_below_floor"].all()
     means = avjax.bootstrap(study("bfloat16", FAINT))
     assert {"kl", "kl_below_floor", "kl_floor"} <= set(means) and "kl_change" not in means
 
 
+@pytest.mark.exhaustive
 def test_the_floor_says_how_it_was_measured():
     for dtype, how in (("float32", "replay's own program"), ("bfloat16", "float32 activations")):
         floor = study(dtype, FAINT)["logit_diff_floor"]
@@ -87,6 +92,7 @@ def test_the_floor_says_how_it_was_measured():
         assert floor.attrs["units"] == "nats" and 0 < float(floor) < 1
 
 
+@pytest.mark.exhaustive
 def test_a_store_keeps_the_floor(tmp_path):
     """Cut into parts and read again, it is what one sweep in memory says."""
     model = avjax.load("tiny-av", dtype="bfloat16")

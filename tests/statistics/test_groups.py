@@ -151,6 +151,7 @@ def pairs(omni_model: avjax.Model) -> dict[str, avjax.Prompt]:
     return {f"{clip}{words}": embedded(omni_model, words, clip, clip) for clip in range(6) for words in (0, 1)}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(3))
 def test_gates_are_measured_on_other_clips(omni_model: avjax.Model, pairs: dict[str, avjax.Prompt], seed: int):
     found = learn_gates(omni_model, pairs, ANSWER, held_out=0.5, seed=seed, **QUICK)
@@ -163,6 +164,7 @@ def test_gates_are_measured_on_other_clips(omni_model: avjax.Model, pairs: dict[
     assert found.attrs["groups"] == "2 by groups="
 
 
+@pytest.mark.exhaustive
 def test_gates_of_one_clip_have_nothing_to_be_measured_on(omni_model: avjax.Model, pairs: dict[str, avjax.Prompt]):
     one = {str(words): embedded(omni_model, words, 0, 0) for words in range(4)}
     with pytest.raises(ValueError, match=r"got 1 group of prompts that share a clip .*; add prompts of other clips"):
@@ -177,6 +179,7 @@ def test_gates_of_one_clip_have_nothing_to_be_measured_on(omni_model: avjax.Mode
         learn_gates(omni_model, train, ANSWER, held_out=test, groups=given, **QUICK)
 
 
+@pytest.mark.exhaustive
 def test_a_tuned_lens_is_reported_on_other_clips(omni_model: avjax.Model, pairs: dict[str, avjax.Prompt]):
     options: dict[str, Any] = {"steps": 1, "batch_size": 2, "progress": False}
     with pytest.raises(ValueError, match="got sample '01', which shares a clip with '00'"):
@@ -190,6 +193,7 @@ def test_a_tuned_lens_is_reported_on_other_clips(omni_model: avjax.Model, pairs:
         train_tuned_lens(omni_model, [pairs["00"]], [pairs["11"]], groups=["a", "a"], **options)
 
 
+@pytest.mark.exhaustive
 def test_probes_keep_a_clip_on_one_side(omni_model: avjax.Model):
     prompts = {f"{clip} {w}": embedded(omni_model, w, clip, None) for clip in range(12) for w in range(3)}
     labels = [int(name.split()[0]) % 2 for name in prompts]
@@ -208,6 +212,7 @@ def test_probes_keep_a_clip_on_one_side(omni_model: avjax.Model):
         train_probes(features, [0, 1] * 3, progress=False)
 
 
+@pytest.mark.exhaustive
 @settings(max_examples=4)
 @given(
     seed=st.integers(0, 99),

@@ -38,6 +38,7 @@ def tokens(omni_model: avjax.Model) -> avjax.Prompt:
     return omni_model.prompt_from_embeddings(embeddings, np.tile(np.arange(len(TYPES)), (3, 1)), TYPES)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("edit", IDENTITIES.values(), ids=IDENTITIES)
 def test_an_edit_written_to_change_nothing_is_refused(omni_model: avjax.Model, tokens: avjax.Prompt, edit: Edit):
     refused = pytest.raises(ValueError, match=r"touches nothing: .*pass allow_noop=True")
@@ -67,6 +68,7 @@ def test_rules_and_each_samples_edits_are_refused_too(omni_model: avjax.Model, t
         avjax.sweep(omni_model, tokens, by_layer, Prob([5]), progress=False)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "edit",
     [

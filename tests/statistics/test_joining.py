@@ -49,6 +49,7 @@ def prompts(model) -> dict[str, avjax.Prompt]:
     return {f"s{i}": model.prompt_from_hf({"input_ids": rng.integers(0, 300, 16)[None]}) for i in range(6)}
 
 
+@pytest.mark.exhaustive
 def test_samples_with_words_of_other_lengths(model, prompts):
     """Each metric's counts are there for every sample."""
     words = [("xylophone", "I"), ("I", "a")]
@@ -65,6 +66,7 @@ def test_samples_with_words_of_other_lengths(model, prompts):
     assert data["p0_floor"].shape == () and data["p0_floor"].attrs["draws"] == 2
 
 
+@pytest.mark.exhaustive
 def test_blocks_keep_counts_reasons_and_floors(model, prompts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Also where only one block has cells that cannot be reached."""
     asked = [metrics.Prob(5), metrics.LogLikelihood((4, 9, 7)), Pair()]
@@ -90,6 +92,7 @@ def test_what_cannot_be_missing_is_refused(model, prompts):
     assert avjax.sweep(model, prompts, RULES[0], Favourite(), progress=False).favourite.dtype == bool
 
 
+@pytest.mark.exhaustive
 def test_the_neutral_point_of_an_axis_is_planned_and_captured(model, prompts):
     grid = avjax.grid(avjax.Scale("all", factor=avjax.axis("factor", [0.5, 1.0]), site="embed"))
     prompt = prompts["s0"]
@@ -102,6 +105,7 @@ def test_the_neutral_point_of_an_axis_is_planned_and_captured(model, prompts):
     np.testing.assert_allclose(seen.resid_post.isel(cell_index=1), clean, atol=1e-5)
 
 
+@pytest.mark.exhaustive
 def test_pathways_have_intervals_floors_and_the_edges_of_whole_words(model, prompts):
     typed = {
         name: model.prompt_from_embeddings(

@@ -77,6 +77,7 @@ FIRST, *OTHERS = SHOWN
 CASES = [(way, FIRST) for way in WAYS] + [(way, what) for way in ("run", "sweep") for what in OTHERS]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("way", "what"), CASES)
 def test_every_way_in_refuses(model: avjax.Model, way: str, what: str):
     prompt = sound_prompt(model)
@@ -84,12 +85,14 @@ def test_every_way_in_refuses(model: avjax.Model, way: str, what: str):
         WAYS[way](model, prompt, SHOWN[what])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("way", ["run", "generate", "sweep"])
 def test_also_in_bfloat16(half: avjax.Model, way: str):
     with pytest.raises(avjax.ActivationOverflow, match="activations reach"):
         WAYS[way](half, sound_prompt(half), scaled("audio", "embed", None))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("where", ["audio", "last"])
 def test_also_by_vectors(half: avjax.Model, where: str):
     prompt, width = sound_prompt(half), half.config.decoder.embed_dim
@@ -98,6 +101,7 @@ def test_also_by_vectors(half: avjax.Model, where: str):
     avjax.run(half, prompt, *steered(where, 2, 1e5, width))  # 1e15: large, and what follows is still a number
 
 
+@pytest.mark.exhaustive
 def test_refused_by_one_means_refused_by_all(model: avjax.Model):
     """Drawn edits near the limit: run, generate and both executors of sweep refuse the same ones."""
     prompt, width = sound_prompt(model), model.config.decoder.embed_dim
@@ -127,6 +131,7 @@ def test_refused_by_one_means_refused_by_all(model: avjax.Model):
     assert 0 < sum(seen) < len(seen)
 
 
+@pytest.mark.exhaustive
 def test_what_no_read_out_depends_on_is_not_refused(model: avjax.Model):
     """After the last layer's keys and values, positions that are not read may hold anything."""
     prompt = sound_prompt(model)
@@ -140,6 +145,7 @@ def test_what_no_read_out_depends_on_is_not_refused(model: avjax.Model):
             avjax.run(model, prompt, *edits, capture=["resid_post"])
 
 
+@pytest.mark.exhaustive
 def test_generated_tokens_alone_may_overflow(model: avjax.Model):
     """In a layer whose excess a later norm hides."""
     edits = scaled("generated", "value", 2)
@@ -150,6 +156,7 @@ def test_generated_tokens_alone_may_overflow(model: avjax.Model):
             avjax.generate(model, prompt, *edits, max_new_tokens=4, executor=executor)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("value", [1e30, np.inf, np.nan])
 def test_a_broken_checkpoint_is_refused_by_analyses(model: avjax.Model, value: float):
     """Layer 2 gives one dimension of the residual a value beyond a norm, at every position."""
@@ -183,6 +190,7 @@ def test_a_broken_checkpoint_is_refused_by_analyses(model: avjax.Model, value: f
         down.kernel[...] = good
 
 
+@pytest.mark.exhaustive
 def test_embeddings_beyond_a_norm(model: avjax.Model):
     """Of a family whose encoders are not ported, or by mistake."""
     prompt = sound_prompt(model)
@@ -200,6 +208,7 @@ def test_embeddings_beyond_a_norm(model: avjax.Model):
             call()
 
 
+@pytest.mark.exhaustive
 def test_forward_leaves_the_check_to_its_caller(model: avjax.Model):
     prompt = sound_prompt(model)
     inputs, fine = avjax.lower_edits(model, prompt, "last->audio")

@@ -65,6 +65,7 @@ def wanted(model: avjax.Model, clean: dict[str, avjax.Prompt]) -> dict[str, metr
     return asked
 
 
+@pytest.mark.exhaustive
 def test_knockout_finds_it(model, clean, wanted):
     edit = avjax.Knockout(query="last", key="video", layers=avjax.windows(1), heads=avjax.each_head())
     data = avjax.analysis.sweep_samples(model, clean, avjax.grid(edit), wanted, progress=False)
@@ -74,6 +75,7 @@ def test_knockout_finds_it(model, clean, wanted):
     assert not bool(means["logit_diff_below_floor"]) and float(means["logit_diff_change_low"]) > 0
 
 
+@pytest.mark.exhaustive
 def test_attribution_finds_it(model, clean, wanted):
     data = attribute(model, clean, wanted, queries="last", keys="video", sites=(), top=3, progress=False)
     estimate = np.abs(data["edge_estimate"].mean("sample").values.squeeze((-2, -1)))
@@ -81,6 +83,7 @@ def test_attribution_finds_it(model, clean, wanted):
     assert str(data.candidate.values[0]) == f"last->video@{LAYER}#h{HEAD}"
 
 
+@pytest.mark.exhaustive
 def test_tracing_finds_its_layer(model, clean, corrupt):
     answers: tuple[dict[str, list[int]], dict[str, list[int]]] = ({}, {})
     for name in SAMPLES:
@@ -93,6 +96,7 @@ def test_tracing_finds_its_layer(model, clean, corrupt):
     np.testing.assert_allclose(recovery.isel(layers=LAYER).dropna("sample"), 1, atol=0.3)
 
 
+@pytest.mark.exhaustive
 def test_gates_find_it_and_nothing_else(model, clean, wanted):
     settings: dict[str, Any] = {"steps": 60, "learning_rate": 0.2, "batch": 4, "num_random": 3, "progress": False}
     found = learn_gates(model, clean, wanted, held_out=0.5, query="last", penalty="l0", strength=0.01, **settings)

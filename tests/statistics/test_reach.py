@@ -29,6 +29,7 @@ def test_an_edit_that_cannot_reach_a_metric_is_refused(omni_model, prompt):
         avjax.sweep(omni_model, prompt, RULES[0], [metrics.LogLikelihood(TEXT), metrics.Caption(1)], progress=False)
 
 
+@pytest.mark.exhaustive
 def test_or_has_no_value_and_no_count(omni_model, prompt, tmp_path: Path):
     """Beside metrics that it does reach, in memory and from a store."""
     asked = [metrics.Prob(3), metrics.LogLikelihood(TEXT), metrics.TopK(2), metrics.Caption(3)]
@@ -54,6 +55,7 @@ def test_or_has_no_value_and_no_count(omni_model, prompt, tmp_path: Path):
     np.testing.assert_array_equal(in_memory.prob_edges, stored.prob_edges)
 
 
+@pytest.mark.exhaustive
 def test_alike_counts_stand_once(omni_model, prompt):
     data = avjax.sweep(omni_model, prompt, RULES[2], [metrics.Prob(3), metrics.LogLikelihood(TEXT)], progress=False)
     assert "prob_edges" not in data and int(data.edges.item()) > 0

@@ -19,6 +19,8 @@ from avjax.analysis.rounding import float32_logits, noise_floor, smallest_gap
 from avjax.metrics import Logits
 from avjax.organism.conflict import Conflict, conflict, opened
 
+pytestmark = pytest.mark.exhaustive
+
 DTYPES = ("float32", "bfloat16")
 
 

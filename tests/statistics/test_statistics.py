@@ -211,6 +211,7 @@ def test_refused(swept: xr.Dataset, change: Any, arguments: dict[str, Any], mess
         statistics.bootstrap(change(swept), **{"draws": 5, **arguments})
 
 
+@pytest.mark.exhaustive
 def test_a_sweep(omni_model: avjax.Model):
     """The variables that a sweep marks as having no mean are the ones that are left out."""
     prompts = [omni_model.prompt(text) for text in ("What?", "Who is it?", "Why so?", "Where?", "And then?")]

@@ -42,6 +42,7 @@ def expected(omni_model, prompt):
     }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("executor", ["replay", "reference"])
 def test_probabilities(omni_model, prompt, expected, executor):
     asked = [m(w, name=f"{m.__name__}_{w}") for m in (metrics.Prob, metrics.LogProb) for w in WORDS]
@@ -54,6 +55,7 @@ def test_probabilities(omni_model, prompt, expected, executor):
         assert got[f"Prob_{word}"].attrs["answer_tokens"] == str([list(f) for f in forms_of(omni_model, word)])
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("pair", [*itertools.combinations(WORDS, 2)], ids="-".join)
 def test_logit_differences(omni_model, prompt, expected, pair):
     """Of words that share their first token too, and of words of one token as before."""
@@ -63,6 +65,7 @@ def test_logit_differences(omni_model, prompt, expected, pair):
         np.testing.assert_allclose(got[f"logit_diff{suffix}"].item(), value, atol=5e-5)
 
 
+@pytest.mark.exhaustive
 def test_slopes_of_words_are_those_of_their_value(omni_model, prompt):
     """Estimates are the metric's slopes, though two continuations are differentiated along."""
     metric, fields = metrics.LogitDiff("xylophone", "xenon"), {"queries": "last", "keys": ["[2:9]"], "top": 0}
@@ -92,6 +95,7 @@ def test_what_cannot_be_told_apart_or_read_at_once_is_refused(omni_model, prompt
         logit_lens(omni_model, prompt, answers=["xylophone"], progress=False)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("text", [("xylophone",), ("water", "dog")])
 def test_a_blocked_query_reads_the_prompt_alone_under_the_published_behaviour(omni_model, prompt, text):
     """Not the word that is fed after it: the first token's probability is that of a run without it."""

@@ -124,6 +124,7 @@ def test_next_token_metrics(swept, logits):
     assert len(set(expected["rank"].tolist())) > 1
 
 
+@pytest.mark.exhaustive
 def test_only_the_tokens_that_metrics_name_are_unembedded(omni_model, prompt, swept, monkeypatch):
     widths, read_block = [], compute.read_block
 
@@ -163,6 +164,7 @@ def test_log_likelihood_is_a_loop_over_growing_prompts(omni_model, ids, swept):
     assert np.ptp(sums) > 1e-2
 
 
+@pytest.mark.exhaustive
 def test_attention_mass(omni_model, prompt, swept):
     visible = [sum(2 <= k < 9 and k <= q for k in range(24)) / (q + 1) for q in range(5, 20)]
     for i, edits in enumerate([(), *((v,) for v in VARIANTS)]):
@@ -174,6 +176,7 @@ def test_attention_mass(omni_model, prompt, swept):
     assert swept["attention_mass"].dims == ("variant", "sample", "layer", "head")
 
 
+@pytest.mark.exhaustive
 def test_attention_from_generated_tokens(omni_model, ids, prompt):
     """Tokens of a metric's own text that are fed count as generated; edits of `answer` reach them."""
     fed, rules = len(CONTINUATION) - 1, "answer->[0:9]*5"
@@ -192,6 +195,7 @@ def test_attention_from_generated_tokens(omni_model, ids, prompt):
             np.testing.assert_allclose(values[1], mass / share, rtol=1e-4)
 
 
+@pytest.mark.exhaustive
 def test_metrics_of_other_lengths_have_dimensions_of_their_own(omni_model, prompt):
     asked = [metrics.Logits([1, 2], name="a"), metrics.Logits([3, 4, 5], name="b"), metrics.TopK(5)]
     got = avjax.sweep(omni_model, prompt, VARIANTS[0], asked, progress=False)
@@ -284,6 +288,7 @@ class OfFirstToken(metrics.LogProb):
         return jax.nn.log_softmax(view.logits)[self.answer[0]]
 
 
+@pytest.mark.exhaustive
 def test_a_subclass_that_reads_its_answer_gets_it(omni_model, prompt, logits):
     expected = log_softmax(logits)[:, 5]
     data = avjax.sweep(omni_model, prompt, VARIANTS, OfFirstToken((5,)), progress=False)

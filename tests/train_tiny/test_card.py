@@ -59,6 +59,7 @@ def cells_of(card: str, width: int) -> dict[str, list[str]]:
     return {line[0]: line[1:] for line in lines if len(line) == width}
 
 
+@pytest.mark.exhaustive
 def test_the_table_holds_what_was_measured(written: Path):
     card = (written / "tiny-av" / "README.md").read_text()
     cells = cells_of(card, 7)

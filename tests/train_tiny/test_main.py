@@ -33,6 +33,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(avjax, "cache_compilations", lambda directory: None)
 
 
+@pytest.mark.exhaustive
 def test_it_trains_measures_and_writes_cards_once(
     short: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -61,6 +62,7 @@ def test_it_trains_measures_and_writes_cards_once(
     assert "audio 2/2" in capsys.readouterr().err
 
 
+@pytest.mark.exhaustive
 def test_features_of_another_world_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     data.training_features(tmp_path, 16, 16, 1)
     monkeypatch.setattr(data, "_sounds", lambda numbers: data._pictures(numbers)[:, 0])
@@ -68,6 +70,7 @@ def test_features_of_another_world_are_refused(tmp_path: Path, monkeypatch: pyte
         data.training_features(tmp_path, 16, 16, 1)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

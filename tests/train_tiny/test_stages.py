@@ -59,6 +59,7 @@ def trained(model: avjax.Model, features: Features, saved: Path, stop_after: int
     return network, seen
 
 
+@pytest.mark.exhaustive
 def test_a_stopped_stage_ends_as_one_that_was_not(model: avjax.Model, features: Features, tmp_path: Path):
     whole, told = trained(model, features, tmp_path / "whole")
     assert len(told) == 3
@@ -73,6 +74,7 @@ def test_a_stopped_stage_ends_as_one_that_was_not(model: avjax.Model, features: 
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.exhaustive
 def test_early_layers_and_frozen_parts_stay(model: avjax.Model, features: Features, tmp_path: Path):
     network, _ = trained(model, features, tmp_path / "saved")
     before, after = model.network.decoder.layers.mlp.up.kernel[...], network.decoder.layers.mlp.up.kernel[...]

@@ -43,6 +43,7 @@ def test_the_checkpoint_is_small_and_its_words_are_tokens(model: avjax.Model):
         training.caption_tokens(model, world.caption(0, 0), 3)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("task", [training.DESCRIBE, training.GUESS, training.LISTEN], ids=str)
 def test_logits_are_those_of_the_model(model: avjax.Model, clips: list[world.Clip], task: training.Task):
     """Through the prompt and its encoders, one caption token after another."""
@@ -88,6 +89,7 @@ def test_a_task_teaches_its_part(model: avjax.Model, task: training.Task, untaug
     assert not taught[caption < 0].any()
 
 
+@pytest.mark.exhaustive
 def test_the_loss_counts_taught_tokens(model: avjax.Model, clips: list[world.Clip]):
     place, batch = training.layout(model, clips[0], training.LISTEN), batch_of(model, clips, training.LISTEN)
     value, hits = training.loss(model.network, batch, place)
@@ -99,6 +101,7 @@ def test_the_loss_counts_taught_tokens(model: avjax.Model, clips: list[world.Cli
     np.testing.assert_allclose(hits, np.mean(right), rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 def test_steps_lower_the_loss_and_leave_frozen_parts_alone(model: avjax.Model, clips: list[world.Clip]):
     place, batch = training.layout(model, clips[0], training.LISTEN), batch_of(model, clips, training.LISTEN)
     network = jax.tree.map(jnp.array, model.network)

@@ -51,6 +51,7 @@ def test_the_logits_are_those_of_the_version_that_saved(reference: Reference):
 CONVERTED = [r for r in REFERENCES if r.directory.name in ("vl-tied-shards", "thinker-tied", "omni-shards")]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("reference", CONVERTED, ids=str)
 def test_a_conversion_captions_alike_and_comes_back_bit_for_bit(reference: Reference, tmp_path: Path):
     plan = convert(reference.directory, tmp_path / "converted")
@@ -64,6 +65,7 @@ def test_a_conversion_captions_alike_and_comes_back_bit_for_bit(reference: Refer
     assert file_names(tmp_path / "back") == file_names(reference.directory)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("version", "name"), [("4.52.4", "omni-shards"), ("4.57.6", "vl-tied-shards")], ids=str)
 def test_older_files_verify_against_the_installed_transformers(version: str, name: str):
     rows = list(verify(of(version, name).directory))
