@@ -21,7 +21,8 @@ from avjax.runs.prompts_ahead import PATIENCE_SECONDS, StoppedError, prompt_toge
 from avjax.runs.rows import encoded
 from avjax.runs.run import Block, StoredRun
 from avjax.runs.store import Claim, Store
-from avjax.sweeping.compute import computed
+from avjax.sweeping.compute import compute_prepared, computed
+from avjax.sweeping.prepare import Sweep
 from avjax.sweeping.slices import Slice, run_slices, slices_here
 
 DONE, WAIT = -1, -2  # a leader sends them in place of a block's number
@@ -53,6 +54,7 @@ def execute(
     stop: Callable[[], bool] = lambda: False,
     progress: bool = True,
     tell: Tell = silent,
+    prepared: Sweep | None = None,
 ) -> Outcome:
     """Computes the blocks that are missing, and waits for those that other processes have.
 
@@ -63,12 +65,15 @@ def execute(
       keep_going: a sample that fails is reported, and the others go on; else its error is raised.
       stop: asked between blocks.
       tell: is called with each event and its values.
+      prepared: the whole sweep, if it was prepared already; where a sample is one block it is not prepared again.
 
     Raises:
       StoreError: the store or the log cannot be written; finished parts are kept.
     """
     blocks, slices, everyone = run.blocks(shard), slices_here(model), Team(model.mesh)
     halted = threading.Event()
+    if any(part.count > 1 for part in slices):  # it is not theirs
+        prepared = None
 
     def ends() -> bool:
         return halted.is_set() or stop()
@@ -76,8 +81,8 @@ def execute(
     def work(part: Slice) -> Outcome:
         team = Team(part.model.mesh)
         if not team.leads:
-            return _follow(part.model, run, blocks, team, keep_going, ends)
-        leader = _Leader(part, run, blocks, team, store, keep_going=keep_going, stop=ends, tell=tell)
+            return _follow(part.model, run, blocks, team, keep_going, ends, prepared)
+        leader = _Leader(part, run, blocks, team, store, keep_going=keep_going, stop=ends, tell=tell, prepared=prepared)
         total = sum(block.num_rows for block in blocks)
         try:
             with Progress("run", total, "cells", enabled=progress and part is slices[0]) as bar:
@@ -118,9 +123,10 @@ class _Leader:
         keep_going: bool,
         stop: Callable[[], bool],
         tell: Tell,
+        prepared: Sweep | None,
     ):
         self.part, self.run, self.blocks, self.team, self.store = part, run, blocks, team, store
-        self.keep_going, self.stop, self.tell = keep_going, stop, tell
+        self.keep_going, self.stop, self.tell, self.prepared = keep_going, stop, tell, prepared
         self.outcome, self.layout, self.about = Outcome(), run.layout, store.read()
         self.numbers = {block.name: number for number, block in enumerate(blocks)}
         self.counted: set[str] = set()
@@ -174,7 +180,8 @@ class _Leader:
     def _compute(self, block: Block, prompt: Callable[[], Prompt]) -> tuple[xr.Dataset, xr.Dataset | None]:
         """A block's values, and the activations that are kept of it."""
         model, decoded = self.part.model, prompt_together(prompt, self.team)
-        return _computed(model, self.run, block, decoded), _captured(model, self.run, block, decoded)
+        values = _computed(model, self.run, block, decoded, self.prepared)
+        return values, _captured(model, self.run, block, decoded)
 
     def _publish(self, claim: Claim, block: Block, values: xr.Dataset, activations: xr.Dataset | None) -> None:
         run, sample = self.run, self.run.samples[block.sample].name
@@ -216,7 +223,13 @@ class _Leader:
 
 
 def _follow(
-    model: Model, run: StoredRun, blocks: Sequence[Block], team: Team, keep_going: bool, stop: Callable[[], bool]
+    model: Model,
+    run: StoredRun,
+    blocks: Sequence[Block],
+    team: Team,
+    keep_going: bool,
+    stop: Callable[[], bool],
+    prepared: Sweep | None,
 ) -> Outcome:
     """Computes the blocks that the leader names, in step with it; the leader stores them."""
     outcome = Outcome()
@@ -226,7 +239,7 @@ def _follow(
         sample = run.samples[blocks[place].sample]
         try:
             prompt = prompt_together(sample.prompt, team)
-            _computed(model, run, blocks[place], prompt)
+            _computed(model, run, blocks[place], prompt, prepared)
             _captured(model, run, blocks[place], prompt)
         except (ValueError, OverflowError, OSError) as error:
             if not keep_going:
@@ -235,8 +248,11 @@ def _follow(
     return outcome
 
 
-def _computed(model: Model, run: StoredRun, block: Block, prompt: Prompt) -> xr.Dataset:
+def _computed(model: Model, run: StoredRun, block: Block, prompt: Prompt, prepared: Sweep | None = None) -> xr.Dataset:
     sample = run.samples[block.sample]
+    if prepared is not None and len(block.cells) == len(run.cells.cells) and (sample.name, 0) in prepared.sessions:
+        executor = run.settings.get("executor", "replay")
+        return compute_prepared(prepared.of_sample(sample.name), executor=executor, drawn=run.drawn)
     variants = [list(edits) for edits in run.edits(block)]
     settings = {**run.settings, "floor": block.clean and run.settings.get("floor", True), "drawn": run.drawn}
     return computed(model, {sample.name: prompt}, variants, list(sample.metrics), progress=False, **settings)

@@ -95,7 +95,7 @@ def _stored_sweep(
       ValueError: as `avjax.sweep`; or the store holds another sweep.
     """
     checks = {name: value for name, value in settings.items() if name != "executor"}
-    prepare(model, prompts, grid, metrics, **checks)  # refuses before anything is written
+    whole = prepare(model, prompts, grid, metrics, **checks)  # refuses before anything is written
     several = as_metrics(metrics)
     named, cells = named_prompts(prompts), as_cells(grid, model.config.decoder)
     fixed = model_identity(model) | {name: settings[name] for name in DECIDING if settings[name] is not None}
@@ -107,5 +107,5 @@ def _stored_sweep(
     run = StoredRun(digest=digest(fixed), cells=cells, samples=samples, settings=settings, block_cells=CELLS_PER_BLOCK)
     opened = Store(store)
     begin(opened, model, run, fixed)
-    execute(model, run, opened, progress=progress)
+    execute(model, run, opened, progress=progress, prepared=whole)
     return read(opened)

@@ -64,6 +64,15 @@ def computed(
     return prepared.compute(executor=executor, progress=progress, drawn=drawn)
 
 
+def compute_prepared(sweep: Sweep, *, executor: Executor, drawn: Collection[Any]) -> xr.Dataset:
+    """`computed` of what is prepared on a model that is no slice of another."""
+    whole = Slice(index=0, count=1, model=sweep.model)
+    prepared = PreparedSlices(
+        model=sweep.model, prompts=sweep.prompts, compat=sweep.compat, slices=[whole], by_slice={0: sweep}
+    )
+    return prepared.compute(executor=executor, progress=False, drawn=drawn)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PreparedSlices:
     """A sweep that is checked on each slice of the model's mesh, ready to be computed once.

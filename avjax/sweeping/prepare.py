@@ -106,6 +106,17 @@ class Sweep:
         """Whether the clean cell goes through the replay's program too; narrower types are held against float32."""
         return self.floor and self.model.dtype == np.float32
 
+    def of_sample(self, sample: Any) -> "Sweep":
+        """This sweep over one sample, its cells as a list of variants; takes its sessions, which are used once."""
+        variants = [list(edits) for edits in self.variants(sample)]
+        return dataclasses.replace(
+            self,
+            prompts={sample: self.prompts[sample]},
+            cells=as_cells(variants, self.model.config.decoder),
+            sessions={key: self.sessions.pop(key) for key in [*self.sessions] if key[0] == sample},
+            missing={key: late for key, late in self.missing.items() if key[0] == sample},
+        )
+
     def num_decoded(self) -> int:
         """The most generated tokens that any metric feeds back."""
         return max(0, *self.num_fed().values(), *(caption.limit - 1 for caption in self.captions))

@@ -20,6 +20,7 @@ from avjax.edits.edits import Edit
 from avjax.edits.grids import as_cells
 from avjax.engine.clean_pass import clean_pass, shared_keys
 from avjax.engine.replay import replay
+from avjax.engine.session import Session
 from avjax.metrics import KL, AttentionMass, Caption, LogProb, Metric, TopK, View
 from avjax.models.buckets import bucket
 from avjax.prompts.prompt import Prompt
@@ -425,3 +426,22 @@ def test_a_process_that_follows_can_stop_the_run(
     store.begin({"layout": vars(run.layout)})
     outcome = execute(omni_model, run, store, progress=False)
     assert outcome.stopped and len(store.parts()) == 1
+
+
+def test_what_is_one_block_is_prepared_once(
+    omni_model: avjax.Model, prompts: dict[str, Prompt], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The sessions that the early refusal makes are those that are computed."""
+    sessions, prepared = [], Session.__init__
+
+    def counted(self: Session, *arguments: Any, **settings: Any) -> None:
+        sessions.append(settings.get("dtype"))
+        prepared(self, *arguments, **settings)
+
+    monkeypatch.setattr(Session, "__init__", counted)
+    asked = (["last->text@0", "last->text@1"], [KL(), Caption(2)])
+    stored = avjax.sweep(omni_model, prompts, *asked, store=tmp_path / "run", progress=False)
+    assert len(sessions) == 2 * len(prompts), "a pass and a caption of each prompt"
+    monkeypatch.undo()
+    expected = avjax.sweep(omni_model, prompts, *asked, progress=False)
+    xr.testing.assert_equal(stored.drop_vars("cell_key", errors="ignore"), expected)
