@@ -16,6 +16,12 @@ from typing import Any
 log = logging.getLogger(__name__)
 VARIABLE, OFF = "AVJAX_CACHE", "off"
 ENCODED = "encoded"
+# What is cached: its name, a pattern of its files, and the most bytes of it. Nothing else is ever removed.
+CACHED = (
+    ("compiled programs", "compiled-*/**/*", 4 * 10**9),
+    ("encoder outputs", f"{ENCODED}/*.encoded", 20 * 10**9),
+    ("receipts of finished runs", "finished/*.json", 10**8),
+)
 
 
 def cache(directory: str | Path | None = None) -> Path | None:
@@ -30,50 +36,66 @@ def cache(directory: str | Path | None = None) -> Path | None:
     Returns:
       The directory; None when nothing is kept, which is logged unless it was asked for.
     """
-    chosen = default_directory() if directory is None else Path(directory).expanduser()
-    if chosen is None:
-        return None
+    import jax
+
     from avjax.devices.compilation import cache_compilations
-    from avjax.devices.disk import prepare
+    from avjax.devices.disk import trim
     from avjax.models.encoder_cache import cache_encodings
 
     try:
-        prepare(chosen)
-        cache_compilations(programs_directory(chosen))
-        cache_encodings(chosen / ENCODED)
+        if (chosen := usable_directory(directory)) is None:
+            return None
+        programs, encoded = (_subdirectory(chosen, name) for name in (programs_name(), ENCODED))
     except (OSError, RuntimeError) as error:
-        log.warning("%s: nothing is cached there (%s)", chosen, getattr(error, "strerror", None) or error)
+        place = getattr(error, "filename", None) or directory or "caches"
+        log.warning("%s: nothing is cached there (%s)", place, getattr(error, "strerror", None) or error)
         return None
+    for _, pattern, most in CACHED:
+        trim(chosen, pattern, most)
+    if directory is not None or jax.config.values["jax_compilation_cache_dir"] is None:  # the user's own choice stays
+        cache_compilations(programs)
+    cache_encodings(encoded)
     _say_once(chosen)
     return chosen
 
 
+def usable_directory(directory: str | Path | None = None) -> Path | None:
+    """The directory of the caches, made where it is not there; None where the environment turns them off.
+
+    Raises:
+      OSError, RuntimeError: it cannot be used; or a user's home is not known.
+    """
+    from avjax.devices.disk import prepare
+
+    chosen = default_directory() if directory is None else Path(directory).expanduser()
+    if chosen is not None:
+        prepare(chosen)
+    return chosen
+
+
+def _subdirectory(directory: Path, name: str) -> Path:
+    from avjax.devices.disk import prepare
+
+    prepare(directory / name)
+    return directory / name
+
+
 def default_directory() -> Path | None:
-    """Where caches lie unless a directory is given; None when the environment turns them off."""
+    """Where caches lie unless a directory is given; None when the environment turns them off.
+
+    Raises:
+      RuntimeError: the user has no home.
+    """
     given = os.environ.get(VARIABLE, "").strip()
     if given:
         return None if given.lower() == OFF else Path(given).expanduser()
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        return (base if base.is_absolute() else Path("~/.cache").expanduser()) / "avjax"
-    except RuntimeError:  # a user without a home
-        return None
+    return (base if base.is_absolute() else Path("~/.cache").expanduser()) / "avjax"
 
 
-def programs_directory(directory: Path) -> Path:
+def programs_name() -> str:
     """Programs for a CPU use all that it can do, and crash on an older one that shares the directory."""
-    return directory / f"compiled-{hashlib.blake2b(_processor().encode(), digest_size=4).hexdigest()}"
-
-
-def cached_files(directory: Path) -> list[tuple[str, Path, str, int]]:
-    """What is cached in a directory: its name, where it lies, a pattern of its files, and the most bytes of it."""
-    from avjax.devices import compilation
-    from avjax.models import encoder_cache
-
-    return [
-        ("compiled programs", programs_directory(directory), compilation.PROGRAMS, compilation.MAX_BYTES),
-        ("encoder outputs", directory / ENCODED, f"*{encoder_cache.ENDING}", encoder_cache.MAX_BYTES),
-    ]
+    return f"compiled-{hashlib.blake2b(_processor().encode(), digest_size=4).hexdigest()}"
 
 
 def _processor() -> str:

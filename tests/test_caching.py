@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 import avjax
-from avjax.caching import default_directory, programs_directory
+from avjax.caching import default_directory, programs_name
 from avjax.cli import app
 from avjax.devices import compilation
 from avjax.devices.disk import size, trim
@@ -49,9 +49,11 @@ def test_where_they_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, directo
     assert default_directory() == tmp_path / "xdg" / "avjax"
     monkeypatch.setenv("AVJAX_CACHE", str(tmp_path / "mine"))
     assert avjax.cache() == tmp_path / "mine"
-    assert directories == [programs_directory(tmp_path / "mine"), tmp_path / "mine" / "encoded"]
-    assert (tmp_path / "mine").stat().st_mode & 0o777 == 0o700, "nobody else reads there"
+    assert directories == [tmp_path / "mine" / "encoded"], "jax's own option is set by these tests, and stays"
     assert avjax.cache(tmp_path / "given") == tmp_path / "given", "a given one before the environment's"
+    assert directories[1:] == [tmp_path / "given" / programs_name(), tmp_path / "given" / "encoded"]
+    for made in (tmp_path / "given", *directories):
+        assert made.stat().st_mode & 0o777 == 0o700, "nobody else reads there"
     monkeypatch.setenv("AVJAX_CACHE", "off")
     assert default_directory() is None
     assert avjax.cache() is None
@@ -82,6 +84,23 @@ def of_somebody_else(directory: Path) -> Path:
     return directory
 
 
+def below_one_of_everybody(directory: Path) -> Path:
+    directory.mkdir()
+    directory.chmod(0o777)
+    return directory / "cache"
+
+
+def with_programs_of_others(directory: Path) -> Path:
+    (directory / programs_name()).mkdir(parents=True)
+    directory.chmod(0o700)
+    (directory / programs_name()).chmod(0o777)
+    return directory
+
+
+def of_nobody(directory: Path) -> str:
+    return "~nosuchuser/cache"
+
+
 def no_directory(directory: Path) -> Path:
     directory.write_text("mine")
     return directory
@@ -92,8 +111,20 @@ def below_a_file(directory: Path) -> Path:
     return directory / "cache"
 
 
+UNUSABLE = (
+    read_only,
+    writable_for_all,
+    of_somebody_else,
+    below_one_of_everybody,
+    with_programs_of_others,
+    of_nobody,
+    no_directory,
+    below_a_file,
+)
+
+
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="POSIX")
-@pytest.mark.parametrize("unusable", [read_only, writable_for_all, of_somebody_else, no_directory, below_a_file])
+@pytest.mark.parametrize("unusable", UNUSABLE)
 def test_a_directory_that_cannot_be_used_is_named_once(
     unusable, tmp_path: Path, directories: list[Path], caplog: pytest.LogCaptureFixture
 ):
@@ -101,7 +132,7 @@ def test_a_directory_that_cannot_be_used_is_named_once(
     assert avjax.cache(directory) is None
     assert directories == []
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"{directory}: nothing is cached there (")
+    assert str(directory) in record.getMessage() and "nothing is cached there (" in record.getMessage()
 
 
 def test_a_full_disk(
@@ -132,7 +163,7 @@ def test_a_second_process_compiles_and_encodes_nothing_and_damage_costs_time_alo
     third, said = caption(clip, directory)
     assert third == {**first, "compiled": 0} and "cannot be used" not in said
 
-    for file in [*programs_directory(directory).glob(compilation.PROGRAMS), *(directory / "encoded").iterdir()]:
+    for file in [*directory.glob("compiled-*/*-cache"), *(directory / "encoded").iterdir()]:
         file.write_bytes(b"damage")
     damaged, said = caption(clip, directory)
     assert damaged["text"] == first["text"]
@@ -153,15 +184,16 @@ def test_the_files_used_last_stay(tmp_path: Path):
 
 
 def test_the_command_shows_and_clears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    programs = programs_directory(tmp_path)
-    programs.mkdir()
-    (programs / "a-cache").write_bytes(b"0" * 2_000_000)
-    (tmp_path / "encoded").mkdir()
+    for cpu, where in (("compiled-1", "."), ("compiled-2", "autotuned")):
+        (tmp_path / cpu / where).mkdir(parents=True)
+        (tmp_path / cpu / where / "a-cache").write_bytes(b"0" * 1_000_000)
+    (tmp_path / "finished").mkdir()
+    (tmp_path / "finished" / "a.json").write_text("{}")
     (tmp_path / "notes.txt").write_text("mine")
     monkeypatch.setenv("AVJAX_CACHE", str(tmp_path))
     shown = CliRunner().invoke(app, ["cache"]).output
-    assert str(tmp_path) in shown and "1 compiled programs, 2.0 MB" in shown and "0 encoder outputs" in shown
-    assert "removed: 1 compiled programs, 2.0 MB" in CliRunner().invoke(app, ["cache", "--clear"]).output
+    assert str(tmp_path) in shown and "2 compiled programs, 2.0 MB" in shown and "0 encoder outputs" in shown
+    assert "removed: 2 compiled programs, 2.0 MB" in CliRunner().invoke(app, ["cache", "--clear"]).output
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == ["notes.txt"]
     monkeypatch.setenv("AVJAX_CACHE", "off")
     assert "AVJAX_CACHE is off" in CliRunner().invoke(app, ["cache"]).output

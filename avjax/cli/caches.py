@@ -13,7 +13,7 @@ def cache(
 ) -> None:
     """Show where compiled programs and encoder outputs are cached and what they take, or remove them."""
     with exit_with_message():
-        from avjax.caching import cached_files, default_directory
+        from avjax.caching import CACHED, default_directory
         from avjax.devices.disk import size, trim
 
         directory = default_directory() if cache_dir is None else cache_dir.expanduser()
@@ -21,10 +21,10 @@ def cache(
             typer.echo("nothing is cached: AVJAX_CACHE is off")
             return
         typer.echo(directory)
-        for what, place, pattern, most in cached_files(directory):
-            count, taken = size(place, pattern)
+        for what, pattern, most in CACHED:
+            count, taken = size(directory, pattern)
             if clear:
-                trim(place, pattern, max_bytes=0)
+                trim(directory, pattern, max_bytes=0)
                 typer.echo(f"removed: {count:,} {what}, {taken / 1e6:,.1f} MB")
             else:
-                typer.echo(f"{count:,} {what}, {taken / 1e6:,.1f} MB of at most {most / 1e9:,.0f} GB")
+                typer.echo(f"{count:,} {what}, {taken / 1e6:,.1f} MB of at most {most / 1e9:,.1f} GB")

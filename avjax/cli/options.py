@@ -148,15 +148,12 @@ class Resources:
 
     def cache_directory(self) -> Path | None:
         """Where caches lie, if they are on and the directory can be used."""
-        from avjax.caching import default_directory
-        from avjax.devices.disk import prepare
+        from avjax.caching import usable_directory
 
-        directory = self.cache_dir or default_directory()
-        if self.no_cache or directory is None:
+        if self.no_cache:
             return None
-        with contextlib.suppress(OSError):
-            prepare(directory.expanduser())
-            return directory.expanduser()
+        with contextlib.suppress(OSError, RuntimeError):  # `avjax.cache` says why
+            return usable_directory(self.cache_dir)
         return None
 
     @contextlib.contextmanager

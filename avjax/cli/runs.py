@@ -97,13 +97,18 @@ def run_spec(
         from avjax.runs.store import Store
 
         words = [] if resources.memory_bytes is None else [f"memory_bytes={resources.memory_bytes}"]
+        began = None if receipt is None or spec is None else _state([spec])
+        if repeat is not None:
+            import avjax
+
+            avjax.cache_encodings(None)  # done again, not read again
         read, place, before = _specification(spec, repeat, [*(overrides or []), *words], store)
         share = _share(shard)
         if distributed:
             if repeat is not None and store is None:
                 raise ValueError("--repeat --distributed: expected --store, which all processes share; add it")
             read = _joined(read)
-        files = None if receipt is None else _files(spec, read)
+        files = None if began is None else _files(began, read)
         prepared = prepare_run(read)
         if dry_run:
             print_plan(prepared.plan(share))
@@ -120,7 +125,8 @@ def run_spec(
             if before is not None and not outcome.stopped and run.parts():
                 _report_differences(before, run, prepared.run.places(share), tolerance)
         if receipt is not None and files is not None and not (outcome.stopped or outcome.failed):
-            receipt.write(run, files, [block.name for block in prepared.run.blocks(share)])
+            names = ([block.name for block in prepared.run.blocks(of)] for of in (share, (0, 1)))
+            receipt.write(run, *files, *names)
         named = place if repeat is None else store or repeat  # not a temporary directory, which is gone
         _report_end(named, outcome.computed, len(outcome.failed))
         if outcome.stopped:
@@ -142,16 +148,26 @@ def _receipt(resources: Resources, words: Any) -> Any:
     return None if directory is None else Receipt(directory, words)
 
 
-def _files(spec: Path | None, read: Any) -> Any:
-    """The state of all that a run is made of, before it is read; None when the checkpoint is the hub's."""
-    from avjax.checkpoint.builtin import builtin_directory
-    from avjax.runs.identity import checkpoint_files
+def _state(files: list[Path]) -> Any:
     from avjax.runs.receipts import state
 
+    return state(files)
+
+
+def _files(spec: Any, read: Any) -> Any:
+    """The checkpoint's directory, and the state of all that a run is made of; None when the checkpoint is the hub's.
+
+    Args:
+      spec: the state of the specification before it was read.
+    """
+    from avjax.checkpoint.builtin import builtin_directory
+    from avjax.runs.receipts import checkpoint_files
+
     checkpoint = builtin_directory(read.model) or Path(read.model)
-    if spec is None or not checkpoint.is_dir():
+    if not checkpoint.is_dir():
         return None
-    return state([spec, *read.files(), *checkpoint_files(checkpoint)])
+    table = _state([read.directory / read.clips] if isinstance(read.clips, str) else [])  # before it is read
+    return checkpoint, {**_state([*read.files(), *checkpoint_files(checkpoint)]), **table, **spec}
 
 
 def _specification(

@@ -19,9 +19,8 @@ def prepare(directory: Path) -> None:
         code that is run.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    status = directory.stat()
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
-        raise OSError(errno.EPERM, "expected a directory that nobody else can write to", str(directory))
+    if hasattr(os, "getuid"):
+        _refuse_shared(directory)
     if shutil.disk_usage(directory).free < LEAST_FREE:
         raise OSError(errno.ENOSPC, "the disk is full", str(directory))
     probe = directory / f".{uuid.uuid4().hex}"
@@ -29,6 +28,17 @@ def prepare(directory: Path) -> None:
         probe.touch()
     finally:
         probe.unlink(missing_ok=True)
+
+
+def _refuse_shared(directory: Path) -> None:
+    status = directory.stat()
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        expected = "expected a directory of your own that nobody else can write to; chmod go-w, or choose another"
+        raise OSError(errno.EPERM, expected, str(directory))
+    for parent in directory.resolve().parents:
+        mode = parent.stat().st_mode
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:  # anybody could put another directory in its place
+            raise OSError(errno.EPERM, f"expected no directory above it that all can write to, got {parent}")
 
 
 def size(directory: Path, pattern: str) -> tuple[int, int]:
@@ -56,5 +66,7 @@ def _files(directory: Path, pattern: str) -> list[tuple[Path, os.stat_result]]:
     files = []
     for path in directory.glob(pattern):
         with contextlib.suppress(OSError):
-            files.append((path, path.stat()))
+            status = path.stat()
+            if stat.S_ISREG(status.st_mode):
+                files.append((path, status))
     return files

@@ -6,15 +6,14 @@ model the clean pass is most of what each of them costs.
 
 import dataclasses
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.core import Tracer
 
 from avjax.engine.clean_pass import CleanPass
 from avjax.models.encoder_cache import same_buffers
-
-SHARE = 4  # of a sweep's memory, this part for passes beside its own
 
 _by_host: "weakref.WeakKeyDictionary[Any, CleanPasses]" = weakref.WeakKeyDictionary()
 
@@ -26,21 +25,29 @@ def clean_passes(host: Any) -> "CleanPasses":
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
+    prompt: bytes
     key: Any
     num_rows: int
-    parameters: list[jax.Array]
+    parameters: tuple[weakref.ref[jax.Array], ...]  # a pass keeps no model alive
     clean: CleanPass
 
     @property
     def nbytes(self) -> int:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self.clean))
 
+    def is_of(self, parameters: Sequence[jax.Array]) -> bool:
+        ours = [parameter() for parameter in self.parameters]
+        return all(a is not None and same_buffers(a, b) for a, b in zip(ours, parameters, strict=True))
+
+    def bytes_beyond(self, num_rows: int) -> int:
+        """Of the rows that a sweep has no use for."""
+        return self.clean.residual.nbytes * (self.num_rows - num_rows) // self.num_rows
+
 
 class CleanPasses:
-    """Of one prompt at a time: another one takes its place."""
+    """Of one prompt and one set of parameters at a time: others take their place."""
 
     def __init__(self):
-        self._prompt: bytes = b""
         self._kept: list[_Kept] = []
 
     def take(
@@ -48,27 +55,30 @@ class CleanPasses:
         prompt: bytes,
         key: Any,
         num_rows: int,
-        parameters: list[jax.Array],
+        parameters: Sequence[jax.Array],
         compute: Callable[[], CleanPass],
-        memory_bytes: int,
+        spare_bytes: int,
     ) -> CleanPass:
         """A clean pass that keeps at least `num_rows` rows: one that is there, else that of `compute`.
 
         Args:
-          prompt: its fingerprint.
+          prompt: its digest, as it is now.
           key: all else that decides the pass, but the parameters.
-          memory_bytes: of the sweep that asks; passes beside its own take a share of it.
+          spare_bytes: what the sweep that asks leaves of its memory, for passes and rows that it has no use for.
         """
-        if prompt != self._prompt:
-            self._prompt, self._kept = prompt, []
-        for kept in self._kept:
-            if kept.key == key and kept.num_rows >= num_rows and all(map(same_buffers, kept.parameters, parameters)):
-                return kept.clean
-        # One of fewer rows is of no more use; the oldest go first.
-        others = [kept for kept in self._kept if kept.key != key]
-        while sum(kept.nbytes for kept in others) > memory_bytes // SHARE:
-            others.pop(0)
-        self._kept = others  # before the next one takes its memory
+        if any(isinstance(leaf, Tracer) for leaf in parameters):
+            return compute()
+        ours = [kept for kept in self._kept if kept.prompt == prompt and kept.is_of(parameters)]
+        others = [kept for kept in ours if kept.key != key]
+        fitting = [kept for kept in ours if kept.key == key and kept.num_rows >= num_rows]
+        fitting = [kept for kept in fitting if kept.bytes_beyond(num_rows) <= spare_bytes][:1]
+        spare_bytes -= sum(kept.bytes_beyond(num_rows) for kept in fitting)
+        while sum(kept.nbytes for kept in others) > spare_bytes:
+            others.pop(0)  # the oldest go first
+        self._kept = [*others, *fitting]  # before the next one takes its memory
+        if fitting:
+            return fitting[0].clean
         clean = compute()
-        self._kept = [*others, _Kept(key, num_rows, parameters, clean)]
+        # Another thread may have replaced the list meanwhile: nothing that is read here depends on it.
+        self._kept = [*others, _Kept(prompt, key, num_rows, tuple(map(weakref.ref, parameters)), clean)]
         return clean

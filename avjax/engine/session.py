@@ -177,7 +177,7 @@ class Session:
         """The clean pass, and its keys and values laid out for replays."""
         masses, branches = bool(self.reads.attention), self.reads.branches
         clean = clean_passes(self.model.host).take(
-            self.prompt.fingerprint,
+            self.prompt.digest(),
             (
                 str(self.dtype),
                 (self.size, self.num_reads),
@@ -194,11 +194,16 @@ class Session:
                 num_reads=self.num_reads,
                 want_mass=masses,
             ),
-            self.budget.memory_bytes,
+            self.budget.memory_bytes - self._planned_bytes(),
         )
         layout = self.layout
         shared = shared_keys(clean, layout.slots, layout.block_class)
         return self._with_classes(clean, shared, layout.group_class, layout.class_group)
+
+    def _planned_bytes(self) -> int:
+        """What the clean pass and the largest batch take."""
+        batches = (self.budget.variant_bytes(batch.num_rows) * batch.size for batch in self.planned)
+        return self.budget.shared_bytes() + max(batches, default=0)
 
     def without_shared_keys(self) -> SharedPrompt:
         """What the reference executor decodes over: each variant owns its whole prompt."""

@@ -41,14 +41,16 @@ def cache_encodings(directory: str | Path | None, max_bytes: int = MAX_BYTES) ->
       max_bytes: of encoder outputs; beyond, those that were not read for longest are removed. Other files stay.
     """
     global _directory, _max_bytes
-    _directory = None if directory is None else Path(directory).expanduser()
-    _max_bytes = max_bytes
-    if _directory is not None:
-        _directory.mkdir(parents=True, exist_ok=True)
+    path = None if directory is None else Path(directory).expanduser()
+    if path is not None:
+        path.mkdir(parents=True, exist_ok=True)
+    _directory, _max_bytes = path, max_bytes
 
 
 def same_buffers(a: jax.Array, b: jax.Array) -> bool:
     """Whether two arrays are one in memory, such as an array's part on a slice of its mesh and the same made again."""
+    if a.is_deleted() or b.is_deleted():  # donated to another program
+        return False
     if a is b:
         return True
     places = [[(s.device, s.data.unsafe_buffer_pointer()) for s in array.addressable_shards] for array in (a, b)]
@@ -76,7 +78,8 @@ def cached_encoding(
     if tower not in known or not all(map(same_buffers, known[tower][0], leaves)):
         known[tower] = (leaves, _of_parameters(leaves))
     state = hashlib.blake2b(clip, digest_size=DIGEST)
-    state.update(f"{numerics.VERSION} {tower} {parameters.cfg} {dtype} {known[tower][1]}".encode())
+    device = f"{jax.__version__} {leaves[0].devices().pop().device_kind}"
+    state.update(f"{numerics.VERSION} {device} {tower} {parameters.cfg} {dtype} {known[tower][1]}".encode())
     path = _directory / f"{state.hexdigest()}{ENDING}"
     if (cached := _read(path)) is not None:
         return cached

@@ -72,6 +72,10 @@ class Prompt:
     @functools.cached_property
     def fingerprint(self) -> bytes:
         """The same for prompts that a model cannot tell apart."""
+        return self.digest()
+
+    def digest(self) -> bytes:
+        """The fingerprint of the arrays as they are now, which the caller may have changed."""
         state = hashlib.blake2b(digest_size=16)
         clips = [c.mel for c in self.audio] + [c.patches for c in (*self.images, *self.videos)]
         for array in (self.token_ids, self.positions, *clips, *([] if self.embeddings is None else [self.embeddings])):

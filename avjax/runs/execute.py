@@ -65,15 +65,14 @@ def execute(
       keep_going: a sample that fails is reported, and the others go on; else its error is raised.
       stop: asked between blocks.
       tell: is called with each event and its values.
-      prepared: the whole sweep, if it was prepared already; where a sample is one block it is not prepared again.
+      prepared: the whole sweep on this model, if it was prepared already; where a sample is one block it is not
+        prepared again.
 
     Raises:
       StoreError: the store or the log cannot be written; finished parts are kept.
     """
     blocks, slices, everyone = run.blocks(shard), slices_here(model), Team(model.mesh)
     halted = threading.Event()
-    if any(part.count > 1 for part in slices):  # it is not theirs
-        prepared = None
 
     def ends() -> bool:
         return halted.is_set() or stop()

@@ -20,10 +20,10 @@ from avjax.model import Model
 from avjax.models import numerics
 from avjax.models.config import read_json
 from avjax.prompts.prompt import Prompt
+from avjax.runs.receipts import checkpoint_files
 
 SEEDS = (0x9E3779B9, 0x7F4A7C15)
 SMALL = 2**26  # bytes of a parameter whose checksum the host computes
-READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # of a Hugging Face directory
 
 
 def digest(*values: Any) -> str:
@@ -35,12 +35,6 @@ def file_digest(path: Path) -> str:
     """The digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def checkpoint_files(directory: Path) -> list[Path]:
-    """All that a model reads of its directory."""
-    files = [p for pattern in READ for p in directory.glob(pattern)]
-    return files + [p for p in (directory / "params").rglob("*") if p.is_file()]  # of a converted one
 
 
 def checkpoint_digest(directory: Path) -> str:

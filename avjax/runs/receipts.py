@@ -1,7 +1,8 @@
 """Receipts of finished runs, in the user's cache: the same command again has nothing to do, and needs no model to know.
 
-A receipt holds the state of every file that the run was made of. When one is another than then, or a part of the store
-is missing or damaged, the receipt counts for nothing and the run looks for itself. Nothing here imports jax.
+A receipt holds the state of every file that the run was made of. When one is another than then, one was added to the
+checkpoint, or a part of the store is missing, damaged or of another run, the receipt counts for nothing and the run
+looks for itself. Nothing here imports jax.
 """
 
 import hashlib
@@ -14,21 +15,29 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from avjax.devices.disk import prepare
 from avjax.models import numerics
 from avjax.runs.store import Store
 
-DIRECTORY, MOST = "finished", 1000  # receipts that are kept
+DIRECTORY = "finished"
+READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # of a Hugging Face directory
 
-State = tuple[int, int, int]
+State = tuple[int, int, int, int]
+
+
+def checkpoint_files(directory: Path) -> list[Path]:
+    """All that a model reads of its directory."""
+    files = [p for pattern in READ for p in directory.glob(pattern)]
+    return files + [p for p in (directory / "params").rglob("*") if p.is_file()]  # of a converted one
 
 
 def state(files: Iterable[Path]) -> dict[str, State]:
-    """Size, time of the last change and inode of each file, by its whole path; a file that is not there is left out."""
+    """Size, times of the last changes and inode of each file, by its whole path; one that is not there is left out."""
     states = {}
     for path in files:
         with suppress(OSError):
             status = path.stat()
-            states[str(path.absolute())] = (status.st_size, status.st_mtime_ns, status.st_ino)
+            states[str(path.absolute())] = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
     return states
 
 
@@ -48,35 +57,49 @@ class Receipt:
         """The store whose cells are all there, undamaged and made of the files as they are; else None."""
         try:
             kept = json.loads(self.path.read_text())
-            files, parts, store = kept["files"], set(kept["parts"]), Store(kept["store"])
-            if state(map(Path, files)) != {name: tuple(values) for name, values in files.items()}:
+            files, store = kept["files"], Store(kept["store"])
+            now = state([*map(Path, files), *checkpoint_files(Path(kept["checkpoint"]))])
+            if now != {name: tuple(values) for name, values in files.items()}:
                 return None
-            present = {part.name for part in store.parts().values()}
-            return kept["store"] if parts <= present and not store.damaged() else None
+            present = store.parts()
+            if not present.keys() <= {*kept["blocks"]}:  # the run itself says what is wrong with the others
+                return None
+            done = {*kept["parts"]} <= {part.name for part in present.values()}
+            return kept["store"] if done and not store.damaged() else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
-    def write(self, store: Store, files: Mapping[str, State], blocks: Iterable[str]) -> None:
+    def write(
+        self,
+        store: Store,
+        checkpoint: Path,
+        files: Mapping[str, State],
+        share: Iterable[str],
+        blocks: Iterable[str],
+    ) -> None:
         """Keeps that all blocks are in the store; where it cannot be written, the next run looks for itself.
 
         Args:
-          files: their state before the run read them.
+          checkpoint: its directory.
+          files: their state before the run read them, those of the checkpoint included.
+          share: names of the command's blocks.
+          blocks: names of all of the run's.
         """
-        parts, wanted = store.parts(), [*blocks]
-        if not store.local or not parts.keys() >= set(wanted):
+        parts, wanted = store.parts(), [*share]
+        if not store.local or not parts.keys() >= {*wanted}:
             return
         kept = {
             "store": os.fspath(store.path),
+            "checkpoint": str(checkpoint.absolute()),
             "files": {**files, **state([Path(store.path / "run.json")])},
             "parts": [parts[block].name for block in wanted],
+            "blocks": [*blocks],
         }
         partial = self.path.with_name(f".{uuid.uuid4().hex}")
         with suppress(OSError):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            prepare(self.path.parent)
             try:
                 partial.write_text(json.dumps(kept))
                 partial.replace(self.path)
             finally:
                 partial.unlink(missing_ok=True)
-            for old in sorted(self.path.parent.glob("*.json"), key=lambda path: path.stat().st_mtime)[:-MOST]:
-                old.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from avjax.sweeping.compute import computed
 from avjax.sweeping.joining import without_equal_counts
 from avjax.sweeping.metric_checks import as_metrics
 from avjax.sweeping.prepare import prepare
+from avjax.sweeping.slices import slices_here
 
 DECIDING = ("executor", "compat", "allow_noop")  # settings that decide numbers; memory changes their rounding
 
@@ -107,5 +108,7 @@ def _stored_sweep(
     run = StoredRun(digest=digest(fixed), cells=cells, samples=samples, settings=settings, block_cells=CELLS_PER_BLOCK)
     opened = Store(store)
     begin(opened, model, run, fixed)
+    if len(cells.cells) > CELLS_PER_BLOCK or slices_here(model)[0].count > 1:
+        whole = None  # blocks are prepared one by one, and its sessions would stay
     execute(model, run, opened, progress=progress, prepared=whole)
     return read(opened)

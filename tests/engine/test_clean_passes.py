@@ -1,6 +1,7 @@
 """A prompt's clean pass is computed once for all that is asked over it, and never taken for another's."""
 
 import dataclasses
+import gc
 import weakref
 from collections.abc import Iterator
 
@@ -109,14 +110,14 @@ def test_what_is_kept_is_bounded():
     kept = clean_passes.CleanPasses()
     nothing = jnp.zeros(0)
     clean = CleanPass(keys=jnp.zeros(1000), values=nothing, residual=nothing, final=nothing, mass=None, largest=nothing)
-    computed = []
+    computed, parameters = [], [jnp.ones(3)]
 
     def compute(key: str) -> CleanPass:
         computed.append(key)
         return clean
 
     def take(key: str, num_rows: int = 1, prompt: bytes = b"a") -> str:
-        kept.take(prompt, key, num_rows, [], lambda: compute(key), memory_bytes=4 * 2 * 4000)
+        kept.take(prompt, key, num_rows, parameters, lambda: compute(key), spare_bytes=2 * 4000)
         return "".join(computed)
 
     assert take("p") == "p" and take("p") == "p"
@@ -127,3 +128,55 @@ def test_what_is_kept_is_bounded():
     assert take("p", num_rows=2) == "pqrspp", "of more rows"
     assert take("p", num_rows=1) == "pqrspp"
     assert take("p", prompt=b"b") == "pqrsppp"
+
+
+def test_a_prompt_that_was_changed_in_place_is_another(omni_model, passes: list[int]):
+    prompt = prompt_of(omni_model, 90)
+    prompt = dataclasses.replace(prompt, embeddings=prompt.embeddings.copy())
+    before = swept(omni_model, prompt, RULES[:1], Logits((1, 2)))
+    prompt.embeddings[5] += 1
+    after = swept(omni_model, prompt, RULES[:1], Logits((1, 2)))
+    assert len(passes) == 2 and not np.allclose(before.logits_clean, after.logits_clean)
+
+
+def test_parameters_that_were_donated_are_no_longer_asked(omni_model, passes: list[int]):
+    prompt = prompt_of(omni_model, 90)
+    network = jax.tree.map(jnp.array, omni_model.network)
+    copied = dataclasses.replace(omni_model, network=network)
+    expected = swept(copied, prompt, RULES[:1], Logits((1, 2)))
+    jax.tree.map(lambda leaf: leaf.delete(), network)  # as a training step does
+    got = swept(omni_model, prompt, RULES[:1], Logits((1, 2)))
+    np.testing.assert_array_equal(got.logits, expected.logits)
+    assert len(passes) == 2
+
+
+def test_no_model_is_kept_alive(omni_model, passes: list[int]):
+    network = jax.tree.map(jnp.array, omni_model.network)
+    leaf = weakref.ref(jax.tree.leaves(network)[0])
+    copied = dataclasses.replace(omni_model, network=network)
+    swept(copied, prompt_of(omni_model, 90), RULES[:1])
+    del copied, network
+    gc.collect()
+    assert leaf() is None
+
+
+def test_another_prompt_meanwhile_takes_nothing_of_this_one():
+    """Two threads over one model: each gets what it computed."""
+    kept, parameters = clean_passes.CleanPasses(), [jnp.ones(3)]
+    nothing = jnp.zeros(0)
+
+    def clean(value: float) -> CleanPass:
+        number = jnp.full(1, value)
+        return CleanPass(keys=number, values=nothing, residual=nothing, final=nothing, mass=None, largest=nothing)
+
+    def take(prompt: bytes, compute) -> float:
+        return float(kept.take(prompt, "key", 1, parameters, compute, spare_bytes=0).keys[0])
+
+    inner = []
+
+    def slow() -> CleanPass:
+        inner.append(take(b"b", lambda: clean(2.0)))  # another thread's, while this one computes
+        return clean(1.0)
+
+    assert take(b"a", slow) == 1 and inner == [2]
+    assert take(b"b", lambda: clean(2.0)) == 2 and take(b"a", lambda: clean(1.0)) == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 import avjax
+from avjax.checkpoint.builtin import builtin_directory
 from avjax.cli import app
 from avjax.organism import world
 from avjax.runs.receipts import Receipt, state
@@ -103,6 +105,25 @@ def test_missing_and_damaged_parts_are_noticed(spec: Path, loaded: list[str]):
 
 
 @pytest.mark.exhaustive
+def test_a_file_more_in_the_checkpoint_is_looked_at(spec: Path, loaded: list[str]):
+    shutil.copytree(builtin_directory("tiny-av"), spec.parent / "model")
+    words = [f"model={spec.parent / 'model'}"]
+    run(spec, *words)
+    run(spec, *words)
+    assert len(loaded) == 1
+    (spec.parent / "model" / "more.json").write_text("{}")
+    assert "it holds another run" in " ".join(run(spec, *words, status=2).split())
+
+
+def test_a_part_of_another_run_is_refused_as_ever(spec: Path):
+    run(spec)
+    run(spec, "grid.layers.axis=[3]", "--store", spec.parent / "other")
+    for part in (spec.parent / "other" / "cells").iterdir():
+        shutil.copy(part, spec.parent / "run" / "cells")
+    assert "expected undamaged parts of this run" in " ".join(run(spec, status=2).split())
+
+
+@pytest.mark.exhaustive
 def test_a_run_with_failures_has_no_receipt(spec: Path, loaded: list[str]):
     (spec.parent / "clip-1.mp4").write_text("no film")
     for _ in range(2):
@@ -141,5 +162,5 @@ def test_a_cache_that_cannot_be_written_is_none(tmp_path: Path):
     (tmp_path / "cache").write_text("a file")
     (tmp_path / "run" / "cells").mkdir(parents=True)
     receipt = Receipt(tmp_path / "cache", ["spec.yaml"])
-    receipt.write(Store(tmp_path / "run"), state([]), [])
+    receipt.write(Store(tmp_path / "run"), tmp_path, state([]), [], [])
     assert receipt.store() is None
