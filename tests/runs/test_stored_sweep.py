@@ -390,11 +390,11 @@ def test_ctrl_c_ends_a_sweep_at_once(
     begun: list[str] = []
     before = executing._computed  # pyright: ignore[reportPrivateUsage]
 
-    def computed(model: Any, run: StoredRun, block: Any, prompt: Prompt) -> xr.Dataset:
+    def computed(model: Any, run: StoredRun, block: Any, prompt: Prompt, prepared: Any) -> xr.Dataset:
         begun.append(block.name)
         if len(begun) == 2:
             signal.raise_signal(signal.SIGINT)
-        return before(model, run, block, prompt)
+        return before(model, run, block, prompt, prepared)
 
     monkeypatch.setattr(executing, "_computed", computed)
     monkeypatch.setattr(sweeping, "CELLS_PER_BLOCK", 3)
