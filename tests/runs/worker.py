@@ -56,7 +56,7 @@ def _no_clip() -> Any:
     return None
 
 
-def computed(model: Any, run: StoredRun, block: Block, prompt: Any) -> xr.Dataset:
+def computed(model: Any, run: StoredRun, block: Block, prompt: Any, prepared: Any = None) -> xr.Dataset:
     """Numbers that are drawn from the block's name."""
     rng = np.random.default_rng(int(block.name, 16))
     count = len(block.cells)
