@@ -4,6 +4,7 @@ It is `AVJAX_CACHE`, or `avjax` in the user's cache directory. A directory that 
 one line says so, and everything goes on without it.
 """
 
+import errno
 import hashlib
 import logging
 import os
@@ -13,14 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from avjax.devices.disk import ENCODING_BYTES, PROGRAM_BYTES, RECEIPT_BYTES, prepare, trim
+
 log = logging.getLogger(__name__)
 VARIABLE, OFF = "AVJAX_CACHE", "off"
 ENCODED = "encoded"
 # What is cached: its name, a pattern of its files, and the most bytes of it. Nothing else is ever removed.
 CACHED = (
-    ("compiled programs", "compiled-*/**/*", 4 * 10**9),
-    ("encoder outputs", f"{ENCODED}/*.encoded", 20 * 10**9),
-    ("receipts of finished runs", "finished/*.json", 10**8),
+    ("compiled programs", "compiled-*/**/*", PROGRAM_BYTES),
+    ("encoder outputs", f"{ENCODED}/*.encoded", ENCODING_BYTES),
+    ("receipts of finished runs", "finished/*.json", RECEIPT_BYTES),
 )
 
 
@@ -39,14 +42,14 @@ def cache(directory: str | Path | None = None) -> Path | None:
     import jax
 
     from avjax.devices.compilation import cache_compilations
-    from avjax.devices.disk import trim
     from avjax.models.encoder_cache import cache_encodings
 
     try:
-        if (chosen := usable_directory(directory)) is None:
+        chosen = usable_directory(directory)
+        if chosen is None:
             return None
         programs, encoded = (_subdirectory(chosen, name) for name in (programs_name(), ENCODED))
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         place = getattr(error, "filename", None) or directory or "caches"
         log.warning("%s: nothing is cached there (%s)", place, getattr(error, "strerror", None) or error)
         return None
@@ -63,19 +66,15 @@ def usable_directory(directory: str | Path | None = None) -> Path | None:
     """The directory of the caches, made where it is not there; None where the environment turns them off.
 
     Raises:
-      OSError, RuntimeError: it cannot be used; or a user's home is not known.
+      OSError: it cannot be used; or a user's home is not known.
     """
-    from avjax.devices.disk import prepare
-
-    chosen = default_directory() if directory is None else Path(directory).expanduser()
+    chosen = default_directory() if directory is None else expanded(directory)
     if chosen is not None:
         prepare(chosen)
     return chosen
 
 
 def _subdirectory(directory: Path, name: str) -> Path:
-    from avjax.devices.disk import prepare
-
     prepare(directory / name)
     return directory / name
 
@@ -84,13 +83,25 @@ def default_directory() -> Path | None:
     """Where caches lie unless a directory is given; None when the environment turns them off.
 
     Raises:
-      RuntimeError: the user has no home.
+      OSError: the user has no home.
     """
     given = os.environ.get(VARIABLE, "").strip()
     if given:
-        return None if given.lower() == OFF else Path(given).expanduser()
+        return None if given.lower() == OFF else expanded(given)
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (base if base.is_absolute() else Path("~/.cache").expanduser()) / "avjax"
+    return (base if base.is_absolute() else expanded("~/.cache")) / "avjax"
+
+
+def expanded(directory: str | Path) -> Path:
+    """With the home that "~" stands for.
+
+    Raises:
+      OSError: it is not known.
+    """
+    try:
+        return Path(directory).expanduser()
+    except RuntimeError as error:
+        raise OSError(errno.ENOENT, "whose home it is is not known", str(directory)) from error
 
 
 def programs_name() -> str:
@@ -112,13 +123,13 @@ def _say_once(directory: Path) -> None:
     show: Callable[..., Any] = warnings.showwarning
     if getattr(show, "says_once", False):
         return
-    said = []
+    warned = []
 
     def shown(message: Any, *rest: Any, **more: Any) -> None:
         if "persistent compilation cache entry" not in str(message):
             show(message, *rest, **more)
-        elif not said:
-            said.append(message)
+        elif not warned:
+            warned.append(message)
             log.warning("%s: some programs there cannot be used and are compiled again (%s)", directory, message)
 
     shown.says_once = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -25,11 +25,11 @@ import jax.monitoring
 import avjax
 events = collections.Counter()
 jax.monitoring.register_event_listener(lambda name, **_: events.update([name.rsplit("/", 1)[-1]]))
-kept = avjax.cache()
+directory = avjax.cache()
 model = avjax.load("tiny-av")
 prompt = model.prompt("Describe what you see and hear.", video=sys.argv[1])
 text = avjax.generate(model, prompt, "answer->video@4:8", max_new_tokens=4).text
-print(json.dumps({"kept": str(kept), "text": text, "compiled": events["cache_misses"]}))
+print(json.dumps({"kept": str(directory), "text": text, "compiled": events["cache_misses"]}))
 """
 
 
@@ -52,8 +52,8 @@ def test_where_they_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, directo
     assert directories == [tmp_path / "mine" / "encoded"], "jax's own option is set by these tests, and stays"
     assert avjax.cache(tmp_path / "given") == tmp_path / "given", "a given one before the environment's"
     assert directories[1:] == [tmp_path / "given" / programs_name(), tmp_path / "given" / "encoded"]
-    for made in (tmp_path / "given", *directories):
-        assert made.stat().st_mode & 0o777 == 0o700, "nobody else reads there"
+    for created in (tmp_path / "given", *directories):
+        assert created.stat().st_mode & 0o777 == 0o700, "nobody else reads there"
     monkeypatch.setenv("AVJAX_CACHE", "off")
     assert default_directory() is None
     assert avjax.cache() is None
@@ -160,15 +160,15 @@ def test_a_second_process_compiles_and_encodes_nothing_and_damage_costs_time_alo
     assert first["kept"] == str(directory) and first["compiled"] > 0
     assert size(directory / "encoded", "*.encoded")[0] == 2, "of the picture and of the sound"
     caption(clip, directory)  # reads encoder outputs, which the first did not
-    third, said = caption(clip, directory)
-    assert third == {**first, "compiled": 0} and "cannot be used" not in said
+    third, output = caption(clip, directory)
+    assert third == {**first, "compiled": 0} and "cannot be used" not in output
 
     for file in [*directory.glob("compiled-*/*-cache"), *(directory / "encoded").iterdir()]:
         file.write_bytes(b"damage")
-    damaged, said = caption(clip, directory)
+    damaged, output = caption(clip, directory)
     assert damaged["text"] == first["text"]
-    assert said.count("some programs there cannot be used") == 1
-    assert said.count("Error reading persistent compilation cache entry") == 1, "in that line"
+    assert output.count("some programs there cannot be used") == 1
+    assert output.count("Error reading persistent compilation cache entry") == 1, "in that line"
 
 
 def test_the_files_used_last_stay(tmp_path: Path):

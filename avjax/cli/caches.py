@@ -13,10 +13,10 @@ def cache(
 ) -> None:
     """Show where compiled programs and encoder outputs are cached and what they take, or remove them."""
     with exit_with_message():
-        from avjax.caching import CACHED, default_directory
+        from avjax.caching import CACHED, default_directory, expanded
         from avjax.devices.disk import size, trim
 
-        directory = default_directory() if cache_dir is None else cache_dir.expanduser()
+        directory = default_directory() if cache_dir is None else expanded(cache_dir)
         if directory is None:
             typer.echo("nothing is cached: AVJAX_CACHE is off")
             return

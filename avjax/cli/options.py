@@ -152,7 +152,7 @@ class Resources:
 
         if self.no_cache:
             return None
-        with contextlib.suppress(OSError, RuntimeError):  # `avjax.cache` says why
+        with contextlib.suppress(OSError):  # `avjax.cache` says why
             return usable_directory(self.cache_dir)
         return None
 

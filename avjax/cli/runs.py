@@ -161,7 +161,7 @@ def _files(spec: Any, read: Any) -> Any:
       spec: the state of the specification before it was read.
     """
     from avjax.checkpoint.builtin import builtin_directory
-    from avjax.runs.receipts import checkpoint_files
+    from avjax.checkpoint.files import checkpoint_files
 
     checkpoint = builtin_directory(read.model) or Path(read.model)
     if not checkpoint.is_dir():

@@ -4,13 +4,12 @@ from pathlib import Path
 
 import jax
 
-from avjax.devices.disk import trim
+from avjax.devices.disk import PROGRAM_BYTES, trim
 
 PROGRAMS = "*-cache"  # as jax names their files; nothing else in the directory is ever removed
-MAX_BYTES = 4 * 10**9
 
 
-def cache_compilations(directory: str | Path, max_bytes: int = MAX_BYTES) -> None:
+def cache_compilations(directory: str | Path, max_bytes: int = PROGRAM_BYTES) -> None:
     """Keeps compiled programs in `directory` and takes them from there; call it before anything is compiled.
 
     Programs are recognised by their code, shapes, jax version and device. Tracing is not kept, so that a second

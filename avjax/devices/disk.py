@@ -8,6 +8,7 @@ import stat
 import uuid
 from pathlib import Path
 
+PROGRAM_BYTES, ENCODING_BYTES, RECEIPT_BYTES = 4 * 10**9, 20 * 10**9, 10**8  # at most, unless others are asked for
 LEAST_FREE = 200 * 10**6  # bytes; a cache never takes a disk's last ones
 
 

@@ -79,19 +79,4 @@ VL_TEXT: dict[str, Any] = {
     "use_sliding_window": False,
     "vocab_size": 152064,
 }
-VL_VISION: dict[str, Any] = {
-    "depth": 32,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-    "hidden_act": "silu",
-    "hidden_size": 3584,
-    "in_channels": 3,
-    "intermediate_size": 3420,
-    "num_heads": 16,
-    "out_hidden_size": 3584,
-    "patch_size": 14,
-    "rope_parameters": {"rope_theta": 10000.0, "rope_type": "axial"},
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "tokens_per_second": 4,
-    "window_size": 112,
-}
+VL_VISION: dict[str, Any] = {**OMNI_VISION, "tokens_per_second": 4}

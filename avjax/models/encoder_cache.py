@@ -19,21 +19,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avjax.devices.disk import trim
+from avjax.devices.disk import ENCODING_BYTES, trim
 from avjax.models import numerics
 
 log = logging.getLogger(__name__)
-MAX_BYTES = 20 * 10**9
 DIGEST = 16  # bytes
 ENDING = ".encoded"  # nothing else in the directory is ever removed
 
 _directory: Path | None = None
-_max_bytes = MAX_BYTES
+_max_bytes = ENCODING_BYTES
 # By host and tower: its parameters and their digest.
 _towers: "weakref.WeakKeyDictionary[Any, dict[str, tuple[list[jax.Array], str]]]" = weakref.WeakKeyDictionary()
 
 
-def cache_encodings(directory: str | Path | None, max_bytes: int = MAX_BYTES) -> None:
+def cache_encodings(directory: str | Path | None, max_bytes: int = ENCODING_BYTES) -> None:
     """Keeps encoder outputs in `directory` and takes them from there, in this process from now on.
 
     Args:

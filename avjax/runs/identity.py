@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from avjax.checkpoint.files import checkpoint_files
 from avjax.devices.mesh import whole
 from avjax.edits.edits import Edit
 from avjax.edits.json_forms import to_json
@@ -20,7 +21,6 @@ from avjax.model import Model
 from avjax.models import numerics
 from avjax.models.config import read_json
 from avjax.prompts.prompt import Prompt
-from avjax.runs.receipts import checkpoint_files
 
 SEEDS = (0x9E3779B9, 0x7F4A7C15)
 SMALL = 2**26  # bytes of a parameter whose checksum the host computes
@@ -105,7 +105,7 @@ def _checksum_on_devices(leaf: jax.Array) -> jax.Array:
     unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
     bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
     mixed = [_mixed(bits + _mixed(place + jnp.uint32(seed))) for seed in SEEDS]
-    return whole(jnp.stack([jnp.sum(one, dtype=jnp.uint32) for one in mixed]))
+    return whole(jnp.stack([jnp.sum(values, dtype=jnp.uint32) for values in mixed]))
 
 
 def _checksum_on_host(leaf: np.ndarray) -> list[int]:
@@ -113,7 +113,7 @@ def _checksum_on_host(leaf: np.ndarray) -> list[int]:
     bits = np.ascontiguousarray(leaf).reshape(-1).view(unsigned).astype(np.uint32)
     place = np.arange(len(bits), dtype=np.uint32)
     mixed = [_mixed(bits + _mixed(place + np.uint32(seed))) for seed in SEEDS]
-    return [int(one.sum(dtype=np.uint32)) for one in mixed]
+    return [int(values.sum(dtype=np.uint32)) for values in mixed]
 
 
 def _mixed(x: Any) -> Any:

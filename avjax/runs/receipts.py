@@ -15,20 +15,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from avjax.checkpoint.files import checkpoint_files
 from avjax.devices.disk import prepare
 from avjax.models import numerics
 from avjax.runs.store import Store
 
 DIRECTORY = "finished"
-READ = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")  # of a Hugging Face directory
 
 State = tuple[int, int, int, int]
-
-
-def checkpoint_files(directory: Path) -> list[Path]:
-    """All that a model reads of its directory."""
-    files = [p for pattern in READ for p in directory.glob(pattern)]
-    return files + [p for p in (directory / "params").rglob("*") if p.is_file()]  # of a converted one
 
 
 def state(files: Iterable[Path]) -> dict[str, State]:
@@ -56,16 +50,16 @@ class Receipt:
     def store(self) -> str | None:
         """The store whose cells are all there, undamaged and made of the files as they are; else None."""
         try:
-            kept = json.loads(self.path.read_text())
-            files, store = kept["files"], Store(kept["store"])
-            now = state([*map(Path, files), *checkpoint_files(Path(kept["checkpoint"]))])
+            content = json.loads(self.path.read_text())
+            files, store = content["files"], Store(content["store"])
+            now = state([*map(Path, files), *checkpoint_files(Path(content["checkpoint"]))])
             if now != {name: tuple(values) for name, values in files.items()}:
                 return None
             present = store.parts()
-            if not present.keys() <= {*kept["blocks"]}:  # the run itself says what is wrong with the others
+            if not present.keys() <= {*content["blocks"]}:  # the run itself says what is wrong with the others
                 return None
-            done = {*kept["parts"]} <= {part.name for part in present.values()}
-            return kept["store"] if done and not store.damaged() else None
+            done = {*content["parts"]} <= {part.name for part in present.values()}
+            return content["store"] if done and not store.damaged() else None
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -88,7 +82,7 @@ class Receipt:
         parts, wanted = store.parts(), [*share]
         if not store.local or not parts.keys() >= {*wanted}:
             return
-        kept = {
+        content = {
             "store": os.fspath(store.path),
             "checkpoint": str(checkpoint.absolute()),
             "files": {**files, **state([Path(store.path / "run.json")])},
@@ -99,7 +93,7 @@ class Receipt:
         with suppress(OSError):
             prepare(self.path.parent)
             try:
-                partial.write_text(json.dumps(kept))
+                partial.write_text(json.dumps(content))
                 partial.replace(self.path)
             finally:
                 partial.unlink(missing_ok=True)

@@ -107,7 +107,7 @@ def test_other_parameters_are_another_model(omni_model, passes: list[int]):
 
 
 def test_what_is_kept_is_bounded():
-    kept = clean_passes.CleanPasses()
+    one_model = clean_passes.CleanPasses()
     nothing = jnp.zeros(0)
     clean = CleanPass(keys=jnp.zeros(1000), values=nothing, residual=nothing, final=nothing, mass=None, largest=nothing)
     computed, parameters = [], [jnp.ones(3)]
@@ -117,7 +117,7 @@ def test_what_is_kept_is_bounded():
         return clean
 
     def take(key: str, num_rows: int = 1, prompt: bytes = b"a") -> str:
-        kept.take(prompt, key, num_rows, parameters, lambda: compute(key), spare_bytes=2 * 4000)
+        one_model.take(prompt, key, num_rows, parameters, lambda: compute(key), spare_bytes=2 * 4000)
         return "".join(computed)
 
     assert take("p") == "p" and take("p") == "p"
@@ -162,7 +162,7 @@ def test_no_model_is_kept_alive(omni_model, passes: list[int]):
 
 def test_another_prompt_meanwhile_takes_nothing_of_this_one():
     """Two threads over one model: each gets what it computed."""
-    kept, parameters = clean_passes.CleanPasses(), [jnp.ones(3)]
+    one_model, parameters = clean_passes.CleanPasses(), [jnp.ones(3)]
     nothing = jnp.zeros(0)
 
     def clean(value: float) -> CleanPass:
@@ -170,7 +170,7 @@ def test_another_prompt_meanwhile_takes_nothing_of_this_one():
         return CleanPass(keys=number, values=nothing, residual=nothing, final=nothing, mass=None, largest=nothing)
 
     def take(prompt: bytes, compute) -> float:
-        return float(kept.take(prompt, "key", 1, parameters, compute, spare_bytes=0).keys[0])
+        return float(one_model.take(prompt, "key", 1, parameters, compute, spare_bytes=0).keys[0])
 
     inner = []
 

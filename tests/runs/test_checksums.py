@@ -24,7 +24,7 @@ def test_every_value_and_place_counts():
         changed = values.copy()
         changed[place] += 0.5
         seen.append(_checksum(jnp.asarray(changed)))
-    assert len({tuple(one) for one in seen}) == 26
+    assert len({tuple(sums) for sums in seen}) == 26
 
 
 def test_a_large_one_is_computed_where_it_lies(monkeypatch: pytest.MonkeyPatch):

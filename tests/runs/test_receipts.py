@@ -164,3 +164,20 @@ def test_a_cache_that_cannot_be_written_is_none(tmp_path: Path):
     receipt = Receipt(tmp_path / "cache", ["spec.yaml"])
     receipt.write(Store(tmp_path / "run"), tmp_path, state([]), [], [])
     assert receipt.store() is None
+
+
+def test_a_repeated_run_computes_its_encoders(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is done again is not read from a cache."""
+    from avjax import model
+
+    encoded, encode = [], model.encode_vision
+    monkeypatch.setattr(model, "encode_vision", lambda *given: encoded.append(1) or encode(*given))
+    monkeypatch.setattr(avjax, "cache", lambda directory: avjax.cache_encodings(tmp_path / "encoded"))
+    try:
+        run(spec)
+        run(spec, "--store", tmp_path / "read")
+        assert len(encoded) == 2, "of two clips, once"
+        repeated = CliRunner().invoke(app, ["run", "--repeat", str(tmp_path / "run")])
+    finally:
+        avjax.cache_encodings(None)
+    assert repeated.exit_code == 0 and "6 bit-identical" in repeated.stdout and len(encoded) == 4

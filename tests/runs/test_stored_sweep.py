@@ -445,3 +445,20 @@ def test_what_is_one_block_is_prepared_once(
     monkeypatch.undo()
     expected = avjax.sweep(omni_model, prompts, *asked, progress=False)
     xr.testing.assert_equal(stored.drop_vars("cell_key", errors="ignore"), expected)
+
+
+@pytest.mark.parametrize("block_cells", [2, 1])
+def test_sessions_that_no_block_can_use_are_let_go(
+    omni_model: avjax.Model,
+    prompts: dict[str, Prompt],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    block_cells: int,
+):
+    handed: list[Any] = []
+    monkeypatch.setattr(sweeping, "CELLS_PER_BLOCK", block_cells)
+    monkeypatch.setattr(
+        sweeping, "execute", lambda *given, prepared, **more: handed.append(prepared) or execute(*given, **more)
+    )
+    avjax.sweep(omni_model, prompts["a"], ["last->text@0", "last->text@1"], KL(), store=tmp_path / "run")
+    assert [prepared is not None for prepared in handed] == [block_cells == 2]
